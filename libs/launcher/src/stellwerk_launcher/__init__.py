@@ -1,0 +1,1 @@
+"""stellwerk up: the real servers and all services as child processes."""

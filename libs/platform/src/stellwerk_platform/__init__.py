@@ -1,0 +1,1 @@
+"""What every Stellwerk service stands on."""

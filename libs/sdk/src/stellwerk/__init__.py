@@ -1,0 +1,1 @@
+"""Stellwerk: SDK and command line of the open machine-learning platform."""

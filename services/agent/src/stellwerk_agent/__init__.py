@@ -1,0 +1,1 @@
+"""The management code that runs on a compute: prepare, fetch, run, collect."""

@@ -1,0 +1,1 @@
+"""Computes, nodes, queue, placement and leases."""

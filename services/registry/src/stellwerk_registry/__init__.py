@@ -1,0 +1,1 @@
+"""Workspaces, datasets, environments, models and blobs."""

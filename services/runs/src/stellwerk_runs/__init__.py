@@ -1,0 +1,1 @@
+"""Experiments, runs, snapshots, metrics, logs and artifacts."""

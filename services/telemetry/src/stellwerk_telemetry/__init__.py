@@ -1,0 +1,1 @@
+"""OTLP sink, traces and the index of the journal."""
