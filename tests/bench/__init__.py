@@ -1,0 +1,1 @@
+"""What Stellwerk costs and how fast it is, measured; see `suite.py`."""
