@@ -1,0 +1,145 @@
+"""The life of a service process: start, serve, stop in the opposite order.
+
+`main.py` of a service builds its parts in a coroutine that gets an `App`; what it
+enters is left again at the end, and a background task that fails ends the process,
+so that whoever supervises it starts it anew.
+"""
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from typing import Any, TypeVar
+
+import uvloop
+
+from stellwerk_platform import telemetry
+from stellwerk_platform.auth import CallerCredentials, TokenVerifier
+from stellwerk_platform.bus import Bus, ensure_streams
+from stellwerk_platform.errors import PlatformError
+from stellwerk_platform.grpc_client import connect
+from stellwerk_platform.grpc_server import Registration, Server, Verify
+from stellwerk_platform.journal import Relay
+from stellwerk_platform.mongo import Database
+from stellwerk_platform.settings import ServiceSettings, Settings, SettingsError
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class App:
+    """What a service process holds."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._stack = AsyncExitStack()
+        self._stop = asyncio.Event()
+        self._tasks: list[asyncio.Task[Any]] = []
+        self._failure: BaseException | None = None
+
+    async def enter(self, manager: AbstractAsyncContextManager[T]) -> T:
+        """Enters a context until the process stops."""
+        return await self._stack.enter_async_context(manager)
+
+    def defer(self, call: Callable[[], Awaitable[None]]) -> None:
+        """Calls this when the process stops."""
+        self._stack.push_async_callback(call)
+
+    def background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Runs this until the process stops; its failure stops the process."""
+        task = asyncio.create_task(work)
+        task.add_done_callback(self._ended)
+        self._tasks.append(task)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failure = self._failure or error
+            self._stop.set()
+
+    async def serve(self, listen: str, verify: Verify, registrations: list[Registration]) -> Server:
+        """Serves gRPC until the process stops."""
+        server = Server(listen, verify, registrations)
+        await server.start()
+        log.info("%s listens on port %d", self.name, server.port)
+        self.defer(server.stop)
+        return server
+
+    async def wait(self) -> None:
+        """Waits for SIGTERM or SIGINT, then leaves everything; raises what a background task raised."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        try:
+            await self._stop.wait()
+        finally:
+            await self._leave()
+        if self._failure is not None:
+            raise self._failure
+
+    async def _leave(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._stack.aclose()
+
+
+class Service:
+    """An app with what nearly every service has: database, bus, relay, tokens."""
+
+    def __init__(
+        self, app: App, database: Database, bus: Bus, credentials: CallerCredentials, verifier: TokenVerifier
+    ) -> None:
+        self.app = app
+        self.database = database
+        self.bus = bus
+        self.credentials = credentials
+        self.verify = verifier.verify
+
+    @classmethod
+    async def open(cls, app: App, settings: ServiceSettings) -> "Service":
+        """Connects to MongoDB, NATS and `secrets`; the relay runs in the background."""
+        database = Database(settings.mongodb_uri, settings.namespace, app.name)
+        await database.open()
+        bus = await app.enter(Bus.connect(settings.nats_url, settings.namespace, app.name))
+        await ensure_streams(bus)
+        relay = Relay(database, bus)
+        database.on_commit(relay.wake)
+        app.background(relay.run())
+        anonymous = connect(settings.secrets_address)
+        app.defer(anonymous.close)
+        credentials = CallerCredentials(anonymous, settings.vault_role_id, settings.vault_secret_id)
+        return cls(app, database, bus, credentials, TokenVerifier(anonymous))
+
+    def channel(self, address: str) -> Any:
+        """A channel to another service, closed at the end."""
+        channel = connect(address, self.credentials)
+        self.app.defer(channel.close)
+        return channel
+
+
+def run(name: str, settings_type: type[Settings], compose: Callable[[App, Any], Awaitable[None]]) -> None:
+    """Runs a service: reads settings, composes, serves until stopped. Exit code 2: settings, 1: failure."""
+    try:
+        settings = settings_type.from_environment()
+    except SettingsError as error:
+        sys.exit(f"{name}: {error}. See docs/interfaces.md.")
+    telemetry.start(name, settings)
+
+    async def main() -> None:
+        app = App(name)
+        try:
+            await compose(app, settings)
+        except BaseException:
+            await app._leave()
+            raise
+        await app.wait()
+
+    try:
+        uvloop.run(main())
+    except PlatformError as error:
+        log.critical("%s stops: %s %s %s", name, error.reason, error.message, error.cure)
+        sys.exit(1)
+    finally:
+        telemetry.stop()

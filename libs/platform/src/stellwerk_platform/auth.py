@@ -1,0 +1,258 @@
+"""Who calls, and what they may do.
+
+Tokens are EdDSA JSON Web Tokens signed by Vault transit in `secrets` and verified
+here offline with the published keys. An API key is exchanged for a token at
+`secrets` and remembered for a minute.
+"""
+
+import asyncio
+import hashlib
+import time
+from collections import OrderedDict
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import grpc
+import jwt
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from stellwerk_platform import names
+from stellwerk_platform.errors import PermissionDenied, PlatformError, Unauthenticated, Unavailable, from_rpc
+from stellwerk_protos.secrets.v1 import tokens_pb2, tokens_pb2_grpc
+
+ISSUER = "stellwerk"
+API_KEY_PREFIX = "swk_"
+PUBLIC = "public"
+_ALL = "*"
+_READ = frozenset(
+    {
+        "workspace.read",
+        "dataset.read",
+        "environment.read",
+        "model.read",
+        "run.read",
+        "compute.read",
+        "endpoint.read",
+        "event.read",
+        "blob.read",
+        "identity.read",
+    }
+)
+# Which permissions a role has. "internal" is for services and nodes only: not even the owner has it.
+ROLES: dict[str, frozenset[str]] = {
+    "Service": frozenset({_ALL}),
+    "Node": _READ | {"internal", "run.append", "blob.write"},
+    "Workload": _READ | {"run.append", "blob.write"},
+    "TelemetryWriter": frozenset({"telemetry.write"}),
+    "Owner": _READ
+    | {
+        "workspace.create",
+        "workspace.list",
+        "dataset.write",
+        "environment.write",
+        "model.write",
+        "blob.write",
+        "run.write",
+        "run.cancel",
+        "run.append",
+        "endpoint.write",
+        "endpoint.invoke",
+        "telemetry.read",
+        "telemetry.write",
+        "event.admin",
+    },
+}
+_CACHE_SIZE = 10_000
+_API_KEY_SECONDS = 60
+_KEY_REFRESH_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Caller:
+    """An authenticated caller; `subject` of a workload is the run or replica that it serves."""
+
+    subject: str
+    role: str
+    expire_time: float
+
+
+_caller: ContextVar[Caller] = ContextVar("caller")
+
+
+def current_caller() -> Caller:
+    """The caller of the RPC that this task handles."""
+    return _caller.get()
+
+
+def set_caller(caller: Caller) -> None:
+    """Makes `caller` the one of this task."""
+    _caller.set(caller)
+
+
+def current_actor(service: str) -> str:
+    """The subject to record for a change: the caller's, or the service itself outside an RPC."""
+    caller = _caller.get(None)
+    return caller.subject if caller is not None else f"services/{service}"
+
+
+def authorise(caller: Caller, permission: str, resource: str | None) -> None:
+    """Raises `PermissionDenied` unless the role has the permission for the resource.
+
+    A workload reads in its own workspace and appends only to itself. None stands for
+    a resource that is not known yet: a streaming method checks it message by message.
+    """
+    granted = ROLES.get(caller.role, frozenset())
+    allowed = _ALL in granted or permission in granted
+    if allowed and caller.role == "Workload" and resource is not None:
+        if permission == "run.append":
+            allowed = resource == caller.subject
+        elif resource:
+            allowed = names.workspace_of(resource) == names.workspace_of(caller.subject)
+    if not allowed:
+        raise PermissionDenied(
+            "PERMISSION_DENIED",
+            f"{caller.subject} ({caller.role}) may not {permission} {resource or ''}".rstrip() + ".",
+            "Ask an owner of the workspace, or use another key.",
+            {"permission": permission},
+        )
+
+
+class TokenVerifier:
+    """Verifies bearer tokens; one for each process, on a channel to `secrets`."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stub = tokens_pb2_grpc.TokenServiceStub(channel)
+        self._keys: dict[str, Ed25519PublicKey] = {}
+        self._keys_time = 0.0
+        self._lock = asyncio.Lock()
+        self._verified: OrderedDict[str, Caller] = OrderedDict()
+
+    async def verify(self, token: str) -> Caller:
+        """The caller that a token or API key stands for; raises `Unauthenticated`."""
+        cache_key = hashlib.sha256(token.encode()).hexdigest() if token.startswith(API_KEY_PREFIX) else token
+        caller = self._verified.get(cache_key)
+        if caller is not None and caller.expire_time > time.time():
+            return caller
+        if token.startswith(API_KEY_PREFIX):
+            caller = await self._exchange(token)
+        else:
+            caller = await self._decode(token)
+        self._verified[cache_key] = caller
+        if len(self._verified) > _CACHE_SIZE:
+            self._verified.popitem(last=False)
+        return caller
+
+    async def _exchange(self, api_key: str) -> Caller:
+        try:
+            answer = await self._stub.ExchangeApiKey(
+                tokens_pb2.ExchangeApiKeyRequest(api_key=api_key), timeout=5
+            )
+        except grpc.aio.AioRpcError as error:
+            raise _unreachable(error) from error
+        caller = await self._decode(answer.token)
+        return Caller(caller.subject, caller.role, min(caller.expire_time, time.time() + _API_KEY_SECONDS))
+
+    async def _decode(self, token: str) -> Caller:
+        try:
+            key_id = jwt.get_unverified_header(token).get("kid", "")
+            key = await self._key(str(key_id))
+            claims = jwt.decode(
+                token,
+                key,
+                algorithms=["EdDSA"],
+                audience=ISSUER,
+                issuer=ISSUER,
+                options={"require": ["exp", "sub", "aud", "iss"]},
+            )
+        except jwt.ExpiredSignatureError:
+            raise Unauthenticated(
+                "TOKEN_EXPIRED", "The token has expired.", "Get a new one, or use your API key."
+            ) from None
+        except jwt.PyJWTError:
+            raise _invalid() from None
+        return Caller(str(claims["sub"]), str(claims.get("role", "")), float(claims["exp"]))
+
+    async def _key(self, key_id: str) -> Ed25519PublicKey:
+        async with self._lock:
+            # An unknown key may be a new one: ask, but not more often than once a second.
+            if key_id not in self._keys and time.monotonic() - self._keys_time > _KEY_REFRESH_SECONDS:
+                try:
+                    answer = await self._stub.ListSigningKeys(tokens_pb2.ListSigningKeysRequest(), timeout=5)
+                except grpc.aio.AioRpcError as error:
+                    raise _unreachable(error) from error
+                self._keys = {
+                    key.key_id: Ed25519PublicKey.from_public_bytes(key.public_key) for key in answer.keys
+                }
+                self._keys_time = time.monotonic()
+            if key_id not in self._keys:
+                raise _invalid()
+            return self._keys[key_id]
+
+
+def bearer(metadata: object) -> str:
+    """The bearer token in gRPC metadata; raises `Unauthenticated` without one."""
+    for key, value in metadata or ():  # type: ignore[attr-defined]  # grpc's metadata type is a tuple of pairs
+        if key == "authorization" and isinstance(value, str) and value[:7].lower() == "bearer ":
+            return value[7:].strip()
+    raise Unauthenticated(
+        "KEY_MISSING",
+        "The request carries no key.",
+        "Send the header 'authorization: Bearer KEY'; `stellwerk status` names the owner's key file.",
+    )
+
+
+def _invalid() -> PlatformError:
+    return Unauthenticated(
+        "KEY_INVALID", "The key or token is not valid.", "Check the key, or get a new one."
+    )
+
+
+def _unreachable(error: grpc.aio.AioRpcError) -> PlatformError:
+    if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+        return from_rpc(error)
+    return Unavailable(
+        "SECRETS_UNAVAILABLE",
+        "The service that checks keys does not answer.",
+        "Try again; see `stellwerk status`.",
+    )
+
+
+class CallerCredentials:
+    """The token that this process shows to others: from AppRole credentials, renewed at half its life."""
+
+    def __init__(self, channel: grpc.aio.Channel, role_id: str, secret_id: str) -> None:
+        self._stub = tokens_pb2_grpc.TokenServiceStub(channel)
+        self._request = tokens_pb2.LoginServiceRequest(role_id=role_id, secret_id=secret_id)
+        self._token = ""
+        self._renew_time = 0.0
+        self._expire_time = 0.0
+        self._lock = asyncio.Lock()
+
+    async def token(self) -> str:
+        """A living token; raises `PlatformError` if there is none and `secrets` gives none."""
+        if time.time() < self._renew_time:
+            return self._token
+        async with self._lock:
+            if time.time() < self._renew_time:
+                return self._token
+            try:
+                answer = await self._stub.LoginService(self._request, timeout=10, wait_for_ready=True)
+            except grpc.aio.AioRpcError as error:
+                if time.time() < self._expire_time:
+                    return self._token
+                raise _unreachable(error) from error
+            now, self._token = time.time(), answer.token
+            self._expire_time = float(answer.expire_time.seconds)
+            self._renew_time = now + (self._expire_time - now) / 2
+            return self._token
+
+
+class StaticCredentials:
+    """A token or API key that does not change."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    async def token(self) -> str:
+        """The token."""
+        return self._token

@@ -1,0 +1,93 @@
+"""The blob store: S3 objects under their SHA-256, written and read by presigned URL."""
+
+import base64
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import aioboto3
+from aiobotocore.config import AioConfig
+from botocore.exceptions import BotoCoreError, ClientError
+
+from stellwerk_platform.errors import PlatformError, Unavailable
+
+if TYPE_CHECKING:
+    from types_aiobotocore_s3 import S3Client
+
+URL_SECONDS = 900
+
+
+class BlobStore:
+    """The blobs of one bucket."""
+
+    def __init__(self, client: "S3Client", bucket: str) -> None:
+        self._client = client
+        self._bucket = bucket
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(
+        cls, url: str, access_key: str, secret_key: str, bucket: str
+    ) -> AsyncIterator["BlobStore"]:
+        """Opens a client; the bucket must exist."""
+        # Part checksums confuse S3 servers that are not Amazon's: only where an operation asks for them.
+        config = AioConfig(
+            signature_version="s3v4",
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            s3={"addressing_style": "path"},
+            connect_timeout=5,
+            retries={"max_attempts": 5, "mode": "standard"},
+        )
+        async with aioboto3.Session().client(
+            "s3",
+            endpoint_url=url,
+            region_name="us-east-1",
+            aws_access_key_id=access_key,
+            aws_secret_access_key=secret_key,
+            config=config,
+        ) as client:
+            yield cls(client, bucket)
+
+    async def size(self, workspace: str, sha256: str) -> int | None:
+        """Bytes of a blob, None when it is missing; raises `Unavailable`."""
+        try:
+            head = await self._client.head_object(Bucket=self._bucket, Key=key(workspace, sha256))
+        except ClientError as error:
+            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 404:
+                return None
+            raise _unavailable(error) from error
+        except BotoCoreError as error:
+            raise _unavailable(error) from error
+        return int(head["ContentLength"])
+
+    async def upload_url(self, workspace: str, sha256: str) -> tuple[str, dict[str, str]]:
+        """A URL for one PUT and the headers that it must carry: the store checks the digest."""
+        checksum = base64.b64encode(bytes.fromhex(sha256)).decode()
+        url = await self._client.generate_presigned_url(
+            "put_object",
+            Params={"Bucket": self._bucket, "Key": key(workspace, sha256), "ChecksumSHA256": checksum},
+            ExpiresIn=URL_SECONDS,
+        )
+        return url, {"x-amz-checksum-sha256": checksum}
+
+    async def download_url(self, workspace: str, sha256: str) -> str:
+        """A URL for GETs."""
+        return await self._client.generate_presigned_url(
+            "get_object",
+            Params={"Bucket": self._bucket, "Key": key(workspace, sha256)},
+            ExpiresIn=URL_SECONDS,
+        )
+
+
+def key(workspace: str, sha256: str) -> str:
+    """Workspaces share nothing, so that one can be deleted whole."""
+    return f"{workspace}/blobs/sha256/{sha256[:2]}/{sha256[2:]}"
+
+
+def _unavailable(error: Exception) -> PlatformError:
+    return Unavailable(
+        "BLOB_STORE_UNAVAILABLE",
+        f"The blob store does not answer: {str(error)[:300]}",
+        "Check the S3 server (`stellwerk status`) and its free space, then try again.",
+    )

@@ -1,0 +1,182 @@
+"""The gRPC server of a service: who may call, how errors leave, health, reflection, drain."""
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection
+from grpc_status import rpc_status
+from opentelemetry.instrumentation.grpc import aio_server_interceptor
+
+from stellwerk_platform import auth, telemetry
+from stellwerk_platform.errors import Internal, PlatformError, from_rpc, to_status
+from stellwerk_protos.access.v1 import access_pb2
+
+log = logging.getLogger(__name__)
+_OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.max_receive_message_length", 16 * 1024 * 1024),
+    ("grpc.max_send_message_length", 16 * 1024 * 1024),
+    ("grpc.so_reuseport", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+]
+_DRAIN_SECONDS = 5.0
+_RESOURCE_FIELDS = ("name", "parent", "run", "owner", "endpoint")
+
+Verify = Callable[[str], Awaitable[auth.Caller]]
+
+
+@dataclass(frozen=True)
+class Registration:
+    """A servicer, how it is added to a server, and its descriptor.
+
+    `permission` is for services whose protos are not ours and name none.
+    """
+
+    servicer: Any
+    add: Callable[[Any, grpc.aio.Server], None]
+    descriptor: ServiceDescriptor
+    permission: str = ""
+
+
+def permissions(registration: Registration) -> dict[str, str]:
+    """Permission by method path; raises `ValueError` for a method that names none."""
+    result = {}
+    for method in registration.descriptor.methods:
+        permission = registration.permission or method.GetOptions().Extensions[access_pb2.permission]
+        if not permission:
+            raise ValueError(f"{method.full_name} names no permission")
+        result[f"/{registration.descriptor.full_name}/{method.name}"] = permission
+    return result
+
+
+class Server:
+    """A grpc.aio server behind the platform's interceptors."""
+
+    def __init__(self, listen: str, verify: Verify, registrations: list[Registration]) -> None:
+        self._permissions: dict[str, str] = {}
+        for registration in registrations:
+            self._permissions |= permissions(registration)
+        self._server = grpc.aio.server(
+            options=_OPTIONS, interceptors=[_tracing(), _Interceptor(verify, self._permissions)]
+        )
+        for registration in registrations:
+            registration.add(registration.servicer, self._server)
+        self._health = health_aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = [registration.descriptor.full_name for registration in registrations]
+        reflection.enable_server_reflection(
+            [*names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME],
+            self._server,
+        )
+        self._names = ["", *names]
+        self.port = self._server.add_insecure_port(listen)
+
+    async def start(self) -> None:
+        """Starts to answer and reports SERVING."""
+        await self._server.start()
+        for name in self._names:
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    async def stop(self) -> None:
+        """Reports NOT_SERVING, lets running calls end for some seconds, then stops."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(_DRAIN_SECONDS)
+
+
+def _tracing() -> grpc.aio.ServerInterceptor:
+    interceptor: grpc.aio.ServerInterceptor = aio_server_interceptor()  # type: ignore[no-untyped-call]
+    return interceptor
+
+
+class _Interceptor(grpc.aio.ServerInterceptor):
+    """Authenticates, authorises, and is the one place that turns errors into statuses."""
+
+    def __init__(self, verify: Verify, granted: Mapping[str, str]) -> None:
+        self._verify = verify
+        self._permissions = granted
+
+    async def intercept_service(
+        self,
+        continuation: Any,
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        handler: grpc.RpcMethodHandler[Any, Any] = await continuation(handler_call_details)
+        # Health and reflection have no entry and need none; an unknown method has no handler.
+        permission = self._permissions.get(handler_call_details.method)
+        if handler is None or permission is None:
+            return handler
+        return _wrap(handler, permission, self._admit)
+
+    async def _admit(
+        self, request: Any, context: grpc.aio.ServicerContext[Any, Any], permission: str
+    ) -> None:
+        if permission == auth.PUBLIC:
+            return
+        caller = await self._verify(auth.bearer(context.invocation_metadata()))
+        auth.authorise(caller, permission, resource_of(request) if isinstance(request, Message) else None)
+        auth.set_caller(caller)
+
+
+_Admit = Callable[[Any, Any, str], Awaitable[None]]
+
+
+def _wrap(handler: Any, permission: str, admit: _Admit) -> grpc.RpcMethodHandler[Any, Any]:
+    """The same handler with admission before it and error translation around it."""
+
+    async def unary(request: Any, context: Any) -> Any:
+        try:
+            await admit(request, context, permission)
+            behaviour = handler.stream_unary if handler.request_streaming else handler.unary_unary
+            return await behaviour(request, context)
+        except Exception as error:
+            await _abort(context, error)
+
+    async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+        try:
+            await admit(request, context, permission)
+            behaviour = handler.stream_stream if handler.request_streaming else handler.unary_stream
+            async for response in behaviour(request, context):
+                yield response
+        except Exception as error:
+            await _abort(context, error)
+
+    make = {
+        (False, False): grpc.unary_unary_rpc_method_handler,
+        (False, True): grpc.unary_stream_rpc_method_handler,
+        (True, False): grpc.stream_unary_rpc_method_handler,
+        (True, True): grpc.stream_stream_rpc_method_handler,
+    }[(bool(handler.request_streaming), bool(handler.response_streaming))]
+    behaviour: Any = stream if handler.response_streaming else unary
+    return make(behaviour, handler.request_deserializer, handler.response_serializer)
+
+
+async def _abort(context: Any, error: Exception) -> None:
+    if isinstance(error, grpc.aio.AbortError | grpc.aio.BaseError) and not isinstance(
+        error, grpc.aio.AioRpcError
+    ):
+        raise error
+    if isinstance(error, grpc.aio.AioRpcError):
+        error = from_rpc(error)
+    if not isinstance(error, PlatformError):
+        trace = telemetry.trace_id()
+        log.error("An unexpected error (trace %s)", trace or "none", exc_info=error)
+        error = Internal("INTERNAL", f"An unexpected error; trace {trace or 'not recorded'}.", "Report it.")
+    status = rpc_status.to_status(to_status(error))
+    await context.abort(status.code, status.details, status.trailing_metadata)
+
+
+def resource_of(request: Message) -> str:
+    """The resource that a request is about: its name, parent, run, owner or endpoint; "" without one."""
+    for field in _RESOURCE_FIELDS:
+        if field in request.DESCRIPTOR.fields_by_name:
+            value = getattr(request, field)
+            if isinstance(value, str) and value:
+                return value
+    return ""

@@ -1,0 +1,314 @@
+"""MongoDB through motor: the one place that knows the driver besides `store.py` files.
+
+`Database.commit` writes resources and their journal entries in one transaction;
+`Collection` stores one kind of resource, a proto message with `name`, `revision`,
+`create_time` and `update_time`, and refuses lost updates by comparing `revision`.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC
+from typing import Generic, TypeVar
+
+from bson import Binary
+from bson.codec_options import CodecOptions
+from google.protobuf.message import Message
+from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorClientSession, AsyncIOMotorDatabase
+from pymongo import ASCENDING, DESCENDING, IndexModel
+from pymongo.errors import CollectionInvalid, DuplicateKeyError, OperationFailure, PyMongoError
+
+from stellwerk_platform import failpoints, paging
+from stellwerk_platform.auth import current_actor
+from stellwerk_platform.documents import Document, from_document, now, to_document
+from stellwerk_platform.errors import Aborted, AlreadyExists, NotFound, Unavailable
+from stellwerk_platform.journal import Entry, Fact, entry
+
+log = logging.getLogger(__name__)
+R = TypeVar("R", bound=Message)
+T = TypeVar("T")
+Session = AsyncIOMotorClientSession
+_OUTBOX = "journal_outbox"
+_REQUEST_ID = "request_id"
+
+
+class _Conflict(Exception):
+    """Another writer was faster; the change is computed anew."""
+
+
+class Database:
+    """The database of one service and its journal outbox."""
+
+    def __init__(self, uri: str, namespace: str, service: str) -> None:
+        self.namespace = namespace
+        self.service = service
+        self.client: AsyncIOMotorClient = AsyncIOMotorClient(
+            uri, serverSelectionTimeoutMS=15_000, appname=f"stellwerk-{service}", retryWrites=True
+        )
+        options: CodecOptions[Document] = CodecOptions(tz_aware=True, tzinfo=UTC)
+        self.raw: AsyncIOMotorDatabase = self.client.get_database(
+            f"{namespace}_{service}", codec_options=options
+        )
+        self._outbox = self.raw[_OUTBOX]
+        self._wake: Callable[[], None] = lambda: None
+
+    async def open(self) -> None:
+        """Waits until the server answers; raises `Unavailable` when it does not within 15 s."""
+        try:
+            await self.client.admin.command("ping")
+            await self.ensure(_OUTBOX)
+        except PyMongoError as error:
+            raise Unavailable(
+                "MONGODB_UNAVAILABLE",
+                f"MongoDB does not answer: {str(error)[:300]}",
+                "Check that it runs as a replica set and that STELLWERK_MONGODB_URI is right.",
+            ) from error
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self.client.close()
+
+    async def ensure(
+        self, collection: str, indexes: Sequence[IndexModel] = (), required: Sequence[str] = ()
+    ) -> None:
+        """Creates a collection with its validator and indexes; declared again, nothing changes."""
+        validator = {"$jsonSchema": {"bsonType": "object", "required": ["_id", *required]}}
+        try:
+            await self.raw.create_collection(collection, validator=validator)
+        except CollectionInvalid:
+            await self.raw.command({"collMod": collection, "validator": validator})
+        except OperationFailure as error:
+            if error.code != 48:  # NamespaceExists: another replica was faster
+                raise
+        if indexes:
+            await self.raw[collection].create_indexes(list(indexes))
+
+    def on_commit(self, wake: Callable[[], None]) -> None:
+        """Calls `wake` after each commit that wrote journal entries."""
+        self._wake = wake
+
+    async def commit(self, work: Callable[["Transaction"], Awaitable[T]]) -> T:
+        """Runs `work` in a transaction, again when MongoDB asks for it, and wakes the relay."""
+        async with await self.client.start_session() as session:
+
+            async def callback(session: Session) -> T:
+                transaction = Transaction(self, session)
+                result = await work(transaction)
+                if transaction.entries:
+                    await self._outbox.insert_many(
+                        [
+                            {
+                                "_id": e.id,
+                                "resource": e.resource,
+                                "subject": e.subject,
+                                "body": Binary(e.body),
+                            }
+                            for e in transaction.entries
+                        ],
+                        session=session,
+                    )
+                failpoints.hit("store.before_commit")
+                return result
+
+            result = await session.with_transaction(callback)
+        failpoints.hit("store.committed")
+        self._wake()
+        return result
+
+    async def pending(self, limit: int) -> list[Entry]:
+        """The oldest journal entries that are not known to be published."""
+        documents = await self._outbox.find().sort("_id", ASCENDING).limit(limit).to_list(limit)
+        return [Entry(d["_id"], d["resource"], d["subject"], bytes(d["body"])) for d in documents]
+
+    async def remove(self, ids: list[str]) -> None:
+        """Forgets published journal entries."""
+        await self._outbox.delete_many({"_id": {"$in": ids}})
+
+
+class Transaction:
+    """One transaction: its session for reads and writes, and the journal entries it will hold."""
+
+    def __init__(self, database: Database, session: Session) -> None:
+        self.session = session
+        self.entries: list[Entry] = []
+        self._database = database
+
+    def record(self, resource: Message, fact: Fact) -> None:
+        """Adds a journal entry for the new state of a resource; the caller is the default actor."""
+        if not fact.actor:
+            fact = Fact(fact.verb, fact.code, fact.message, current_actor(self._database.service), fact.cause)
+        self.entries.append(entry(self._database.namespace, self._database.service, resource, fact))
+
+
+class Collection(Generic[R]):
+    """The resources of one kind. `extra` gives fields that are stored beside the message."""
+
+    def __init__(
+        self,
+        database: Database,
+        name: str,
+        kind: type[R],
+        *,
+        indexes: Sequence[IndexModel] = (),
+        extra: Callable[[R], Document] = lambda _: {},
+    ) -> None:
+        self.database = database
+        self.raw = database.raw[name]
+        self._name = name
+        self._kind = kind
+        self._indexes = indexes
+        self._extra = extra
+
+    async def open(self) -> None:
+        """Creates collection and indexes."""
+        request_id = IndexModel(
+            [(_REQUEST_ID, ASCENDING)],
+            name=_REQUEST_ID,
+            unique=True,
+            partialFilterExpression={_REQUEST_ID: {"$exists": True}},
+        )
+        await self.database.ensure(
+            self._name, [request_id, *self._indexes], required=["revision", "create_time", "update_time"]
+        )
+
+    async def get(self, name: str, session: Session | None = None) -> R:
+        """Raises `NotFound`."""
+        found = await self.find(name, session)
+        if found is None:
+            raise missing(self._kind, name)
+        return found
+
+    async def find(self, name: str, session: Session | None = None) -> R | None:
+        """The resource, or None."""
+        document = await self.raw.find_one({"_id": name}, session=session)
+        return None if document is None else from_document(self._kind, document)
+
+    async def page(
+        self,
+        where: Document,
+        size: int,
+        token: str,
+        *,
+        key: str = "_id",
+        descending: bool = False,
+    ) -> tuple[list[R], str]:
+        """One page in the order of `key` (ties by name) and the token of the next one."""
+        size = paging.page_size(size)
+        query = (self._name, sorted(where.items(), key=lambda item: item[0]), key, descending)
+        position = paging.decode(token, *query)
+        order = DESCENDING if descending else ASCENDING
+        if position is not None:
+            after = await self.raw.find_one({"_id": position}, {key: 1})
+            comparison = "$lt" if descending else "$gt"
+            if key == "_id":
+                where = {"$and": [where, {"_id": {comparison: position}}]}
+            elif after is not None:
+                same = {key: after[key], "_id": {comparison: position}}
+                where = {"$and": [where, {"$or": [{key: {comparison: after[key]}}, same]}]}
+        sort = [(key, order)] if key == "_id" else [(key, order), ("_id", order)]
+        documents = await self.raw.find(where).sort(sort).limit(size + 1).to_list(size + 1)
+        items = [from_document(self._kind, document) for document in documents[:size]]
+        more = len(documents) > size
+        return items, paging.encode(documents[size - 1]["_id"], *query) if more else ""
+
+    async def all(self, where: Document, session: Session | None = None) -> list[R]:
+        """All that match: for sets that are known to be small."""
+        return [from_document(self._kind, d) async for d in self.raw.find(where, session=session)]
+
+    async def create(self, resource: R, fact: Fact, request_id: str = "") -> R:
+        """Stores a new resource with its journal entry.
+
+        Returns the first answer when the caller repeats `request_id`; raises
+        `AlreadyExists` when the name is taken.
+        """
+        try:
+            return await self.database.commit(lambda tx: self.create_in(tx, resource, fact, request_id))
+        except DuplicateKeyError:
+            return await self._existing(resource, request_id)
+
+    async def create_in(self, tx: Transaction, resource: R, fact: Fact, request_id: str = "") -> R:
+        """The same inside a transaction; lets `DuplicateKeyError` through, which ends the transaction."""
+        stamp(resource)
+        document = {**to_document(resource), **self._extra(resource)}
+        if request_id:
+            document[_REQUEST_ID] = _request_key(request_id)
+        await self.raw.insert_one(document, session=tx.session)
+        failpoints.hit("store.resource_written")
+        tx.record(resource, fact)
+        return resource
+
+    async def created_by(self, request_id: str) -> R | None:
+        """What the caller's earlier request with this id created."""
+        if not request_id:
+            return None
+        document = await self.raw.find_one({_REQUEST_ID: _request_key(request_id)})
+        return None if document is None else from_document(self._kind, document)
+
+    async def _existing(self, resource: R, request_id: str) -> R:
+        existing = await self.created_by(request_id)
+        if existing is not None:
+            return existing
+        name: str = resource.name  # type: ignore[attr-defined]  # every resource has a name
+        raise AlreadyExists("ALREADY_EXISTS", f"{name} exists already.", "Choose another name.")
+
+    async def update(self, name: str, change: Callable[[R], Fact | None], etag: str = "") -> R:
+        """Applies `change` to the newest state and stores it with the fact that it returns.
+
+        `change` may be called again when another writer was faster, and returns None
+        when nothing is to be done. Raises `NotFound`, and `Aborted` when `etag` is
+        not the current revision.
+        """
+
+        async def work(tx: Transaction) -> R:
+            return await self.update_in(tx, name, change, etag)
+
+        while True:
+            try:
+                return await self.database.commit(work)
+            except _Conflict:
+                continue
+
+    async def update_in(
+        self, tx: Transaction, name: str, change: Callable[[R], Fact | None], etag: str = ""
+    ) -> R:
+        """The same inside a transaction."""
+        resource = await self.get(name, tx.session)
+        revision: int = resource.revision  # type: ignore[attr-defined]  # every resource has a revision
+        if etag and etag != str(revision):
+            raise Aborted("REVISION_CHANGED", f"{name} has changed to revision {revision}.", "Read it again.")
+        fact = change(resource)
+        if fact is None:
+            return resource
+        stamp(resource)
+        changes = {**to_document(resource), **self._extra(resource)}
+        known = {"name", *(field.name for field in resource.DESCRIPTOR.fields)}
+        gone = dict.fromkeys(known - changes.keys() - {"name"}, "")
+        update: Document = {"$set": {key: value for key, value in changes.items() if key != "_id"}}
+        if gone:
+            update["$unset"] = gone
+        result = await self.raw.update_one({"_id": name, "revision": revision}, update, session=tx.session)
+        if result.matched_count == 0:
+            raise _Conflict
+        failpoints.hit("store.resource_written")
+        tx.record(resource, fact)
+        return resource
+
+
+def stamp(resource: Message) -> None:
+    """Counts the revision and sets the times."""
+    moment = now()
+    resource.revision += 1  # type: ignore[attr-defined]  # every resource has these three
+    if not resource.HasField("create_time"):
+        resource.create_time.CopyFrom(moment)  # type: ignore[attr-defined]
+    resource.update_time.CopyFrom(moment)  # type: ignore[attr-defined]
+
+
+def missing(kind: type[Message], name: str) -> NotFound:
+    """The error for a resource that does not exist, with reason `<KIND>_NOT_FOUND`."""
+    words = "".join(" " + c.lower() if c.isupper() else c for c in kind.DESCRIPTOR.name).strip()
+    reason = words.upper().replace(" ", "_") + "_NOT_FOUND"
+    return NotFound(reason, f"There is no {words} {name}.", f"List what there is, or create the {words}.")
+
+
+def _request_key(request_id: str) -> str:
+    """Two callers may choose the same id by chance."""
+    return f"{current_actor('')}:{request_id}"

@@ -1,0 +1,64 @@
+"""OpenTelemetry for a process: one tracer provider, exported by OTLP, and trace context by hand
+where no instrumentation carries it (NATS headers, environment variables, journal entries)."""
+
+import logging
+
+from opentelemetry import propagate, trace
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from stellwerk_platform.settings import Settings
+
+tracer = trace.get_tracer("stellwerk")
+_PROPAGATOR = TraceContextTextMapPropagator()
+# Spans travel within this time, so that a trace can be read soon after its work is done.
+_EXPORT_DELAY_MS = 500
+
+
+def start(service: str, settings: Settings) -> None:
+    """Configures logging and, if an endpoint is set, the export of spans."""
+    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # A sink that is down for a moment must not fill the log of every process.
+    logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
+    propagate.set_global_textmap(_PROPAGATOR)
+    if not settings.otlp_endpoint:
+        return
+    provider = TracerProvider(resource=Resource.create({SERVICE_NAME: service}))
+    exporter = OTLPSpanExporter(
+        endpoint=settings.otlp_endpoint,
+        insecure=settings.otlp_endpoint.startswith("http://"),
+        headers={"authorization": f"Bearer {settings.otlp_key}"},
+        timeout=5,
+    )
+    provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=_EXPORT_DELAY_MS))
+    trace.set_tracer_provider(provider)
+
+
+def stop() -> None:
+    """Sends what is still buffered, for at most two seconds."""
+    provider = trace.get_tracer_provider()
+    if isinstance(provider, TracerProvider):
+        provider.force_flush(2_000)
+        provider.shutdown()
+
+
+def traceparent() -> str:
+    """The W3C traceparent of the current span, "" without one."""
+    carrier: dict[str, str] = {}
+    _PROPAGATOR.inject(carrier)
+    return carrier.get("traceparent", "")
+
+
+def trace_id() -> str:
+    """The current trace id as 32 hexadecimal digits, "" without one."""
+    context = trace.get_current_span().get_span_context()
+    return trace.format_trace_id(context.trace_id) if context.is_valid else ""
+
+
+def context_from(parent: str) -> Context:
+    """The context that a traceparent describes, to start spans in."""
+    return _PROPAGATOR.extract({"traceparent": parent})
