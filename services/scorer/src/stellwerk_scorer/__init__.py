@@ -1,1 +1,3 @@
 """The scoring server inside a deployment."""
+
+__version__ = "0.1.0"
