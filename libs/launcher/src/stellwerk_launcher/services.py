@@ -1,0 +1,115 @@
+"""The platform's own processes: their variables and the order in which they start."""
+
+import os
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from stellwerk_launcher.context import Context, ProcessSpec
+from stellwerk_launcher.credentials import WITH_STORE, load_or_create_owner_key, sha256_of
+from stellwerk_launcher.health import Check
+
+# Each group starts together, after the one before is ready.
+START_ORDER = (
+    ("secrets",),
+    ("registry", "runs", "compute", "inference", "telemetry", "gateway"),
+    ("agent",),
+)
+WITH_BLOBS = ("registry", "runs")
+WITH_ADDRESS = ("registry", "runs", "compute", "secrets", "inference", "telemetry")
+AGENT_FOLDER = "agent"
+OWNER_KEY_FILE = "owner.key"
+# What the launcher sets itself, or what belongs to the person at the terminal; everything else of ours
+# (STELLWERK_LEASE_SECONDS, log levels …) reaches the services as it is.
+_OWN_VARIABLES = (
+    *("LISTEN", "HTTP_LISTEN", "MONGODB_URI", "NATS_URL", "S3_URL", "S3_ACCESS_KEY", "S3_SECRET_KEY"),
+    *("VAULT_URL", "VAULT_ROLE_ID", "VAULT_SECRET_ID", "OTLP_ENDPOINT", "OTLP_KEY"),
+    *("OWNER_KEY_SHA256", "OTLP_KEY_SHA256", "GRPC_ADDRESS", "GATEWAY_URL", "API_KEY", "API_KEY_FILE"),
+    *("DATA_DIR", "AGENT_DIR", "RUN", "WORKSPACE", "TOKEN_FILE", "METRICS_DIR"),
+    *(f"{name.upper()}_ADDRESS" for name in WITH_ADDRESS),
+)
+
+
+def inherited_environment() -> dict[str, str]:
+    """The launcher's own environment without what would contradict the stack."""
+    dropped = {f"STELLWERK_{name}" for name in _OWN_VARIABLES}
+    return {name: value for name, value in os.environ.items() if name not in dropped}
+
+
+def specify(context: Context, name: str) -> ProcessSpec:
+    """How to start one service or the agent."""
+    is_agent = name == "agent"
+    is_gateway = name == "gateway"
+    check = Check("grpc", "" if is_agent else context.address(name))
+    ready_file = context.data_dir / AGENT_FOLDER / "ready" if is_agent else None
+    if is_agent:
+        check = Check("file", str(ready_file))
+    elif is_gateway:
+        check = Check("http", f"{context.address('gateway_http')}/readyz")
+    return ProcessSpec(
+        name=name,
+        command=(sys.executable, "-m", f"stellwerk_{name}.main"),
+        check=check,
+        environment=_agent_environment(context) if is_agent else _service_environment(context, name),
+        address="" if is_agent else context.address("gateway_http" if is_gateway else name),
+        version=_version(name),
+        stale_file=ready_file,
+    )
+
+
+def sweep_command(data_dir: Path) -> list[str]:
+    """Ends what a stopped agent left running on purpose."""
+    return [sys.executable, "-m", "stellwerk_agent.sweep", str(data_dir / AGENT_FOLDER)]
+
+
+def _common(context: Context, name: str) -> dict[str, str]:
+    return {
+        "PYTHONUNBUFFERED": "1",
+        "STELLWERK_NAMESPACE": context.namespace,
+        "STELLWERK_OTLP_ENDPOINT": f"http://{context.address('telemetry')}",
+        "STELLWERK_OTLP_KEY": context.credentials.otlp_key,
+        "STELLWERK_VAULT_ROLE_ID": name,
+        "STELLWERK_VAULT_SECRET_ID": context.credentials.vault[name],
+    }
+
+
+def _service_environment(context: Context, name: str) -> dict[str, str]:
+    environment = _common(context, name) | {
+        "STELLWERK_LISTEN": context.address(name),
+        "STELLWERK_NATS_URL": context.nats_url(name),
+        **{f"STELLWERK_{other.upper()}_ADDRESS": context.address(other) for other in WITH_ADDRESS},
+    }
+    if name in WITH_STORE:
+        environment["STELLWERK_MONGODB_URI"] = context.mongodb_uri(name)
+    if name in WITH_BLOBS:
+        environment["STELLWERK_S3_URL"] = context.s3_url
+        environment["STELLWERK_S3_ACCESS_KEY"] = context.s3_access_key
+        environment["STELLWERK_S3_SECRET_KEY"] = context.s3_secret_key
+    if name == "secrets":
+        owner_key = load_or_create_owner_key(context.data_dir / OWNER_KEY_FILE)
+        environment["STELLWERK_VAULT_URL"] = context.vault_url
+        environment["STELLWERK_OWNER_KEY_SHA256"] = sha256_of(owner_key)
+        environment["STELLWERK_OTLP_KEY_SHA256"] = sha256_of(context.credentials.otlp_key)
+    if name == "gateway":
+        environment["STELLWERK_HTTP_LISTEN"] = context.address("gateway_http")
+    return environment
+
+
+def _agent_environment(context: Context) -> dict[str, str]:
+    folder = context.folder(AGENT_FOLDER)
+    return _common(context, "agent") | {
+        "STELLWERK_GRPC_ADDRESS": context.address("gateway"),
+        "STELLWERK_GATEWAY_URL": f"http://{context.address('gateway_http')}",
+        "STELLWERK_AGENT_DIR": str(folder),
+        "STELLWERK_AGENT_NODE": "nodes/local",
+        "STELLWERK_AGENT_POOL": "local",
+        # Replicas take slots as well, so a small machine still gets some.
+        "STELLWERK_AGENT_SLOTS": os.environ.get("STELLWERK_AGENT_SLOTS") or str(max(4, os.cpu_count() or 1)),
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(f"stellwerk-{name}")
+    except PackageNotFoundError:
+        return "unknown"
