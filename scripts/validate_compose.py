@@ -40,7 +40,7 @@ def complaints_of_service(name: str, service: dict[str, Any], compose: dict[str,
         if name not in PUBLISHED or not str(port).startswith("127.0.0.1:"):
             yield f"{name}: publishes {port}; only the gateway may, and only on 127.0.0.1"
     for variable, value in (service.get("environment") or {}).items():
-        if _SECRET.search(variable) and not variable.endswith(("_FILE", "_SHA256")) and value:
+        if _SECRET.search(variable) and not variable.endswith(("_FILE", "_SHA256", "_ADDRESS")) and value:
             yield f"{name}: {variable} belongs in a secret file, not in docker-compose.yml"
     volumes = {
         volume for volume in named(service.get("volumes"), "source") if not volume.startswith((".", "/"))

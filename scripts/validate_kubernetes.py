@@ -16,9 +16,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "k8s"
-VERSION = (
-    "1.34"  # the oldest that the schemas and the fields used here have in common with clusters in support
-)
+# The oldest release that the manifests promise to work with.
+VERSION = "1.35"
 WORKLOADS = {"Deployment", "StatefulSet"}
 
 
