@@ -9,8 +9,10 @@ import asyncio
 import hashlib
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Protocol
 
 import grpc
 import jwt
@@ -117,11 +119,44 @@ def authorise(caller: Caller, permission: str, resource: str | None) -> None:
         )
 
 
-class TokenVerifier:
-    """Verifies bearer tokens; one for each process, on a channel to `secrets`."""
+class TokenSource(Protocol):
+    """Where keys are published and API keys exchanged. Both raise `PlatformError`."""
+
+    async def signing_keys(self) -> Mapping[str, bytes]:
+        """Raw Ed25519 public keys by key id."""
+
+    async def exchange(self, api_key: str) -> str:
+        """The token that an API key stands for."""
+
+
+class _Remote:
+    """The source of every process but `secrets`, which is asked."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._stub = tokens_pb2_grpc.TokenServiceStub(channel)
+
+    async def signing_keys(self) -> Mapping[str, bytes]:
+        try:
+            answer = await self._stub.ListSigningKeys(tokens_pb2.ListSigningKeysRequest(), timeout=5)
+        except grpc.aio.AioRpcError as error:
+            raise _unreachable(error) from error
+        return {key.key_id: key.public_key for key in answer.keys}
+
+    async def exchange(self, api_key: str) -> str:
+        try:
+            answer = await self._stub.ExchangeApiKey(
+                tokens_pb2.ExchangeApiKeyRequest(api_key=api_key), timeout=5
+            )
+        except grpc.aio.AioRpcError as error:
+            raise _unreachable(error) from error
+        return answer.token
+
+
+class TokenVerifier:
+    """Verifies bearer tokens; one for each process, on a channel to `secrets`."""
+
+    def __init__(self, source: grpc.aio.Channel | TokenSource) -> None:
+        self._source: TokenSource = _Remote(source) if isinstance(source, grpc.aio.Channel) else source
         self._keys: dict[str, Ed25519PublicKey] = {}
         self._keys_time = 0.0
         self._lock = asyncio.Lock()
@@ -143,13 +178,7 @@ class TokenVerifier:
         return caller
 
     async def _exchange(self, api_key: str) -> Caller:
-        try:
-            answer = await self._stub.ExchangeApiKey(
-                tokens_pb2.ExchangeApiKeyRequest(api_key=api_key), timeout=5
-            )
-        except grpc.aio.AioRpcError as error:
-            raise _unreachable(error) from error
-        caller = await self._decode(answer.token)
+        caller = await self._decode(await self._source.exchange(api_key))
         return Caller(caller.subject, caller.role, min(caller.expire_time, time.time() + _API_KEY_SECONDS))
 
     async def _decode(self, token: str) -> Caller:
@@ -173,20 +202,17 @@ class TokenVerifier:
         return Caller(str(claims["sub"]), str(claims.get("role", "")), float(claims["exp"]))
 
     async def _key(self, key_id: str) -> Ed25519PublicKey:
-        async with self._lock:
-            # An unknown key may be a new one: ask, but not more often than once a second.
-            if key_id not in self._keys and time.monotonic() - self._keys_time > _KEY_REFRESH_SECONDS:
-                try:
-                    answer = await self._stub.ListSigningKeys(tokens_pb2.ListSigningKeysRequest(), timeout=5)
-                except grpc.aio.AioRpcError as error:
-                    raise _unreachable(error) from error
-                self._keys = {
-                    key.key_id: Ed25519PublicKey.from_public_bytes(key.public_key) for key in answer.keys
-                }
-                self._keys_time = time.monotonic()
-            if key_id not in self._keys:
-                raise _invalid()
-            return self._keys[key_id]
+        # A known key must not wait behind the question for an unknown one.
+        if key_id not in self._keys:
+            async with self._lock:
+                # An unknown key may be a new one: ask, but not more often than once a second.
+                if key_id not in self._keys and time.monotonic() - self._keys_time > _KEY_REFRESH_SECONDS:
+                    keys = await self._source.signing_keys()
+                    self._keys = {key: Ed25519PublicKey.from_public_bytes(raw) for key, raw in keys.items()}
+                    self._keys_time = time.monotonic()
+        if key_id not in self._keys:
+            raise _invalid()
+        return self._keys[key_id]
 
 
 def bearer(metadata: object) -> str:

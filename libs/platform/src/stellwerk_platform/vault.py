@@ -4,13 +4,14 @@ import asyncio
 import base64
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from contextlib import suppress
+from typing import TypeVar
 
 import hvac
 import hvac.exceptions
 import requests
 
-from stellwerk_platform.errors import Unauthenticated, Unavailable
+from stellwerk_platform.errors import FailedPrecondition, Unauthenticated, Unavailable
 
 T = TypeVar("T")
 
@@ -26,21 +27,39 @@ class Vault:
 
     async def call(self, work: Callable[[hvac.Client], T]) -> T:
         """Runs `work` with a logged-in client; raises `Unavailable` when Vault does not answer."""
+        await self._log_in()
+        try:
+            return await self._guarded(lambda: work(self._client))
+        except hvac.exceptions.Forbidden:
+            # Vault may have lost or revoked the token before its time; a policy refuses the second time too.
+            self._renew_time = 0.0
+            await self._log_in()
+            return await self._guarded(lambda: work(self._client))
+
+    async def _log_in(self) -> None:
         async with self._lock:
-            if time.monotonic() >= self._renew_time:
+            if time.monotonic() < self._renew_time:
+                return
+            try:
                 answer = await self._guarded(lambda: self._client.auth.approle.login(**self._login))
-                self._renew_time = time.monotonic() + answer["auth"]["lease_duration"] / 2
-        return await self._guarded(lambda: work(self._client))
+            except hvac.exceptions.VaultError as error:
+                raise FailedPrecondition(
+                    "VAULT_LOGIN_REFUSED",
+                    f"Vault refuses this service's AppRole credentials: {str(error)[:300]}",
+                    "Check STELLWERK_VAULT_ROLE_ID and STELLWERK_VAULT_SECRET_ID.",
+                ) from error
+            self._renew_time = time.monotonic() + answer["auth"]["lease_duration"] / 2
 
     async def check_login(self, role_id: str, secret_id: str) -> None:
         """Raises `Unauthenticated` unless these AppRole credentials are right."""
 
-        def login() -> Any:
+        def login() -> None:
             client = hvac.Client(url=self._client.url, timeout=10)
             answer = client.auth.approle.login(role_id=role_id, secret_id=secret_id, use_token=False)
-            # Only the proof is wanted, not the Vault token.
+            # Only the proof is wanted, not the Vault token; where a policy keeps it, it ends by itself.
             client.token = answer["auth"]["client_token"]
-            client.auth.token.revoke_self()
+            with suppress(hvac.exceptions.Forbidden):
+                client.auth.token.revoke_self()
 
         try:
             await self._guarded(login)
@@ -49,12 +68,15 @@ class Vault:
                 "APPROLE_INVALID", "The AppRole credentials are not valid.", "Check role id and secret id."
             ) from error
 
-    async def sign(self, key: str, payload: bytes) -> str:
-        """An Ed25519 signature by a transit key, base64url without padding as JWS wants it."""
+    async def sign(self, key: str, version: int, payload: bytes) -> str:
+        """An Ed25519 signature by a version of a transit key, base64url without padding as JWS wants it."""
 
         def sign(client: hvac.Client) -> str:
             answer = client.secrets.transit.sign_data(
-                name=key, hash_input=base64.b64encode(payload).decode(), marshaling_algorithm="jws"
+                name=key,
+                hash_input=base64.b64encode(payload).decode(),
+                key_version=version,
+                marshaling_algorithm="jws",
             )
             return str(answer["data"]["signature"]).split(":", 2)[2]
 
@@ -75,6 +97,9 @@ class Vault:
         except (
             requests.RequestException,
             hvac.exceptions.VaultDown,
+            hvac.exceptions.VaultNotInitialized,
+            hvac.exceptions.BadGateway,
+            hvac.exceptions.RateLimitExceeded,
             hvac.exceptions.InternalServerError,
         ) as error:
             raise Unavailable(

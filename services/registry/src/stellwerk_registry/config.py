@@ -1,0 +1,15 @@
+"""Configuration of the registry."""
+
+from dataclasses import dataclass
+
+from stellwerk_platform.settings import ServiceSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegistrySettings(ServiceSettings):
+    """Where blobs lie, and who knows what a run produced."""
+
+    runs_address: str
+    s3_url: str
+    s3_access_key: str
+    s3_secret_key: str

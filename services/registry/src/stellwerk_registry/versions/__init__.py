@@ -1,0 +1,1 @@
+"""Datasets, environments and models: named things with numbered versions that never change."""
