@@ -7,7 +7,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import Generic, TypeVar
 
 from bson import Binary
@@ -195,20 +195,21 @@ class Collection(Generic[R]):
         size = paging.page_size(size)
         query = (self._name, sorted(where.items(), key=lambda item: item[0]), key, descending)
         position = paging.decode(token, *query)
+        comparison = "$lt" if descending else "$gt"
+        if position is not None and key == "_id":
+            where = {"$and": [where, {"_id": {comparison: position[0]}}]}
+        elif position is not None:
+            value = _from_token(key, position[1])
+            after = [{key: {comparison: value}}, {key: value, "_id": {comparison: position[0]}}]
+            where = {"$and": [where, {"$or": after}]}
         order = DESCENDING if descending else ASCENDING
-        if position is not None:
-            after = await self.raw.find_one({"_id": position}, {key: 1})
-            comparison = "$lt" if descending else "$gt"
-            if key == "_id":
-                where = {"$and": [where, {"_id": {comparison: position}}]}
-            elif after is not None:
-                same = {key: after[key], "_id": {comparison: position}}
-                where = {"$and": [where, {"$or": [{key: {comparison: after[key]}}, same]}]}
         sort = [(key, order)] if key == "_id" else [(key, order), ("_id", order)]
         documents = await self.raw.find(where).sort(sort).limit(size + 1).to_list(size + 1)
         items = [from_document(self._kind, document) for document in documents[:size]]
-        more = len(documents) > size
-        return items, paging.encode(documents[size - 1]["_id"], *query) if more else ""
+        if len(documents) <= size:
+            return items, ""
+        last = documents[size - 1]
+        return items, paging.encode([last["_id"], _to_token(last[key])], *query)
 
     async def all(self, where: Document, session: Session | None = None) -> list[R]:
         """All that match: for sets that are known to be small."""
@@ -307,6 +308,14 @@ def missing(kind: type[Message], name: str) -> NotFound:
     words = "".join(" " + c.lower() if c.isupper() else c for c in kind.DESCRIPTOR.name).strip()
     reason = words.upper().replace(" ", "_") + "_NOT_FOUND"
     return NotFound(reason, f"There is no {words} {name}.", f"List what there is, or create the {words}.")
+
+
+def _to_token(value: object) -> object:
+    return value.isoformat() if isinstance(value, datetime) else value
+
+
+def _from_token(key: str, value: object) -> object:
+    return datetime.fromisoformat(str(value)) if key.endswith("_time") else value
 
 
 def _request_key(request_id: str) -> str:
