@@ -79,7 +79,8 @@ class Child:
         if code is None:
             return "it runs"
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        said = last_line(self.log)
+        # What it wrote before somebody else killed it is no reason.
+        said = "" if code in (-signal.SIGKILL, -signal.SIGTERM) else last_line(self.log)
         return f"{how} ({said})" if said else how
 
     async def stop(self) -> None:
