@@ -12,4 +12,11 @@ if [ -e "$secrets" ]; then
         esac
     done <"$secrets"
 fi
-exec python -m "stellwerk_${STELLWERK_SERVICE}" "$@"
+# The agent says with this file that it serves; the one of a container that died must not speak for the next.
+if [ -n "${STELLWERK_AGENT_DIR:-}" ]; then
+    rm -f "$STELLWERK_AGENT_DIR/ready"
+fi
+case $STELLWERK_SERVICE in
+    scorer) exec python -m stellwerk_scorer "$@" ;;
+    *) exec python -m "stellwerk_$STELLWERK_SERVICE.main" "$@" ;;
+esac

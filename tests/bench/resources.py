@@ -1,54 +1,48 @@
 """What benchmarks run against: started when the first benchmark asks, stopped when all are done."""
 
-import importlib
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self, TypeVar
 
-Opener = Callable[[], AbstractContextManager[Any]]
+from stellwerk_launcher.testing import Servers, StackProcess, running_servers
 
-
-def _from_launcher(name: str) -> Opener:
-    """Opens a class of `stellwerk_launcher.testing`; imported late: few benchmarks need it."""
-
-    def opener() -> AbstractContextManager[Any]:
-        opened: AbstractContextManager[Any] = getattr(
-            importlib.import_module("stellwerk_launcher.testing"), name
-        )()
-        return opened
-
-    return opener
-
-
-OPENERS: Mapping[str, Opener] = {
-    "stack": _from_launcher("StackProcess"),
-    "servers": _from_launcher("ServersProcess"),
-}
+T = TypeVar("T")
 
 
 class Resources:
     """Opens each resource at most once; leaving the `with` block closes them in reverse order."""
 
-    def __init__(self, openers: Mapping[str, Opener] = OPENERS) -> None:
-        self._openers = openers
-        self._opened: dict[str, Any] = {}
+    def __init__(
+        self,
+        open_stack: Callable[[Path], AbstractContextManager[StackProcess]] = StackProcess,
+        open_servers: Callable[[Path], AbstractContextManager[Servers]] = running_servers,
+    ) -> None:
+        self._open_stack = open_stack
+        self._open_servers = open_servers
+        self._stack: StackProcess | None = None
+        self._servers: Servers | None = None
         self._exit = ExitStack()
 
     @property
-    def stack(self) -> Any:
-        """A whole Stellwerk, as `stellwerk up` starts it."""
-        return self._open("stack")
+    def stack(self) -> StackProcess:
+        """A whole Stellwerk of its own, as `stellwerk up` starts it."""
+        if self._stack is None:
+            self._stack = self._exit.enter_context(self._open_stack(self.folder() / "stack"))
+        return self._stack
 
     @property
-    def servers(self) -> Any:
-        """The servers alone: NATS, MongoDB, OpenBao, versitygw."""
-        return self._open("servers")
+    def servers(self) -> Servers:
+        """The servers alone (NATS, MongoDB, OpenBao, versitygw), with users that may do everything."""
+        if self._servers is None:
+            self._servers = self._exit.enter_context(self._open_servers(self.folder() / "servers"))
+        return self._servers
 
-    def _open(self, name: str) -> Any:
-        if name not in self._opened:
-            self._opened[name] = self._exit.enter_context(self._openers[name]())
-        return self._opened[name]
+    def folder(self) -> Path:
+        """A new folder that is removed at the end."""
+        return Path(self._exit.enter_context(tempfile.TemporaryDirectory(prefix="stellwerk-bench-")))
 
     def __enter__(self) -> Self:
         return self

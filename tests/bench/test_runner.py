@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -41,7 +42,7 @@ def test_a_name_is_taken_once() -> None:
 
 
 async def test_a_row_has_all_fields_and_the_ratio_to_the_peer() -> None:
-    row = await measure(constant(4.0, peer_value=2.0), Resources({}))
+    row = await measure(constant(4.0, peer_value=2.0), Resources())
     assert row == Row(
         name="area.what",
         value=4.0,
@@ -59,7 +60,7 @@ async def test_a_benchmark_may_be_async_and_have_no_peer() -> None:
     async def function(resources: Resources) -> Measurement:
         return Measurement(value=1.0, rounds=1)
 
-    row = await measure(Benchmark("a.b", "s", "lower", None, None, function), Resources({}))
+    row = await measure(Benchmark("a.b", "s", "lower", None, None, function), Resources())
     assert (row["peer_value"], row["ratio"], reached(row)) == (None, None, None)
 
 
@@ -68,7 +69,7 @@ async def test_a_benchmark_may_be_async_and_have_no_peer() -> None:
     [("lower", 4.0, True), ("lower", 6.0, False), ("higher", 5.0, True), ("higher", 4.9, False)],
 )
 async def test_reached_follows_the_direction(better: str, value: float, expected: bool) -> None:
-    row = await measure(constant(value), Resources({}))
+    row = await measure(constant(value), Resources())
     assert reached({**row, "better": "lower" if better == "lower" else "higher"}) is expected
 
 
@@ -77,19 +78,19 @@ async def test_a_benchmark_that_fails_leaves_the_others() -> None:
         raise RuntimeError("broken")
 
     failing = Benchmark("a.broken", "s", "lower", None, None, broken)
-    rows = await runner.run([failing, constant(1.0)], Resources({}), silent())
+    rows = await runner.run([failing, constant(1.0)], Resources(), silent())
     assert [row["name"] for row in rows] == ["area.what"]
 
 
 async def test_what_is_written_is_what_was_measured(tmp_path: Path) -> None:
-    row = await measure(constant(4.0, peer_value=2.0), Resources({}))
+    row = await measure(constant(4.0, peer_value=2.0), Resources())
     write([row], tmp_path / "results.json")
     assert json.loads((tmp_path / "results.json").read_text()) == [row]
 
 
 async def test_the_table_shows_value_goal_and_peer() -> None:
     console = silent()
-    show([await measure(constant(4.0, peer_value=2.0), Resources({}))], console)
+    show([await measure(constant(4.0, peer_value=2.0), Resources())], console)
     file = console.file
     assert isinstance(file, io.StringIO)
     for text in ("area.what", "reached", "peer", "4"):
@@ -100,14 +101,15 @@ def test_resources_open_once_and_close_in_reverse() -> None:
     happened: list[str] = []
 
     @contextmanager
-    def opener(name: str) -> Iterator[str]:
-        happened.append(f"open {name}")
-        yield name
-        happened.append(f"close {name}")
+    def opener(folder: Path) -> Iterator[Any]:
+        happened.append(f"open {folder.name}")
+        yield folder
+        happened.append(f"close {folder.name}")
 
-    with Resources({"stack": lambda: opener("stack"), "servers": lambda: opener("servers")}) as resources:
+    with Resources(opener, opener) as resources:
         assert happened == []
-        assert (resources.stack, resources.stack, resources.servers) == ("stack", "stack", "servers")
+        assert resources.stack is resources.stack
+        assert resources.stack is not resources.servers
     assert happened == ["open stack", "open servers", "close servers", "close stack"]
 
 

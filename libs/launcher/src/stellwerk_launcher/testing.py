@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -180,10 +181,9 @@ class Servers:
     process: StackProcess
 
 
-@pytest.fixture(scope="session")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+@contextmanager
+def running_servers(data_dir: Path) -> Iterator[Servers]:
     """The four real servers, without the platform's services."""
-    data_dir = tmp_path_factory.mktemp("servers") / "data"
     with StackProcess(data_dir, servers_only=True) as process:
         state = process.status()
         credentials = Credentials.load_or_create(data_dir / "credentials.json")
@@ -199,6 +199,13 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
             vault_secret_id=credentials.vault["secrets"],
             process=process,
         )
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """The four real servers, without the platform's services."""
+    with running_servers(tmp_path_factory.mktemp("servers") / "data") as found:
+        yield found
 
 
 def _as_user(url: str, user: str, password: str) -> str:
