@@ -1,0 +1,145 @@
+"""Tokens signed by Vault transit, within the rate that Vault can sign.
+
+A signature costs Vault some milliseconds of CPU, and one process of the platform may
+ask for many tokens of the same identity. So a token is handed out again while more
+than half its life is left, and what waits for Vault is bounded.
+"""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+import hvac.exceptions
+
+from stellwerk_platform.errors import FailedPrecondition, ResourceExhausted, Unavailable
+from stellwerk_platform.vault import Vault
+from stellwerk_protos.secrets.v1 import tokens_pb2
+from stellwerk_secrets.domain import Identity, key_id, signing_input
+
+KEY = "stellwerk-tokens"
+_KEYS_SECONDS = 5.0
+_RETRY_SECONDS = 3.0
+_RETRY_DELAY_SECONDS = 0.2
+
+
+class Gate:
+    """Lets some callers in, some wait, and turns the rest away with `ResourceExhausted`."""
+
+    def __init__(self, running: int, waiting: int) -> None:
+        self._semaphore = asyncio.Semaphore(running)
+        self._free = running + waiting
+
+    @asynccontextmanager
+    async def __call__(self) -> AsyncIterator[None]:
+        if self._free == 0:
+            raise ResourceExhausted("SECRETS_BUSY", "Too many requests for tokens.", "Try again in a moment.")
+        self._free -= 1
+        try:
+            async with self._semaphore:
+                yield
+        finally:
+            self._free += 1
+
+
+class SigningKeys:
+    """The versions of the signing key, remembered for some seconds."""
+
+    def __init__(self, vault: Vault) -> None:
+        self._vault = vault
+        self._keys: dict[int, bytes] = {}
+        self._read_time = 0.0
+        self._lock = asyncio.Lock()
+
+    async def versions(self) -> Mapping[int, bytes]:
+        """Raw public keys by version; the last known ones while Vault does not answer."""
+        async with self._lock:
+            if not self._keys or time.monotonic() - self._read_time > _KEYS_SECONDS:
+                try:
+                    self._keys = await self._vault.public_keys(KEY)
+                except hvac.exceptions.VaultError as error:
+                    raise _no_key(error) from error
+                except Unavailable:
+                    if not self._keys:
+                        raise
+                self._read_time = time.monotonic()
+            return self._keys
+
+    async def published(self) -> dict[str, bytes]:
+        """Raw public keys by key id."""
+        return {key_id(KEY, version): raw for version, raw in (await self.versions()).items()}
+
+    def forget(self) -> None:
+        """Has the next question reach Vault."""
+        self._keys = {}
+
+
+class Issuer:
+    """Issues tokens."""
+
+    def __init__(self, vault: Vault, keys: SigningKeys) -> None:
+        self._vault = vault
+        self._keys = keys
+        self._gate = Gate(running=4, waiting=256)
+        self._issued: dict[Identity, tuple[int, tokens_pb2.Token]] = {}
+        self._locks: dict[Identity, asyncio.Lock] = {}
+
+    async def shared(self, identity: Identity, life_seconds: int) -> tokens_pb2.Token:
+        """A token that others of the same identity may have got too, with half its life left at least.
+
+        For identities whose number is bounded. While Vault does not answer, what is
+        left of the last token has to do.
+        """
+        async with self._locks.setdefault(identity, asyncio.Lock()):
+            version = max(await self._keys.versions())
+            signed_by, token = self._issued.get(identity, (0, tokens_pb2.Token()))
+            left = token.expire_time.seconds - time.time()
+            if signed_by == version and left > life_seconds / 2:
+                return token
+            try:
+                token = await self.issue(identity, life_seconds)
+            except Unavailable:
+                if signed_by == version and left > 0:
+                    return token
+                raise
+            self._issued[identity] = (version, token)
+            return token
+
+    async def issue(self, identity: Identity, life_seconds: int) -> tokens_pb2.Token:
+        """A token of its own."""
+        issue_time = int(time.time())
+        token = tokens_pb2.Token()
+        token.expire_time.seconds = issue_time + life_seconds
+        version = max(await self._keys.versions())
+        payload = signing_input(
+            key_id(KEY, version), identity, str(uuid.uuid4()), issue_time, token.expire_time.seconds
+        )
+        async with self._gate():
+            signature = await self._sign(version, payload)
+        token.token = f"{payload.decode()}.{signature}"
+        return token
+
+    async def _sign(self, version: int, payload: bytes) -> str:
+        """A Vault that is just being restarted is waited for."""
+        give_up = time.monotonic() + _RETRY_SECONDS
+        while True:
+            try:
+                return await self._vault.sign(KEY, version, payload)
+            except hvac.exceptions.VaultError as error:
+                # The version may have been retired in this very moment.
+                self._keys.forget()
+                raise _no_key(error) from error
+            except Unavailable:
+                if time.monotonic() > give_up:
+                    raise
+            await asyncio.sleep(_RETRY_DELAY_SECONDS)
+
+
+def _no_key(error: Exception) -> FailedPrecondition:
+    return FailedPrecondition(
+        "SIGNING_KEY_MISSING",
+        f"Vault does not let this service use the transit key {KEY}: {str(error)[:200] or 'not found'}",
+        f"Create it ('vault secrets enable transit; vault write transit/keys/{KEY} type=ed25519') and let "
+        f"the AppRole of secrets read transit/keys/{KEY} and update transit/sign/{KEY}.",
+    )

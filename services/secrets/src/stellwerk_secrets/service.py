@@ -1,0 +1,80 @@
+"""The gRPC face of `secrets`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from stellwerk_platform.auth import current_caller
+from stellwerk_platform.errors import PermissionDenied
+from stellwerk_protos.secrets.v1 import tokens_pb2, tokens_pb2_grpc
+from stellwerk_secrets import domain
+from stellwerk_secrets.issuer import Issuer, SigningKeys
+from stellwerk_secrets.logins import Logins
+from stellwerk_secrets.store import ApiKeys
+
+
+class Exchange:
+    """API keys for tokens; also the source of this service's own `TokenVerifier`."""
+
+    def __init__(self, api_keys: ApiKeys, issuer: Issuer, keys: SigningKeys) -> None:
+        self._api_keys = api_keys
+        self._issuer = issuer
+        self._keys = keys
+
+    async def signing_keys(self) -> Mapping[str, bytes]:
+        """Raw public keys by key id."""
+        return await self._keys.published()
+
+    async def exchange(self, api_key: str) -> str:
+        """The token of the key's identity, as text."""
+        return (await self.token(api_key)).token
+
+    async def token(self, api_key: str) -> tokens_pb2.Token:
+        """The token of the key's identity; raises `Unauthenticated` with reason KEY_INVALID."""
+        identity = await self._api_keys.find(domain.digest_of(api_key))
+        if identity is None:
+            raise domain.key_invalid()
+        return await self._issuer.shared(identity, domain.API_KEY_TOKEN_SECONDS)
+
+
+class TokenService(tokens_pb2_grpc.TokenServiceServicer):
+    """tokens.proto."""
+
+    def __init__(self, exchange: Exchange, logins: Logins, issuer: Issuer) -> None:
+        self._exchange = exchange
+        self._logins = logins
+        self._issuer = issuer
+
+    async def ExchangeApiKey(
+        self, request: tokens_pb2.ExchangeApiKeyRequest, context: Any
+    ) -> tokens_pb2.Token:
+        return await self._exchange.token(request.api_key)
+
+    async def LoginService(self, request: tokens_pb2.LoginServiceRequest, context: Any) -> tokens_pb2.Token:
+        identity = await self._logins.check(request.role_id, request.secret_id)
+        return await self._issuer.shared(identity, domain.LOGIN_TOKEN_SECONDS)
+
+    async def IssueWorkloadToken(
+        self, request: tokens_pb2.IssueWorkloadTokenRequest, context: Any
+    ) -> tokens_pb2.Token:
+        # A node has the internal permission too, but must not become a run that it was not given.
+        caller = current_caller()
+        if caller.role != "Service":
+            raise PermissionDenied(
+                "PERMISSION_DENIED",
+                f"{caller.subject} ({caller.role}) may not issue tokens.",
+                "Only services do; a node gets the token with its work.",
+            )
+        identity = domain.identity_of_workload(request.owner)
+        return await self._issuer.issue(identity, domain.WORKLOAD_TOKEN_SECONDS)
+
+    async def ListSigningKeys(
+        self, request: tokens_pb2.ListSigningKeysRequest, context: Any
+    ) -> tokens_pb2.ListSigningKeysResponse:
+        keys = await self._exchange.signing_keys()
+        return tokens_pb2.ListSigningKeysResponse(
+            keys=[tokens_pb2.SigningKey(key_id=key, public_key=raw) for key, raw in sorted(keys.items())]
+        )
+
+    async def GetCaller(self, request: tokens_pb2.GetCallerRequest, context: Any) -> tokens_pb2.Caller:
+        caller = current_caller()
+        return tokens_pb2.Caller(subject=caller.subject, role=caller.role)
