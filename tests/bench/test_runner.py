@@ -109,7 +109,7 @@ def test_resources_open_once_and_close_in_reverse() -> None:
     with Resources(opener, opener) as resources:
         assert happened == []
         assert resources.stack is resources.stack
-        assert resources.stack is not resources.servers
+        assert resources.servers is resources.servers
     assert happened == ["open stack", "open servers", "close servers", "close stack"]
 
 
