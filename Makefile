@@ -13,8 +13,8 @@ ARGS ?=
 # Only the benchmarks whose name starts so: make bench ONLY=journal
 ONLY ?=
 
-.PHONY: help setup generate format check check-format check-types check-protos check-deployment check-docs \
-	test demo bench up down clean
+.PHONY: help setup generate format check check-lock check-format check-types check-protos check-deployment \
+	check-docs test demo bench up down clean
 
 help: ## List every target
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' Makefile
@@ -29,7 +29,10 @@ format: setup ## Format and repair what ruff can repair
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
-check: check-format check-types check-protos check-deployment check-docs ## Everything that needs no server: the five below
+check: check-lock check-format check-types check-protos check-deployment check-docs ## Everything that needs no server: the six below
+
+check-lock: setup ## See that uv.lock is what the pyproject.toml files ask for
+	$(BIN)/uv lock --check --offline
 
 check-format: setup ## Ruff: lint rules and format
 	$(BIN)/ruff check .
