@@ -19,7 +19,7 @@ from stellwerk_platform.errors import Internal, PlatformError, from_rpc, to_stat
 from stellwerk_protos.access.v1 import access_pb2
 
 log = logging.getLogger(__name__)
-_OPTIONS: list[tuple[str, Any]] = [
+OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_receive_message_length", 16 * 1024 * 1024),
     ("grpc.max_send_message_length", 16 * 1024 * 1024),
     ("grpc.so_reuseport", 0),
@@ -64,7 +64,7 @@ class Server:
         for registration in registrations:
             self._permissions |= permissions(registration)
         self._server = grpc.aio.server(
-            options=_OPTIONS, interceptors=[_tracing(), _Interceptor(verify, self._permissions)]
+            options=OPTIONS, interceptors=[_tracing(), _Interceptor(verify, self._permissions)]
         )
         for registration in registrations:
             registration.add(registration.servicer, self._server)
@@ -106,7 +106,7 @@ class _Interceptor(grpc.aio.ServerInterceptor):
         self,
         continuation: Any,
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any]:
+    ) -> "grpc.RpcMethodHandler[Any, Any]":
         handler: grpc.RpcMethodHandler[Any, Any] = await continuation(handler_call_details)
         # Health and reflection have no entry and need none; an unknown method has no handler.
         permission = self._permissions.get(handler_call_details.method)
@@ -115,7 +115,7 @@ class _Interceptor(grpc.aio.ServerInterceptor):
         return _wrap(handler, permission, self._admit)
 
     async def _admit(
-        self, request: Any, context: grpc.aio.ServicerContext[Any, Any], permission: str
+        self, request: Any, context: "grpc.aio.ServicerContext[Any, Any]", permission: str
     ) -> None:
         if permission == auth.PUBLIC:
             return
@@ -127,7 +127,7 @@ class _Interceptor(grpc.aio.ServerInterceptor):
 _Admit = Callable[[Any, Any, str], Awaitable[None]]
 
 
-def _wrap(handler: Any, permission: str, admit: _Admit) -> grpc.RpcMethodHandler[Any, Any]:
+def _wrap(handler: Any, permission: str, admit: _Admit) -> "grpc.RpcMethodHandler[Any, Any]":
     """The same handler with admission before it and error translation around it."""
 
     async def unary(request: Any, context: Any) -> Any:
@@ -136,7 +136,7 @@ def _wrap(handler: Any, permission: str, admit: _Admit) -> grpc.RpcMethodHandler
             behaviour = handler.stream_unary if handler.request_streaming else handler.unary_unary
             return await behaviour(request, context)
         except Exception as error:
-            await _abort(context, error)
+            await abort(context, error)
 
     async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
         try:
@@ -145,7 +145,7 @@ def _wrap(handler: Any, permission: str, admit: _Admit) -> grpc.RpcMethodHandler
             async for response in behaviour(request, context):
                 yield response
         except Exception as error:
-            await _abort(context, error)
+            await abort(context, error)
 
     make = {
         (False, False): grpc.unary_unary_rpc_method_handler,
@@ -157,7 +157,8 @@ def _wrap(handler: Any, permission: str, admit: _Admit) -> grpc.RpcMethodHandler
     return make(behaviour, handler.request_deserializer, handler.response_serializer)
 
 
-async def _abort(context: Any, error: Exception) -> None:
+async def abort(context: Any, error: Exception) -> None:
+    """Ends an RPC with the status of an error; the one place where errors become statuses."""
     if isinstance(error, grpc.aio.AbortError | grpc.aio.BaseError) and not isinstance(
         error, grpc.aio.AioRpcError
     ):
