@@ -1,1 +1,67 @@
-"""Stellwerk: SDK and command line of the open machine-learning platform."""
+"""Stellwerk: SDK and command line of the open machine-learning platform.
+
+Inside a run only the standard library may be needed: the user's environment has neither grpc nor
+protobuf. So this module imports nothing; names are looked up when they are first used (PEP 562).
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stellwerk._async.client import AsyncClient
+    from stellwerk._async.inference import AsyncEndpoint
+    from stellwerk._async.runs import AsyncRun
+    from stellwerk._async.workspace import AsyncWorkspace
+    from stellwerk._sync.client import Client
+    from stellwerk._sync.inference import Endpoint
+    from stellwerk._sync.runs import Run
+    from stellwerk._sync.workspace import Workspace
+    from stellwerk.errors import StellwerkError
+    from stellwerk.run_context import RunContext, current_run
+
+__all__ = [
+    "AsyncClient",
+    "AsyncEndpoint",
+    "AsyncRun",
+    "AsyncWorkspace",
+    "Client",
+    "Endpoint",
+    "Run",
+    "RunContext",
+    "StellwerkError",
+    "Workspace",
+    "current_run",
+]
+
+_HOMES = {
+    "AsyncClient": "stellwerk._async.client",
+    "AsyncEndpoint": "stellwerk._async.inference",
+    "AsyncRun": "stellwerk._async.runs",
+    "AsyncWorkspace": "stellwerk._async.workspace",
+    "Client": "stellwerk._sync.client",
+    "Endpoint": "stellwerk._sync.inference",
+    "Run": "stellwerk._sync.runs",
+    "Workspace": "stellwerk._sync.workspace",
+    "StellwerkError": "stellwerk.errors",
+    "RunContext": "stellwerk.run_context",
+    "current_run": "stellwerk.run_context",
+}
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'stellwerk' has no attribute {name!r}")
+    try:
+        return getattr(import_module(home), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("stellwerk."):
+            raise
+        raise ImportError(
+            f"stellwerk.{name} needs the package {error.name!r}, which this environment lacks. "
+            "Add 'stellwerk' to the packages of the environment; logging from a run needs no package."
+        ) from error
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

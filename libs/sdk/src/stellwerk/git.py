@@ -1,0 +1,43 @@
+"""What git says about a source folder (contract 4.5 of Azure ML's run properties)."""
+
+import subprocess
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+_TIMEOUT_SECONDS = 5.0
+
+
+def facts(folder: Path) -> dict[str, str]:
+    """`repository_uri`, `branch`, `commit` and `dirty` ("true" or "false"); empty outside a repository."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    if not commit:
+        return {}
+    return {
+        "repository_uri": _without_password(_git(folder, "ls-remote", "--get-url")),
+        "branch": _git(folder, "symbolic-ref", "--short", "-q", "HEAD"),
+        "commit": commit,
+        "dirty": "true" if _git(folder, "status", "--porcelain", ".") else "false",
+    }
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_TIMEOUT_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return result.stdout.strip() if result.returncode == 0 else ""
+
+
+def _without_password(uri: str) -> str:
+    """Users put tokens into clone URLs; those must not end in the journal."""
+    parts = urlsplit(uri)
+    if not parts.scheme or "@" not in parts.netloc:
+        return uri
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

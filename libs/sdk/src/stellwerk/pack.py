@@ -1,0 +1,166 @@
+"""A folder as the list of its files, by the ignore rules that users of Azure ML know.
+
+Only `.amlignore` in the root counts, else `.gitignore` in the root; both have the meaning that git
+gives them. Symlinks that stay inside the folder are kept as the content that they point to.
+"""
+
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stellwerk.errors import StellwerkError, invalid
+
+if TYPE_CHECKING:
+    from pathspec import GitIgnoreSpec
+
+ALWAYS_LEFT_OUT = frozenset({".git", ".stellwerk", "__pycache__", ".ipynb_checkpoints"})
+IGNORE_FILES = (".amlignore", ".gitignore")
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A file to upload. `path` is relative, with "/"; `sha256` is empty until it was hashed."""
+
+    path: str
+    source: Path
+    size_bytes: int
+    executable: bool
+    sha256: str = ""
+
+
+def pack(path: Path, *, ignore: bool = False, hashed: Callable[[int], None] | None = None) -> list[LocalFile]:
+    """The files of a folder, or one file, sorted by path and hashed in threads.
+
+    `ignore` applies the ignore rules (source folders do, data and models do not). `hashed` is told the
+    bytes of each file once it was read. Raises `StellwerkError` for what cannot be packed.
+    """
+    files = sorted(_files(path, ignore), key=lambda file: file.path)
+
+    def digest(file: LocalFile) -> LocalFile:
+        result = _hash(file)
+        if hashed is not None:
+            hashed(result.size_bytes)
+        return result
+
+    with ThreadPoolExecutor(max_workers=min(8, (os.cpu_count() or 1) + 2)) as pool:
+        return list(pool.map(digest, files))
+
+
+def _files(path: Path, ignore: bool) -> Sequence[LocalFile]:
+    if not path.exists():
+        raise StellwerkError(
+            "PATH_NOT_FOUND", f"There is no file or folder {path}.", "Check the path.", code="NOT_FOUND"
+        )
+    if path.is_file():
+        return [_local(path.name, path)]
+    if not path.is_dir():
+        raise _special(str(path))
+    root = path.resolve()
+    return list(_walk(root, root, "", ignore_rules(root) if ignore else None, (root,)))
+
+
+def ignore_rules(root: Path) -> "GitIgnoreSpec":
+    """The rules of the one ignore file that counts; none without a file."""
+    from pathspec import GitIgnoreSpec
+
+    for name in IGNORE_FILES:
+        if (root / name).is_file():
+            text = (root / name).read_text(encoding="utf-8", errors="replace")
+            try:
+                return GitIgnoreSpec.from_lines(text.splitlines())
+            except ValueError as error:
+                raise invalid(
+                    "IGNORE_FILE_INVALID", f"{root / name} has a pattern that cannot be read: {error}.",
+                    "Repair the pattern.",
+                ) from error
+    return GitIgnoreSpec.from_lines([])
+
+
+def _walk(
+    root: Path, folder: Path, prefix: str, rules: "GitIgnoreSpec | None", above: tuple[Path, ...]
+) -> Iterator[LocalFile]:
+    """Files below `folder`; what is excluded is not looked into, as in git. `above` finds link loops."""
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise _unreadable(prefix or str(root), error) from error
+    for entry in entries:
+        name = prefix + entry.name
+        if rules is not None and (entry.name in ALWAYS_LEFT_OUT or _ignored(rules, entry, name)):
+            continue
+        place = Path(entry.path)
+        if entry.is_symlink():
+            place = _target(root, place, name)
+        if place.is_dir():
+            real = place.resolve()
+            if real in above:
+                raise invalid(
+                    "LINK_LOOP", f"The symlink {name} points to a folder that holds it.",
+                    "Remove it, or exclude it in .amlignore.",
+                )
+            yield from _walk(root, place, f"{name}/", rules, (*above, real))
+        else:
+            yield _local(name, place)
+
+
+def _ignored(rules: "GitIgnoreSpec", entry: "os.DirEntry[str]", name: str) -> bool:
+    # For git a symlink is never a folder, whatever it points to.
+    folder = entry.is_dir(follow_symlinks=False)
+    return bool(rules.match_file(f"{name}/" if folder else name))
+
+
+def _target(root: Path, link: Path, name: str) -> Path:
+    try:
+        target = link.resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        raise invalid(
+            "LINK_BROKEN", f"The symlink {name} points to nothing.", "Remove it, or exclude it in .amlignore."
+        ) from error
+    if not target.is_relative_to(root):
+        raise invalid(
+            "LINK_OUTSIDE", f"The symlink {name} points outside of the folder, to {target}.",
+            "Copy the file into the folder, register it as a dataset, or exclude it in .amlignore.",
+        )
+    return target
+
+
+def _local(name: str, place: Path) -> LocalFile:
+    try:
+        name.encode()
+        facts = place.stat()
+    except UnicodeEncodeError:
+        raise invalid(
+            "FILE_NAME_INVALID", f"The file name {name!r} is not UTF-8.", "Rename or exclude the file."
+        ) from None
+    except OSError as error:
+        raise _unreadable(name, error) from error
+    if not stat.S_ISREG(facts.st_mode):
+        raise _special(name)
+    return LocalFile(name, place, facts.st_size, bool(facts.st_mode & stat.S_IXUSR))
+
+
+def _hash(file: LocalFile) -> LocalFile:
+    try:
+        with file.source.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256")
+            return replace(file, sha256=digest.hexdigest(), size_bytes=stream.tell())
+    except OSError as error:
+        raise _unreadable(file.path, error) from error
+
+
+def _special(name: str) -> StellwerkError:
+    return invalid(
+        "SPECIAL_FILE", f"{name} is a pipe, socket or device and cannot be uploaded.",
+        "Remove it, or exclude it in .amlignore.",
+    )
+
+
+def _unreadable(name: str, error: OSError) -> StellwerkError:
+    return invalid(
+        "FILE_UNREADABLE", f"{name} cannot be read: {error.strerror}.", "Change its mode or exclude it."
+    )

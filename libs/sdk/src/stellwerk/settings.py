@@ -1,0 +1,149 @@
+"""Where Stellwerk is and who calls: flag, then variable, then `.stellwerk/config.json`, then the stack.
+
+docs/interfaces.md ("Stack state") has the rule. Standard library only and cheap: the command line
+reads it before anything else.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from stellwerk.errors import StellwerkError
+
+CONFIG_PATH = Path(".stellwerk") / "config.json"
+CONFIG_KEYS = ("workspace", "grpc_address", "gateway_url")
+_VARIABLES = {
+    "workspace": "STELLWERK_WORKSPACE",
+    "grpc_address": "STELLWERK_GRPC_ADDRESS",
+    "gateway_url": "STELLWERK_GATEWAY_URL",
+}
+_UP = "Start Stellwerk with `stellwerk up`, or name its address with --grpc-address."
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What the caller gave explicitly; None means nothing."""
+
+    grpc_address: str | None = None
+    gateway_url: str | None = None
+    api_key: str | None = None
+    api_key_file: Path | None = None
+    workspace: str | None = None
+    data_dir: Path | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything a client needs to know; empty text for what is not known."""
+
+    grpc_address: str
+    gateway_url: str
+    workspace: str
+    api_key: str = field(repr=False)
+    # Key -> where its value came from, for `stellwerk config show`.
+    origins: Mapping[str, str]
+
+
+def default_data_dir(environment: Mapping[str, str] = os.environ) -> Path:
+    """`$STELLWERK_DATA_DIR`, else a folder of the user."""
+    given = environment.get("STELLWERK_DATA_DIR")
+    return Path(given) if given else Path.home() / ".local" / "share" / "stellwerk"
+
+
+def find_config(folder: Path) -> Path | None:
+    """The nearest `.stellwerk/config.json` in `folder` or above it."""
+    for candidate in (folder, *folder.parents):
+        if (candidate / CONFIG_PATH).is_file():
+            return candidate / CONFIG_PATH
+    return None
+
+
+def read_json(path: Path | None) -> dict[str, object]:
+    """An object from a file; empty without one. Raises `StellwerkError` for a file that cannot be read."""
+    if path is None:
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise StellwerkError(
+            "CONFIG_UNREADABLE", f"{path} cannot be read: {error}.", "Repair or delete it.",
+            code="INVALID_ARGUMENT",
+        ) from error
+    return value if isinstance(value, dict) else {}
+
+
+def resolve(
+    flags: Flags | None = None, *, environment: Mapping[str, str] | None = None, folder: Path | None = None
+) -> Settings:
+    """Finds each value at the first place that has it; never fails for a value that is nowhere."""
+    flags = flags or Flags()
+    environment = os.environ if environment is None else environment
+    config_path = find_config(folder or Path.cwd())
+    stack_path = (flags.data_dir or default_data_dir(environment)) / "stack.json"
+    config, stack = read_json(config_path), read_json(stack_path)
+    values: dict[str, str] = {}
+    origins: dict[str, str] = {}
+    for key in CONFIG_KEYS:
+        places = [
+            ("flag", getattr(flags, key)),
+            (_VARIABLES[key], environment.get(_VARIABLES[key])),
+            (str(config_path), config.get(key)),
+        ]
+        # A data folder that was named explicitly is a flag too.
+        places.insert(1 if flags.data_dir else 3, (str(stack_path), stack.get(key)))
+        origin, value = next(((o, v) for o, v in places if isinstance(v, str) and v), ("", ""))
+        values[key], origins[key] = value, origin
+    values["workspace"] = values["workspace"].removeprefix("workspaces/")
+    api_key, origins["api_key"] = _api_key(flags, environment, stack)
+    return Settings(**values, api_key=api_key, origins=origins)
+
+
+def _api_key(flags: Flags, environment: Mapping[str, str], stack: Mapping[str, object]) -> tuple[str, str]:
+    """The key and where it came from. A named file that cannot be read is an error, not a reason to go on."""
+    owner = stack.get("owner_key_file")
+    files = [
+        ("flag", flags.api_key_file),
+        ("STELLWERK_API_KEY_FILE", environment.get("STELLWERK_API_KEY_FILE")),
+        ("STELLWERK_TOKEN_FILE", environment.get("STELLWERK_TOKEN_FILE")),
+        (str(owner), owner if isinstance(owner, str) else None),
+    ]
+    if flags.data_dir:
+        files.insert(1, files.pop())
+    if flags.api_key:
+        return flags.api_key, "flag"
+    variable = environment.get("STELLWERK_API_KEY", "").strip()
+    for origin, path in files:
+        if variable and origin == "STELLWERK_API_KEY_FILE":
+            return variable, "STELLWERK_API_KEY"
+        if path:
+            return _read_key(Path(path)), origin
+    return variable, "STELLWERK_API_KEY" if variable else ""
+
+
+def _read_key(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise StellwerkError(
+            "KEY_UNREADABLE", f"The key file {path} cannot be read: {error}.",
+            "Name another one with --api-key-file or STELLWERK_API_KEY_FILE.", code="UNAUTHENTICATED",
+        ) from error
+
+
+def require(settings: Settings) -> Settings:
+    """Raises `StellwerkError` when address or key are not known."""
+    if not settings.grpc_address:
+        raise StellwerkError(
+            "ADDRESS_MISSING", "No Stellwerk is known here.", _UP, code="UNAVAILABLE",
+        )
+    if not settings.api_key:
+        raise StellwerkError(
+            "KEY_MISSING", "There is no API key.",
+            "Set STELLWERK_API_KEY_FILE; `stellwerk status` names the owner's key file.",
+            code="UNAUTHENTICATED",
+        )
+    return settings
