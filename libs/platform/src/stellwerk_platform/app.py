@@ -74,11 +74,12 @@ class App:
         try:
             await self._stop.wait()
         finally:
-            await self._leave()
+            await self.leave()
         if self._failure is not None:
             raise self._failure
 
-    async def _leave(self) -> None:
+    async def leave(self) -> None:
+        """Ends the background tasks and leaves everything that was entered."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -132,7 +133,7 @@ def run(name: str, settings_type: type[Settings], compose: Callable[[App, Any], 
         try:
             await compose(app, settings)
         except BaseException:
-            await app._leave()
+            await app.leave()
             raise
         await app.wait()
 

@@ -5,9 +5,12 @@
 `create_time` and `update_time`, and refuses lost updates by comparing `revision`.
 """
 
+import asyncio
 import logging
+import random
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
+from itertools import count
 from typing import Generic, TypeVar
 
 from bson import Binary
@@ -90,7 +93,12 @@ class Database:
         """Runs `work` in a transaction, again when MongoDB asks for it, and wakes the relay."""
         async with await self.client.start_session() as session:
 
+            attempts = count()
+
             async def callback(session: Session) -> T:
+                # The driver repeats at once; a conflict needs a moment, the longer the more often.
+                if (attempt := next(attempts)) > 0:
+                    await asyncio.sleep(random.uniform(0, min(0.002 * 2**attempt, 0.25)))
                 transaction = Transaction(self, session)
                 result = await work(transaction)
                 if transaction.entries:
@@ -228,6 +236,7 @@ class Collection(Generic[R]):
 
     async def create_in(self, tx: Transaction, resource: R, fact: Fact, request_id: str = "") -> R:
         """The same inside a transaction; lets `DuplicateKeyError` through, which ends the transaction."""
+        resource = _copy(resource)
         stamp(resource)
         document = {**to_document(resource), **self._extra(resource)}
         if request_id:
@@ -301,6 +310,13 @@ def stamp(resource: Message) -> None:
     if not resource.HasField("create_time"):
         resource.create_time.CopyFrom(moment)  # type: ignore[attr-defined]
     resource.update_time.CopyFrom(moment)  # type: ignore[attr-defined]
+
+
+def _copy(resource: R) -> R:
+    """A transaction may run more than once, each time from the same state."""
+    copy = type(resource)()
+    copy.CopyFrom(resource)
+    return copy
 
 
 def missing(kind: type[Message], name: str) -> NotFound:

@@ -55,6 +55,9 @@ def specify(context: Context, binary: Binary) -> ProcessSpec:
             *("--port", str(context.ports[NAME]), "--replSet", REPLICA_SET),
             *("--auth", "--keyFile", str(key_file), "--nounixsocket"),
             *("--wiredTigerCacheSizeGB", "0.25", "--oplogSize", "256", "--quiet"),
+            # A killed service leaves its transaction open, and what it wrote is locked until the server
+            # gives up on it: 60 s by default, where ours take milliseconds.
+            *("--setParameter", "transactionLifetimeLimitSeconds=5"),
         ),
         environment={},
         # Not the primary check: before its first set-up there is no replica set to have a primary.

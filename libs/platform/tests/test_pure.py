@@ -1,0 +1,139 @@
+"""Names, page tokens, file lists, documents, settings and the permission table: no server needed."""
+
+import time
+
+import pytest
+from google.protobuf.message import Message
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stellwerk_platform import auth, content, names, paging
+from stellwerk_platform.documents import from_document, now, to_document
+from stellwerk_platform.errors import InvalidArgument, PermissionDenied
+from stellwerk_platform.settings import ServiceSettings, SettingsError
+from stellwerk_protos.common.v1.common_pb2 import File
+from stellwerk_protos.compute.v1.computes_pb2 import ALLOCATION_STATE_RUNNING, Allocation
+from stellwerk_protos.registry.v1.workspaces_pb2 import Workspace
+
+DIGEST = "ab" * 32
+
+
+@pytest.mark.parametrize(
+    "bad", ["", "A b", "a/b", "../x", "a..b", "x" * 64, "a\0", "a\n", "ä", "-a", " ", "x" * 10_000]
+)
+def test_an_illegal_id_is_refused_with_the_rule(bad: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        names.check_id("models", bad)
+    assert caught.value.reason == "INVALID_NAME"
+    assert "1 to 63" in caught.value.cure
+    assert len(caught.value.message) < 200
+
+
+def test_names_are_parsed_by_pattern() -> None:
+    assert names.parse("workspaces/*/runs/*", "workspaces/demo/runs/a1") == ("demo", "a1")
+    assert names.parse("workspaces/*/models/*", "workspaces/demo/models/-", wildcard=True) == ("demo", "-")
+    for bad in (
+        "workspaces/demo",
+        "workspaces/demo/models/x",
+        "workspaces/demo/runs/",
+        "runs/x/workspaces/y",
+    ):
+        with pytest.raises(InvalidArgument):
+            names.parse("workspaces/*/runs/*", bad)
+
+
+@given(st.recursive(st.text() | st.integers(), lambda inner: st.lists(inner, max_size=3)))
+def test_a_page_token_returns_its_position_to_its_query_only(position: object) -> None:
+    token = paging.encode(position, "runs", {"a": 1})
+    assert paging.decode(token, "runs", {"a": 1}) == position
+    with pytest.raises(InvalidArgument):
+        paging.decode(token, "runs", {"a": 2})
+
+
+@pytest.mark.parametrize("token", ["x", "####", "e30", "bnVsbA"])
+def test_a_made_up_page_token_is_refused(token: str) -> None:
+    with pytest.raises(InvalidArgument, match="page token"):
+        paging.decode(token, "runs")
+
+
+@pytest.mark.parametrize(
+    "path", ["", "/etc/passwd", "../x", "a/../b", "a//b", "./a", "a\0b", "a\nb", "a\\b", "x" * 5_000, "a/"]
+)
+def test_a_path_that_could_escape_or_confuse_is_refused(path: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        content.check_files([File(path=path, sha256=DIGEST)])
+    assert caught.value.reason == "INVALID_PATH"
+
+
+@pytest.mark.parametrize("paths", [("a", "a"), ("a", "a-b", "a/b"), ("a/b", "a/b/c")])
+def test_files_that_cannot_lie_in_one_folder_are_refused(paths: tuple[str, ...]) -> None:
+    with pytest.raises(InvalidArgument, match="collides"):
+        content.check_files([File(path=path, sha256=DIGEST) for path in paths])
+
+
+@given(st.permutations(["a", "b/c", "b/d"]))
+def test_the_digest_does_not_depend_on_the_order_but_on_the_mode(paths: list[str]) -> None:
+    files = [File(path=path, sha256=DIGEST) for path in paths]
+    digest = content.digest_of(files)
+    assert digest == content.digest_of(sorted(files, key=lambda file: file.path))
+    files[0].executable = True
+    assert digest != content.digest_of(files)
+
+
+@given(st.dictionaries(st.text(min_size=1), st.text()), st.integers(0, 2**62), st.text())
+def test_a_document_gives_back_its_message(tags: dict[str, str], revision: int, text: str) -> None:
+    workspace = Workspace(
+        name="workspaces/a", revision=revision, create_time=now(), description=text, tags=tags
+    )
+    document = to_document(workspace)
+    assert document["_id"] == "workspaces/a"
+    assert from_document(Workspace, document) == workspace
+
+
+def test_a_document_keeps_nested_messages_enums_and_presence() -> None:
+    allocation = Allocation(name="x", state=ALLOCATION_STATE_RUNNING, exit_code=0)
+    allocation.workload.inputs.add(name="digits", resource="r")
+    allocation.workload.grace.FromMilliseconds(1_500)
+    allocation.phases.add(name="run_command").start_time.CopyFrom(now())
+    document = to_document(allocation)
+    assert document["state"] == "ALLOCATION_STATE_RUNNING"
+    assert from_document(Allocation, document) == allocation
+    assert not from_document(Allocation, to_document(Allocation(name="x"))).HasField("exit_code")
+
+
+def test_settings_name_every_variable_that_is_missing() -> None:
+    with pytest.raises(SettingsError, match=r"STELLWERK_MONGODB_URI.*STELLWERK_VAULT_SECRET_ID"):
+        ServiceSettings.from_environment({"STELLWERK_NATS_URL": "nats://x"})
+
+
+def caller(role: str, subject: str = "workspaces/demo/runs/a") -> auth.Caller:
+    return auth.Caller(subject, role, time.time() + 60)
+
+
+def test_a_run_appends_to_itself_only_and_reads_its_workspace_only() -> None:
+    auth.authorise(caller("Workload"), "run.append", "workspaces/demo/runs/a")
+    auth.authorise(caller("Workload"), "dataset.read", "workspaces/demo/datasets/d/versions/1")
+    for permission, resource in (
+        ("run.append", "workspaces/demo/runs/b"),
+        ("run.append", "workspaces/other/runs/a"),
+        ("dataset.read", "workspaces/other/datasets/d/versions/1"),
+        ("run.write", "workspaces/demo"),
+        ("internal", ""),
+    ):
+        with pytest.raises(PermissionDenied):
+            auth.authorise(caller("Workload"), permission, resource)
+
+
+@pytest.mark.parametrize("role", ["Owner", "TelemetryWriter", "Workload", "", "Nobody"])
+def test_what_is_internal_is_for_services_and_nodes(role: str) -> None:
+    with pytest.raises(PermissionDenied):
+        auth.authorise(caller(role), "internal", "")
+    auth.authorise(caller("Service"), "internal", "")
+    auth.authorise(caller("Node"), "internal", "")
+
+
+def test_every_message_can_be_a_document() -> None:
+    """A new field of a kind that documents do not know would fail here, not in production."""
+    messages: list[type[Message]] = [Allocation, Workspace]
+    for kind in messages:
+        assert from_document(kind, to_document(kind())) == kind()
