@@ -1,0 +1,34 @@
+"""The gateway's settings, read once from the environment; docs/interfaces.md, "Variables"."""
+
+from dataclasses import dataclass
+
+from stellwerk_platform.settings import Settings as PlatformSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(PlatformSettings):
+    """Addresses as `host:port`, sizes in bytes, times in seconds."""
+
+    http_listen: str = "127.0.0.1:0"
+    registry_address: str
+    runs_address: str
+    compute_address: str
+    secrets_address: str
+    inference_address: str
+    telemetry_address: str
+    vault_role_id: str
+    vault_secret_id: str
+    # A little more than the scorer's own time-out, so that its error is the one that is seen.
+    scoring_timeout_seconds: float = 65.0
+    scoring_max_body_bytes: int = 100_000_000
+
+    def backends(self) -> dict[str, str]:
+        """Address by service name."""
+        return {
+            "registry": self.registry_address,
+            "runs": self.runs_address,
+            "compute": self.compute_address,
+            "secrets": self.secrets_address,
+            "inference": self.inference_address,
+            "telemetry": self.telemetry_address,
+        }

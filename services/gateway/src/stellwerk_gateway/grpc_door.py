@@ -1,0 +1,38 @@
+"""The gRPC door: one server for every service, with health and reflection."""
+
+from collections.abc import Sequence
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection
+
+from stellwerk_gateway import catalog
+from stellwerk_platform.grpc_server import OPTIONS
+
+_DRAIN_SECONDS = 5.0
+_HEALTH: str = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+
+
+class GrpcDoor:
+    """Answers health and reflection itself; everything else is for the handlers."""
+
+    def __init__(self, listen: str, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        self._server = grpc.aio.server(options=OPTIONS)
+        self._health = health_aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            [*catalog.reflected(), _HEALTH, reflection.SERVICE_NAME], self._server
+        )
+        self._server.add_generic_rpc_handlers(tuple(handlers))
+        self.port = self._server.add_insecure_port(listen)
+
+    async def start(self) -> None:
+        """Starts to answer and reports SERVING."""
+        await self._server.start()
+        await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
+
+    async def stop(self) -> None:
+        """Reports NOT_SERVING, lets unary calls end for some seconds, then stops."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(_DRAIN_SECONDS)
