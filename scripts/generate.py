@@ -21,7 +21,8 @@ SOURCE = ROOT / "protos"
 TARGET = SOURCE / "python" / "src" / "stellwerk_protos"
 BIN = Path(sys.executable).parent
 
-_IMPORT = re.compile(r"\bstellwerk\.([a-z_]+)\.v1(?=[. ])")
+# A quoted name is a service's name on the wire, unless it is that of a module.
+_IMPORT = re.compile(r"(?:(?<!['\"])|(?=[\w.]+_pb2))\bstellwerk\.([a-z_]+)\.v1(?=[. ])")
 _TENSOR_IMPORT = re.compile(r"\b(from|import) inference\b")
 _TENSOR_NAME = re.compile(r"(?<![\w./\"'])inference\.grpc_predict_v2_pb2")
 

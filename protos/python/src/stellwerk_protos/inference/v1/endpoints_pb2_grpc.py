@@ -234,9 +234,9 @@ def add_EndpointServiceServicer_to_server(servicer, server):
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
-            'stellwerk_protos.inference.v1.EndpointService', rpc_method_handlers)
+            'stellwerk.inference.v1.EndpointService', rpc_method_handlers)
     server.add_generic_rpc_handlers((generic_handler,))
-    server.add_registered_method_handlers('stellwerk_protos.inference.v1.EndpointService', rpc_method_handlers)
+    server.add_registered_method_handlers('stellwerk.inference.v1.EndpointService', rpc_method_handlers)
 
 
  # This class is part of an EXPERIMENTAL API.

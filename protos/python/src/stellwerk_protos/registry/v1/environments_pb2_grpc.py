@@ -114,9 +114,9 @@ def add_EnvironmentServiceServicer_to_server(servicer, server):
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
-            'stellwerk_protos.registry.v1.EnvironmentService', rpc_method_handlers)
+            'stellwerk.registry.v1.EnvironmentService', rpc_method_handlers)
     server.add_generic_rpc_handlers((generic_handler,))
-    server.add_registered_method_handlers('stellwerk_protos.registry.v1.EnvironmentService', rpc_method_handlers)
+    server.add_registered_method_handlers('stellwerk.registry.v1.EnvironmentService', rpc_method_handlers)
 
 
  # This class is part of an EXPERIMENTAL API.

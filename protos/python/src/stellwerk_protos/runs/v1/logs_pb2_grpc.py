@@ -80,9 +80,9 @@ def add_LogServiceServicer_to_server(servicer, server):
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
-            'stellwerk_protos.runs.v1.LogService', rpc_method_handlers)
+            'stellwerk.runs.v1.LogService', rpc_method_handlers)
     server.add_generic_rpc_handlers((generic_handler,))
-    server.add_registered_method_handlers('stellwerk_protos.runs.v1.LogService', rpc_method_handlers)
+    server.add_registered_method_handlers('stellwerk.runs.v1.LogService', rpc_method_handlers)
 
 
  # This class is part of an EXPERIMENTAL API.
