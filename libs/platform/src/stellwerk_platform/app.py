@@ -47,6 +47,10 @@ class App:
         """Calls this when the process stops."""
         self._stack.push_async_callback(call)
 
+    def close(self, call: Callable[[], None]) -> None:
+        """Calls this when the process stops: for what closes without waiting."""
+        self._stack.callback(call)
+
     def background(self, work: Coroutine[Any, Any, None]) -> None:
         """Runs this until the process stops; its failure stops the process."""
         task = asyncio.create_task(work)
@@ -102,6 +106,7 @@ class Service:
     async def open(cls, app: App, settings: ServiceSettings) -> "Service":
         """Connects to MongoDB, NATS and `secrets`; the relay runs in the background."""
         database = Database(settings.mongodb_uri, settings.namespace, app.name)
+        app.close(database.close)
         await database.open()
         bus = await app.enter(Bus.connect(settings.nats_url, settings.namespace, app.name))
         await ensure_streams(bus)

@@ -20,6 +20,7 @@ async def compose(app: App, settings: SecretsSettings) -> None:
     keys = SigningKeys(vault)
     await keys.versions()
     database = Database(settings.mongodb_uri, settings.namespace, app.name)
+    app.close(database.close)
     await database.open()
     api_keys = ApiKeys(database)
     await api_keys.open()

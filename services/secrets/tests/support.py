@@ -1,0 +1,94 @@
+"""A running `secrets` and the keys that open it."""
+
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from secrets import token_urlsafe
+
+import grpc
+
+from stellwerk_launcher import ports
+from stellwerk_launcher.testing import Servers
+from stellwerk_platform.app import App
+from stellwerk_platform.auth import CallerCredentials, StaticCredentials
+from stellwerk_platform.grpc_client import Credentials, connect
+from stellwerk_platform.mongo import Database
+from stellwerk_platform.vault import Vault
+from stellwerk_protos.secrets.v1 import tokens_pb2_grpc
+from stellwerk_secrets.config import SecretsSettings
+from stellwerk_secrets.domain import digest_of
+from stellwerk_secrets.main import compose
+
+
+def new_key() -> str:
+    """An API key as the launcher makes them."""
+    return "swk_" + token_urlsafe(32)
+
+
+@dataclass
+class Secrets:
+    """The service of one namespace; `run` starts it, also a second time."""
+
+    servers: Servers
+    owner_key: str = field(default_factory=new_key)
+    otlp_key: str = field(default_factory=new_key)
+    namespace: str = field(default_factory=lambda: f"t{uuid.uuid4().hex[:12]}")
+    port: int = field(default_factory=lambda: ports.choose(["secrets"], {})["secrets"])
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[None]:
+        settings = SecretsSettings(
+            namespace=self.namespace,
+            listen=self.address,
+            mongodb_uri=self.servers.mongodb_uri,
+            vault_url=self.servers.vault_url,
+            vault_role_id=self.servers.vault_role_id,
+            vault_secret_id=self.servers.vault_secret_id,
+            owner_key_sha256=digest_of(self.owner_key),
+            otlp_key_sha256=digest_of(self.otlp_key),
+        )
+        app = App("secrets")
+        try:
+            await compose(app, settings)
+            yield
+        finally:
+            await app.leave()
+
+    @asynccontextmanager
+    async def channel(self, credentials: Credentials | str | None = None) -> AsyncIterator[grpc.aio.Channel]:
+        """A channel with credentials, or with a key or token as text."""
+        if isinstance(credentials, str):
+            credentials = StaticCredentials(credentials)
+        async with connect(self.address, credentials) as channel:
+            yield channel
+
+    @asynccontextmanager
+    async def stub(
+        self, credentials: Credentials | str | None = None
+    ) -> AsyncIterator["tokens_pb2_grpc.TokenServiceAsyncStub"]:
+        async with self.channel(credentials) as channel:
+            yield tokens_pb2_grpc.TokenServiceStub(channel)
+
+    @asynccontextmanager
+    async def as_service(self) -> AsyncIterator["tokens_pb2_grpc.TokenServiceAsyncStub"]:
+        """A stub that shows the token of a service."""
+        async with self.channel() as anonymous:
+            login = CallerCredentials(anonymous, self.servers.vault_role_id, self.servers.vault_secret_id)
+            async with self.stub(login) as stub:
+                yield stub
+
+    def vault(self) -> Vault:
+        return Vault(self.servers.vault_url, self.servers.vault_role_id, self.servers.vault_secret_id)
+
+    @asynccontextmanager
+    async def database(self) -> AsyncIterator[Database]:
+        database = Database(self.servers.mongodb_uri, self.namespace, "secrets")
+        try:
+            yield database
+        finally:
+            database.close()
