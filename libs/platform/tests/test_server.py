@@ -34,6 +34,19 @@ class Tokens(tokens_pb2_grpc.TokenServiceServicer):
     ) -> tokens_pb2.ListSigningKeysResponse:
         return tokens_pb2.ListSigningKeysResponse()
 
+    async def ExchangeApiKey(
+        self, request: tokens_pb2.ExchangeApiKeyRequest, context: Any
+    ) -> tokens_pb2.Token:
+        return tokens_pb2.Token()
+
+    async def LoginService(self, request: tokens_pb2.LoginServiceRequest, context: Any) -> tokens_pb2.Token:
+        return tokens_pb2.Token()
+
+    async def IssueWorkloadToken(
+        self, request: tokens_pb2.IssueWorkloadTokenRequest, context: Any
+    ) -> tokens_pb2.Token:
+        return tokens_pb2.Token()
+
 
 async def verify(token: str) -> Caller:
     """Stands for the verifier, whose own tests are those of `secrets`."""

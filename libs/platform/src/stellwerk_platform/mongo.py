@@ -92,7 +92,6 @@ class Database:
     async def commit(self, work: Callable[["Transaction"], Awaitable[T]]) -> T:
         """Runs `work` in a transaction, again when MongoDB asks for it, and wakes the relay."""
         async with await self.client.start_session() as session:
-
             attempts = count()
 
             async def callback(session: Session) -> T:

@@ -33,7 +33,7 @@ def decode(token: str, *query: object) -> Any:
         return None
     try:
         digest, position = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
-    except (ValueError, binascii.Error):
+    except (ValueError, TypeError, binascii.Error):
         digest, position = "", None
     if digest != _digest(query):
         raise InvalidArgument(
