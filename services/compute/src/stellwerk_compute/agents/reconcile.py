@@ -1,0 +1,84 @@
+"""What a node holds against what it should hold."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from stellwerk_compute.agents.session import Session
+from stellwerk_compute.allocations import domain
+from stellwerk_compute.allocations.store import AllocationStore, Beside, Change, Held
+from stellwerk_platform.journal import Fact
+from stellwerk_protos.common.v1 import common_pb2
+from stellwerk_protos.compute.v1 import agents_pb2, computes_pb2
+
+_UNKNOWN = common_pb2.Reason(code="NOT_ASSIGNED", message="The allocation is not this node's any more.")
+
+
+class Reconciler:
+    """Brings both sides together at each announcement and each heartbeat."""
+
+    def __init__(self, allocations: AllocationStore, wake: Callable[[], None]) -> None:
+        self._allocations = allocations
+        self._wake = wake
+
+    async def announced(self, session: Session, held: set[str]) -> None:
+        """After a connection began: every live allocation is sent again, with a new token."""
+        for item in await self._settle(session, held):
+            session.wanted.put_nowait(item.allocation.name)
+
+    async def beat(self, session: Session, held: set[str]) -> None:
+        """At a heartbeat: sends what the node does not have, and new tokens before the old ones end."""
+        for item in await self._settle(session, held):
+            name = item.allocation.name
+            renew_time = session.token_renew_times.get(name)
+            if name not in held or renew_time is None or renew_time < time.time():
+                session.wanted.put_nowait(name)
+
+    async def _settle(self, session: Session, held: set[str]) -> list[Held]:
+        """Restores, loses and cancels; returns what the node has to hold."""
+        expected = await self._allocations.on_node(session.node)
+        for name in held - {item.allocation.name for item in expected}:
+            _cancel(session, name, _UNKNOWN)
+        remaining = []
+        for item in expected:
+            name = item.allocation.name
+            allocation = await self._settle_one(item, name in held)
+            if allocation.node != session.node or allocation.state in domain.TERMINAL:
+                self._wake()
+                continue
+            remaining.append(item)
+            if allocation.cancel_requested:
+                # An unstarted one goes first, so that there is something to cancel.
+                if name not in held:
+                    session.wanted.put_nowait(name)
+                _cancel(session, name, item.beside.cancel_reason)
+        return remaining
+
+    async def _settle_one(self, item: Held, is_held: bool) -> computes_pb2.Allocation:
+        state = item.allocation.state
+        if state == domain.ASSIGNED or (is_held and state != domain.NOT_RESPONDING):
+            return item.allocation
+
+        def change(allocation: computes_pb2.Allocation, beside: Beside) -> tuple[Fact | None, Beside]:
+            earlier = computes_pb2.AllocationState.ValueType(beside.earlier_state)
+            settle = domain.restore if is_held else domain.lose
+            return settle(allocation, earlier), beside
+
+        return await self._allocations.change(item.allocation.name, change)
+
+    @staticmethod
+    def reported(node: str, report: agents_pb2.Report) -> Change:
+        """The change that a report makes, once: a repeated or overtaken one makes none."""
+
+        def change(allocation: computes_pb2.Allocation, beside: Beside) -> tuple[Fact | None, Beside]:
+            if report.sequence <= beside.report_sequence:
+                return None, beside
+            fact = domain.report(allocation, node, report)
+            return fact, replace(beside, report_sequence=report.sequence)
+
+        return change
+
+
+def _cancel(session: Session, name: str, reason: common_pb2.Reason) -> None:
+    cancellation = agents_pb2.Cancellation(allocation=name, reason=reason)
+    session.send(agents_pb2.ConnectResponse(cancellation=cancellation))

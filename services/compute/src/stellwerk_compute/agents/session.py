@@ -1,0 +1,65 @@
+"""The living connections to agents."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from stellwerk_protos.compute.v1 import agents_pb2
+
+
+class Session:
+    """One connection: what is to be sent to it, and which tokens it got when."""
+
+    def __init__(self, node: str) -> None:
+        self.node = node
+        self.wanted: asyncio.Queue[str] = asyncio.Queue()
+        self.token_renew_times: dict[str, float] = {}
+        self._outbox: asyncio.Queue[agents_pb2.ConnectResponse | None] = asyncio.Queue()
+        self.closed = False
+
+    def send(self, response: agents_pb2.ConnectResponse) -> None:
+        """Sends a message in turn."""
+        self._outbox.put_nowait(response)
+
+    def close(self) -> None:
+        """Ends the stream after what was sent so far."""
+        self.closed = True
+        self._outbox.put_nowait(None)
+
+    async def responses(self) -> AsyncIterator[agents_pb2.ConnectResponse]:
+        """What to send, until closed."""
+        while (response := await self._outbox.get()) is not None:
+            yield response
+
+
+class Sessions:
+    """The connections of this process by node; a node's newest connection replaces the one before."""
+
+    def __init__(self) -> None:
+        self._by_node: dict[str, Session] = {}
+
+    def add(self, session: Session) -> None:
+        """Makes this the connection of its node."""
+        before = self._by_node.get(session.node)
+        self._by_node[session.node] = session
+        if before is not None:
+            before.close()
+
+    def remove(self, session: Session) -> None:
+        """Forgets a connection that ended."""
+        if self._by_node.get(session.node) is session:
+            del self._by_node[session.node]
+
+    def assign(self, node: str, allocation: str) -> None:
+        """Has an allocation sent to its node, now or when its agent announces itself."""
+        if (session := self._by_node.get(node)) is not None:
+            session.wanted.put_nowait(allocation)
+
+    def cancel(self, node: str, cancellation: agents_pb2.Cancellation) -> None:
+        """Asks a node to stop an allocation, now or when it announces itself."""
+        if (session := self._by_node.get(node)) is not None:
+            session.send(agents_pb2.ConnectResponse(cancellation=cancellation))
+
+    async def close(self) -> None:
+        """Ends all connections, so that the server need not wait for them."""
+        for session in self._by_node.values():
+            session.close()

@@ -1,0 +1,1 @@
+"""Targets that workloads can be placed on."""

@@ -1,0 +1,13 @@
+"""The settings of compute; docs/interfaces.md."""
+
+from dataclasses import dataclass
+
+from stellwerk_platform.settings import ServiceSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(ServiceSettings):
+    """`lease_seconds`: how long a node may be silent."""
+
+    registry_address: str
+    lease_seconds: float = 30.0

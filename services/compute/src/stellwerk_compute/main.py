@@ -1,0 +1,65 @@
+"""Composition of compute."""
+
+from stellwerk_compute.agents.service import AgentService
+from stellwerk_compute.agents.session import Sessions
+from stellwerk_compute.allocations.events import CREATED, STOPPED, WorkloadEvents, WorkspaceEvents
+from stellwerk_compute.allocations.store import AllocationStore
+from stellwerk_compute.computes.store import ComputeStore
+from stellwerk_compute.config import Settings
+from stellwerk_compute.nodes.leases import LeaseJudge
+from stellwerk_compute.nodes.store import NodeStore
+from stellwerk_compute.placement.placer import Placer
+from stellwerk_compute.service import ComputeService
+from stellwerk_platform import app
+from stellwerk_platform.grpc_server import Registration
+from stellwerk_protos.compute.v1 import agents_pb2, agents_pb2_grpc, computes_pb2, computes_pb2_grpc
+from stellwerk_protos.registry.v1 import workspaces_pb2_grpc
+from stellwerk_protos.secrets.v1 import tokens_pb2_grpc
+
+
+async def compose(process: app.App, settings: Settings) -> None:
+    """Connects the parts and serves."""
+    service = await app.Service.open(process, settings)
+    registry = service.channel(settings.registry_address)
+    secrets = service.channel(settings.secrets_address)
+    computes = ComputeStore(service.database, workspaces_pb2_grpc.WorkspaceServiceStub(registry))
+    nodes = NodeStore(service.database, settings.lease_seconds)
+    allocations = AllocationStore(service.database)
+    for store in (computes, nodes, allocations):
+        await store.open()
+
+    sessions = Sessions()
+    placer = Placer(allocations, nodes, sessions.assign)
+    workloads = WorkloadEvents(allocations, computes, sessions, placer.wake)
+    agents = AgentService(
+        nodes, allocations, sessions, tokens_pb2_grpc.TokenServiceStub(secrets), placer.wake
+    )
+    process.background(placer.run())
+    process.background(LeaseJudge(service.database, nodes, allocations).run())
+    process.background(service.bus.consume("compute-workloads", [*CREATED, *STOPPED], workloads.handle))
+    process.background(
+        service.bus.consume(
+            "compute-workspaces", ["registry.workspace.created"], WorkspaceEvents(computes).handle
+        )
+    )
+    await process.serve(
+        settings.listen,
+        service.verify,
+        [
+            Registration(
+                ComputeService(computes, nodes, allocations),
+                computes_pb2_grpc.add_ComputeServiceServicer_to_server,
+                computes_pb2.DESCRIPTOR.services_by_name["ComputeService"],
+            ),
+            Registration(
+                agents,
+                agents_pb2_grpc.add_AgentServiceServicer_to_server,
+                agents_pb2.DESCRIPTOR.services_by_name["AgentService"],
+            ),
+        ],
+    )
+    process.defer(sessions.close)
+
+
+if __name__ == "__main__":
+    app.run("compute", Settings, compose)

@@ -1,0 +1,1 @@
+"""Which allocation goes to which node."""
