@@ -156,7 +156,7 @@ class _Guard(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler:
         """The method's handler, or one that refuses."""
-        handler = await continuation(handler_call_details)
+        handler: Handler = await continuation(handler_call_details)
         if handler is None or handler_call_details.method in _OPEN:
             return handler
         try:

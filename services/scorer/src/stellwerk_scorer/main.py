@@ -35,6 +35,10 @@ class _HttpServer(uvicorn.Server):
         yield
 
 
+# uvicorn tells of each start and stop, and so do we.
+logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+
+
 async def compose(process: app.App, settings: Settings) -> None:
     """Starts to listen at once, so that health is answered while the script loads."""
     channel = connect(settings.secrets_address)

@@ -17,8 +17,8 @@ from stellwerk_scorer.domain import WorkerDied, worker_error
 # The worker interrupts `run` at its time-out by itself; code that does not let it is killed this much later.
 _KILL_AFTER_SECONDS = 1.0
 _STOP_SECONDS = 2.0
-# What the platform gives the front and user code must not see.
-_SECRET_VARIABLES = ("STELLWERK_OTLP_KEY",)
+# What the front has and user code must not get: a secret, and a setting of ours.
+_HIDDEN_VARIABLES = ("STELLWERK_OTLP_KEY", "GRPC_ENABLE_FORK_SUPPORT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class WorkerProcess(asyncio.Protocol):
         self.loaded: asyncio.Future[bool] = loop.create_future()
         self.lost: asyncio.Future[None] = loop.create_future()
         self._process: asyncio.subprocess.Process
-        self._transport: asyncio.WriteTransport
+        self._transport: asyncio.Transport
         self._buffer = bytearray()
         self._ids = itertools.count(1)
         self._waiting: dict[int, tuple[asyncio.Future[Result], asyncio.TimerHandle]] = {}
@@ -58,7 +58,7 @@ class WorkerProcess(asyncio.Protocol):
         """Starts the worker; raises `LoadFailed` if the interpreter cannot be started."""
         own, its = socket.socketpair()
         own.setblocking(False)
-        environment = {name: value for name, value in os.environ.items() if name not in _SECRET_VARIABLES}
+        environment = {name: value for name, value in os.environ.items() if name not in _HIDDEN_VARIABLES}
         protocol = cls()
         with its:
             try:
@@ -75,13 +75,9 @@ class WorkerProcess(asyncio.Protocol):
                 own.close()
                 message = f"The interpreter {python} cannot be started: {error.strerror}."
                 raise LoadFailed("INTERPRETER_BROKEN", message) from error
-        await asyncio.get_running_loop().create_unix_connection(lambda: protocol, sock=own)
+        loop = asyncio.get_running_loop()
+        protocol._transport, _ = await loop.create_unix_connection(lambda: protocol, sock=own)
         return protocol
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keeps the way to write."""
-        assert isinstance(transport, asyncio.WriteTransport)
-        self._transport = transport
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The worker closed its end, by ending."""
