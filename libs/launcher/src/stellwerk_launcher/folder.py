@@ -23,6 +23,7 @@ LEAST_FREE_BYTES = 512 * 1024 * 1024
 LEFTOVER_TIMEOUT_SECONDS = 30.0
 STATE_FILE = "stack.json"
 LOGS_FOLDER = "logs"
+_REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EIO)
 
 
 def prepare(data_dir: Path) -> Path:
@@ -62,6 +63,8 @@ def translated(path: Path) -> Iterator[None]:
             raise LauncherError(
                 "PATH_TOO_LONG", f"The path {path} is too long.", "Choose a shorter one with --data-dir."
             ) from error
+        if error.errno not in _REFUSALS:
+            raise
         raise LauncherError(
             "DATA_DIR_NOT_WRITABLE",
             f"The data folder {path} cannot be used: {error.strerror}.",

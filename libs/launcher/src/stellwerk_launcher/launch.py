@@ -119,7 +119,16 @@ class Launch:
         self._reporter.ready()
 
     async def _initialise(self, name: str) -> None:
-        await asyncio.to_thread(SERVERS[name].initialise, self._context)
+        try:
+            await asyncio.to_thread(SERVERS[name].initialise, self._context)
+        except LauncherError:
+            raise
+        except Exception as error:
+            raise LauncherError(
+                "SERVER_SETUP_FAILED",
+                f"{name} answers, but setting it up failed: {error}.",
+                f"Its output is in {self._data_dir / folder.LOGS_FOLDER / name}.log",
+            ) from error
 
     async def _stop(self) -> None:
         self._state = "stopping"

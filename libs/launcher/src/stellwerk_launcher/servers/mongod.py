@@ -20,6 +20,9 @@ NAME = "mongod"
 REPLICA_SET = "rs0"
 PRIMARY_TIMEOUT_SECONDS = 60.0
 _AUTHENTICATION_FAILED = 18
+_NOT_YET_INITIALISED = 94
+# Short: whoever interrupts a start waits for it.
+SELECTION_TIMEOUT_MILLISECONDS = 2000
 
 
 def find() -> Binary:
@@ -89,7 +92,7 @@ def _client(address: str, password: str | None = None) -> MongoClient[dict[str, 
     """Without a password the localhost exception holds: until there is a first user."""
     return MongoClient(
         f"mongodb://{address}/?directConnection=true",
-        serverSelectionTimeoutMS=10_000,
+        serverSelectionTimeoutMS=SELECTION_TIMEOUT_MILLISECONDS,
         username="admin" if password else None,
         password=password,
     )
@@ -113,12 +116,17 @@ def _initiate(client: MongoClient[dict[str, Any]], address: str) -> bool:
 
 def _wait_for_primary(client: MongoClient[dict[str, Any]]) -> None:
     deadline = time.monotonic() + PRIMARY_TIMEOUT_SECONDS
+    failures = 0
     while time.monotonic() < deadline:
         try:
             if client.admin.command("hello").get("isWritablePrimary"):
                 return
+            failures = 0
         except PyMongoError:
-            pass
+            # A new primary closes connections once; a server that stays away was stopped.
+            failures += 1
+            if failures > 1:
+                raise
         time.sleep(0.05)
     raise LauncherError(
         "SERVER_NOT_READY",
@@ -138,21 +146,31 @@ def _create_admin(client: MongoClient[dict[str, Any]], password: str) -> None:
 
 def _follow_port(admin: MongoClient[dict[str, Any]], address: str) -> None:
     """The set knows its only member by address: tell it when the port had to change."""
-    try:
-        configuration = admin.admin.command("replSetGetConfig")["config"]
-    except OperationFailure as error:
-        if error.code == _AUTHENTICATION_FAILED:
-            raise LauncherError(
-                "CREDENTIALS_MISMATCH",
-                "mongod refuses the password in credentials.json.",
-                "Restore credentials.json from a copy, or start with another --data-dir.",
-            ) from error
-        raise
+    configuration = _replica_set_configuration(admin)
     if configuration["members"][0]["host"] == address:
         return
     configuration["members"][0]["host"] = address
     configuration["version"] += 1
     admin.admin.command("replSetReconfig", configuration, force=True)
+
+
+def _replica_set_configuration(admin: MongoClient[dict[str, Any]]) -> dict[str, Any]:
+    """The stored configuration; a server on a new port takes a while to find that it is not itself."""
+    deadline = time.monotonic() + PRIMARY_TIMEOUT_SECONDS
+    while True:
+        try:
+            configuration: dict[str, Any] = admin.admin.command("replSetGetConfig")["config"]
+            return configuration
+        except OperationFailure as error:
+            if error.code == _AUTHENTICATION_FAILED:
+                raise LauncherError(
+                    "CREDENTIALS_MISMATCH",
+                    "mongod refuses the password in credentials.json.",
+                    "Restore credentials.json from a copy, or start with another --data-dir.",
+                ) from error
+            if error.code != _NOT_YET_INITIALISED or time.monotonic() > deadline:
+                raise
+        time.sleep(0.05)
 
 
 def _roles(namespace: str) -> dict[str, list[dict[str, str]]]:

@@ -24,10 +24,12 @@ path "secret/data/stellwerk/*" {{ capabilities = ["create", "read", "update", "d
 path "secret/metadata/stellwerk/*" {{ capabilities = ["read", "list", "delete"] }}
 path "auth/token/lookup-self" {{ capabilities = ["read"] }}
 path "auth/token/renew-self" {{ capabilities = ["update"] }}
+path "auth/token/revoke-self" {{ capabilities = ["update"] }}
 """
 MINIMAL_POLICY = """
 path "auth/token/lookup-self" { capabilities = ["read"] }
 path "auth/token/renew-self" { capabilities = ["update"] }
+path "auth/token/revoke-self" { capabilities = ["update"] }
 """
 
 
@@ -102,6 +104,10 @@ api_addr = {_quote(f"http://{address}")}
 cluster_addr = {_quote(f"http://{cluster}")}
 disable_mlock = true
 ui = false
+# Secret ids are too long to guess, and whoever knows a role id could lock its service out.
+user_lockout "approle" {{
+  disable_lockout = true
+}}
 audit "file" "file" {{
   options {{
     file_path = {_quote(folder / "audit.log")}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import boto3  # type: ignore[import-untyped]
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError
 
 from stellwerk_launcher.binaries import Binary, make_executable, on_path
 from stellwerk_launcher.context import Context, ProcessSpec
@@ -127,7 +127,14 @@ def initialise(context: Context) -> None:
         aws_access_key_id=context.s3_access_key,
         aws_secret_access_key=context.s3_secret_key,
         region_name="us-east-1",
-        config=Config(signature_version="s3v4", s3={"addressing_style": "path"}),
+        config=Config(
+            signature_version="s3v4",
+            s3={"addressing_style": "path"},
+            connect_timeout=2,
+            read_timeout=5,
+            # Short, and tried again below: whoever interrupts a start waits for it.
+            retries={"total_max_attempts": 1},
+        ),
     )
     deadline = time.monotonic() + 20
     while True:
@@ -137,7 +144,7 @@ def initialise(context: Context) -> None:
         except (client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
             return
         except (BotoCoreError, ClientError) as error:
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or isinstance(error, EndpointConnectionError):
                 raise LauncherError(
                     "BUCKET_NOT_CREATED",
                     f"The blob store did not create the bucket {context.namespace}: {error}.",
