@@ -1,98 +1,118 @@
-"""Write-ahead files of metrics (docs/interfaces.md). Standard library only: it runs beside user code.
+"""Write-ahead files: what a process logged, on its own disk before anything travels.
 
-A record is one `write(2)`: u32 length of the rest, i64 time in ms since 1970, then per point u16 length
-of the name, name in UTF-8, i64 step, f64 value, all little-endian.
+Standard library only, because user code imports it in any environment. The format is
+in docs/interfaces.md, "Write-ahead files".
 """
 
 import os
 import secrets
 import struct
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 SUFFIX = ".wal"
+READ_BYTES = 1 << 20
 _LENGTH = struct.Struct("<I")
 _TIME = struct.Struct("<q")
 _NAME_LENGTH = struct.Struct("<H")
 _POINT = struct.Struct("<qd")
+# No writer makes a longer record; a longer length means that the file is damaged.
+_MAXIMUM_RECORD_BYTES = 64 << 20
 
 
 class Record(NamedTuple):
-    """The points of one call."""
+    """What one call logged: milliseconds since 1970 and (name, step, value) a point."""
 
     time_ms: int
     points: list[tuple[str, int, float]]
-    """(metric, step, value)"""
 
 
-class Writer:
-    """Appends records to a new file `<pid>-<8 hex>.wal`. Not thread-safe; raises `OSError`."""
+class WalError(Exception):
+    """A file that no writer of ours has written like this."""
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / f"{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}"
-        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
-        self._size = 0
 
-    def append(self, time_ms: int, points: Iterable[tuple[str, int, float]]) -> None:
-        """Appends one record; after an error the file ends with the last whole one."""
-        record = encode(time_ms, points)
-        try:
-            written = os.write(self._descriptor, record)
-        except OSError:
-            os.ftruncate(self._descriptor, self._size)
-            raise
-        if written != len(record):
-            os.ftruncate(self._descriptor, self._size)
-            raise OSError(28, "No space left on device", str(self.path))
-        self._size += written
+def pack(time_ms: int, values: Mapping[str, tuple[int, float]]) -> bytes:
+    """One record; `struct.error` for a step that is no int64 or a name over 65,535 bytes."""
+    parts = [_TIME.pack(time_ms)]
+    for name, (step, value) in values.items():
+        encoded = name.encode()
+        parts += [_NAME_LENGTH.pack(len(encoded)), encoded, _POINT.pack(step, value)]
+    body = b"".join(parts)
+    return _LENGTH.pack(len(body)) + body
+
+
+class WalWriter:
+    """Appends to a file of its own in `folder`; each record is one write, also from several threads."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self._folder = Path(folder)
+        self._open()
+
+    def _open(self) -> None:
+        self.source = f"{os.getpid()}-{secrets.token_hex(4)}"
+        self.path = self._folder / (self.source + SUFFIX)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        self._file = os.open(self.path, flags, 0o600)
+
+    def append(self, time_ms: int, values: Mapping[str, tuple[int, float]]) -> None:
+        """Writes {name: (step, value)}; raises `OSError` when the disk does not take it."""
+        record = pack(time_ms, values)
+        if os.write(self._file, record) == len(record):
+            return
+        # A full disk took a part: that torn end stays last in its file, and a new file goes on.
+        self.close()
+        self._open()
+        if os.write(self._file, record) != len(record):
+            raise OSError(28, "the disk is full", str(self.path))
 
     def close(self) -> None:
         """Closes the file."""
-        os.close(self._descriptor)
+        os.close(self._file)
 
 
-def encode(time_ms: int, points: Iterable[tuple[str, int, float]]) -> bytes:
-    """One record."""
-    parts = [_TIME.pack(time_ms)]
-    for name, step, value in points:
-        text = name.encode()
-        parts += (_NAME_LENGTH.pack(len(text)), text, _POINT.pack(step, value))
-    rest = b"".join(parts)
-    return _LENGTH.pack(len(rest)) + rest
+def read(path: str | Path, offset: int, limit_bytes: int = READ_BYTES) -> tuple[list[Record], int]:
+    """The whole records from `offset` on, about `limit_bytes` of them, and the offset after them.
 
-
-def read(path: Path, offset: int, limit_bytes: int = 4 * 1024 * 1024) -> tuple[list[Record], int]:
-    """Whole records from `offset` on and the offset after them; at least one if one is there."""
-    records: list[Record] = []
-    with path.open("rb") as file:
+    A torn last record is left for later. Raises `WalError` for a damaged file.
+    """
+    with open(path, "rb") as file:
         file.seek(offset)
-        while file.tell() - offset < limit_bytes or not records:
-            header = file.read(_LENGTH.size)
-            if len(header) < _LENGTH.size:
-                break
-            rest = file.read(_LENGTH.unpack(header)[0])
-            if len(rest) < _LENGTH.unpack(header)[0]:
-                break
-            records.append(_decode(rest))
-    consumed = sum(_LENGTH.size + _TIME.size + _points_size(record) for record in records)
-    return records, offset + consumed
+        data = file.read(limit_bytes)
+        if len(data) >= _LENGTH.size and (first := _length(data, 0)) > len(data):
+            data += file.read(first - len(data))
+    records = []
+    position = 0
+    while position + _LENGTH.size <= len(data):
+        end = position + _length(data, position)
+        if end > len(data):
+            break
+        records.append(_unpack(data, position + _LENGTH.size, end))
+        position = end
+    return records, offset + position
 
 
-def _points_size(record: Record) -> int:
-    return sum(_NAME_LENGTH.size + len(name.encode()) + _POINT.size for name, _, _ in record.points)
+def _length(data: bytes, position: int) -> int:
+    length: int = _LENGTH.unpack_from(data, position)[0]
+    if not _TIME.size <= length <= _MAXIMUM_RECORD_BYTES:
+        raise WalError(f"a record of {length} bytes")
+    return _LENGTH.size + length
 
 
-def _decode(rest: bytes) -> Record:
-    points: list[tuple[str, int, float]] = []
-    position = _TIME.size
-    while position < len(rest):
-        (length,) = _NAME_LENGTH.unpack_from(rest, position)
-        position += _NAME_LENGTH.size
-        name = rest[position : position + length].decode()
-        position += length
-        step, value = _POINT.unpack_from(rest, position)
-        position += _POINT.size
-        points.append((name, step, value))
-    return Record(_TIME.unpack_from(rest)[0], points)
+def _unpack(data: bytes, position: int, end: int) -> Record:
+    try:
+        (time_ms,) = _TIME.unpack_from(data, position)
+        position += _TIME.size
+        points = []
+        while position < end:
+            (length,) = _NAME_LENGTH.unpack_from(data, position)
+            position += _NAME_LENGTH.size
+            name = data[position : position + length].decode()
+            step, value = _POINT.unpack_from(data, position + length)
+            points.append((name, step, value))
+            position += length + _POINT.size
+    except (struct.error, UnicodeDecodeError) as error:
+        raise WalError(f"a record that cannot be read: {error}") from error
+    if position != end:
+        raise WalError("a record whose points do not fill it")
+    return Record(time_ms, points)
