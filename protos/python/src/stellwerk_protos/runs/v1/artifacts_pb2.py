@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from stellwerk_protos.access.v1 import access_pb2 as stellwerk_dot_access_dot_v1_dot_access__pb2
 from stellwerk_protos.common.v1 import common_pb2 as stellwerk_dot_common_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!stellwerk/runs/v1/artifacts.proto\x12\x11stellwerk.runs.v1\x1a stellwerk/access/v1/access.proto\x1a stellwerk/common/v1/common.proto\"R\n\x16\x43reateArtifactsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12(\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x19.stellwerk.common.v1.File\"\x19\n\x17\x43reateArtifactsResponse\"[\n\x14ListArtifactsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"Z\n\x15ListArtifactsResponse\x12(\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x19.stellwerk.common.v1.File\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xfd\x01\n\x0f\x41rtifactService\x12x\n\x0f\x43reateArtifacts\x12).stellwerk.runs.v1.CreateArtifactsRequest\x1a*.stellwerk.runs.v1.CreateArtifactsResponse\"\x0e\xa2\xbb\x18\nrun.append\x12p\n\rListArtifacts\x12\'.stellwerk.runs.v1.ListArtifactsRequest\x1a(.stellwerk.runs.v1.ListArtifactsResponse\"\x0c\xa2\xbb\x18\x08run.readb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!stellwerk/runs/v1/artifacts.proto\x12\x11stellwerk.runs.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a stellwerk/access/v1/access.proto\x1a stellwerk/common/v1/common.proto\"\xba\x01\n\x0c\x41rtifactList\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x05\x66iles\x18\x05 \x03(\x0b\x32\x19.stellwerk.common.v1.File\"R\n\x16\x43reateArtifactsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12(\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x19.stellwerk.common.v1.File\"\x19\n\x17\x43reateArtifactsResponse\"[\n\x14ListArtifactsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"Z\n\x15ListArtifactsResponse\x12(\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x19.stellwerk.common.v1.File\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xfd\x01\n\x0f\x41rtifactService\x12x\n\x0f\x43reateArtifacts\x12).stellwerk.runs.v1.CreateArtifactsRequest\x1a*.stellwerk.runs.v1.CreateArtifactsResponse\"\x0e\xa2\xbb\x18\nrun.append\x12p\n\rListArtifacts\x12\'.stellwerk.runs.v1.ListArtifactsRequest\x1a(.stellwerk.runs.v1.ListArtifactsResponse\"\x0c\xa2\xbb\x18\x08run.readb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,14 +38,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ARTIFACTSERVICE'].methods_by_name['CreateArtifacts']._serialized_options = b'\242\273\030\nrun.append'
   _globals['_ARTIFACTSERVICE'].methods_by_name['ListArtifacts']._loaded_options = None
   _globals['_ARTIFACTSERVICE'].methods_by_name['ListArtifacts']._serialized_options = b'\242\273\030\010run.read'
-  _globals['_CREATEARTIFACTSREQUEST']._serialized_start=124
-  _globals['_CREATEARTIFACTSREQUEST']._serialized_end=206
-  _globals['_CREATEARTIFACTSRESPONSE']._serialized_start=208
-  _globals['_CREATEARTIFACTSRESPONSE']._serialized_end=233
-  _globals['_LISTARTIFACTSREQUEST']._serialized_start=235
-  _globals['_LISTARTIFACTSREQUEST']._serialized_end=326
-  _globals['_LISTARTIFACTSRESPONSE']._serialized_start=328
-  _globals['_LISTARTIFACTSRESPONSE']._serialized_end=418
-  _globals['_ARTIFACTSERVICE']._serialized_start=421
-  _globals['_ARTIFACTSERVICE']._serialized_end=674
+  _globals['_ARTIFACTLIST']._serialized_start=158
+  _globals['_ARTIFACTLIST']._serialized_end=344
+  _globals['_CREATEARTIFACTSREQUEST']._serialized_start=346
+  _globals['_CREATEARTIFACTSREQUEST']._serialized_end=428
+  _globals['_CREATEARTIFACTSRESPONSE']._serialized_start=430
+  _globals['_CREATEARTIFACTSRESPONSE']._serialized_end=455
+  _globals['_LISTARTIFACTSREQUEST']._serialized_start=457
+  _globals['_LISTARTIFACTSREQUEST']._serialized_end=548
+  _globals['_LISTARTIFACTSRESPONSE']._serialized_start=550
+  _globals['_LISTARTIFACTSRESPONSE']._serialized_end=640
+  _globals['_ARTIFACTSERVICE']._serialized_start=643
+  _globals['_ARTIFACTSERVICE']._serialized_end=896
 # @@protoc_insertion_point(module_scope)

@@ -214,7 +214,7 @@ class WatchMetricsResponse(_message.Message):
     """To resume after these points."""
     @_builtins.property
     def columns(self) -> _containers.RepeatedCompositeFieldContainer[_ingest_pb2.MetricColumns]:
-        """New points, by metric."""
+        """New points, by metric; first_sequence counts from the start of the metric."""
 
     def __init__(
         self,

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class MetricServiceStub:
-    """Metrics of runs, read from MongoDB and followed on the stream.
+    """Metrics of runs, as stored and as they are being stored.
     """
 
     def __init__(self, channel):
@@ -53,7 +53,7 @@ class MetricServiceStub:
 
 
 class MetricServiceServicer:
-    """Metrics of runs, read from MongoDB and followed on the stream.
+    """Metrics of runs, as stored and as they are being stored.
     """
 
     def ListMetrics(self, request, context):
@@ -98,14 +98,14 @@ def add_MetricServiceServicer_to_server(servicer, server):
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
-            'stellwerk_protos.runs.v1.MetricService', rpc_method_handlers)
+            'stellwerk.runs.v1.MetricService', rpc_method_handlers)
     server.add_generic_rpc_handlers((generic_handler,))
-    server.add_registered_method_handlers('stellwerk_protos.runs.v1.MetricService', rpc_method_handlers)
+    server.add_registered_method_handlers('stellwerk.runs.v1.MetricService', rpc_method_handlers)
 
 
  # This class is part of an EXPERIMENTAL API.
 class MetricService:
-    """Metrics of runs, read from MongoDB and followed on the stream.
+    """Metrics of runs, as stored and as they are being stored.
     """
 
     @staticmethod

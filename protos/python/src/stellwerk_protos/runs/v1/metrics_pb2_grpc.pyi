@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class MetricServiceStub:
-    """Metrics of runs, read from MongoDB and followed on the stream."""
+    """Metrics of runs, as stored and as they are being stored."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -44,7 +44,7 @@ class MetricServiceStub:
 
 @_typing.type_check_only
 class MetricServiceAsyncStub(MetricServiceStub):
-    """Metrics of runs, read from MongoDB and followed on the stream."""
+    """Metrics of runs, as stored and as they are being stored."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListMetrics: _aio.UnaryUnaryMultiCallable[_metrics_pb2.ListMetricsRequest, _metrics_pb2.ListMetricsResponse]  # type: ignore[assignment]
@@ -57,7 +57,7 @@ class MetricServiceAsyncStub(MetricServiceStub):
     """
 
 class MetricServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Metrics of runs, read from MongoDB and followed on the stream."""
+    """Metrics of runs, as stored and as they are being stored."""
 
     @_abc_1.abstractmethod
     def ListMetrics(

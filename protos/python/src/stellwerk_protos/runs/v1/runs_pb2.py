@@ -29,7 +29,7 @@ from stellwerk_protos.common.v1 import common_pb2 as stellwerk_dot_common_dot_v1
 from stellwerk_protos.compute.v1 import workloads_pb2 as stellwerk_dot_compute_dot_v1_dot_workloads__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cstellwerk/runs/v1/runs.proto\x12\x11stellwerk.runs.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a stellwerk/access/v1/access.proto\x1a stellwerk/common/v1/common.proto\x1a$stellwerk/compute/v1/workloads.proto\"\x9f\x01\n\nExperiment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63reator\x18\x05 \x01(\t\"P\n\x07GitInfo\x12\x16\n\x0erepository_uri\x18\x01 \x01(\t\x12\x0e\n\x06\x62ranch\x18\x02 \x01(\t\x12\x0e\n\x06\x63ommit\x18\x03 \x01(\t\x12\r\n\x05\x64irty\x18\x04 \x01(\x08\"\xdd\x06\n\x03Run\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63reator\x18\x05 \x01(\t\x12\x12\n\nexperiment\x18\x06 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x07 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x08 \x01(\t\x12.\n\x04tags\x18\t \x03(\x0b\x32 .stellwerk.runs.v1.Run.TagsEntry\x12:\n\nproperties\x18\n \x03(\x0b\x32&.stellwerk.runs.v1.Run.PropertiesEntry\x12*\n\x05state\x18\x0b \x01(\x0e\x32\x1b.stellwerk.runs.v1.RunState\x12+\n\x06reason\x18\x0c \x01(\x0b\x32\x1b.stellwerk.common.v1.Reason\x12.\n\nstate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x08workload\x18\x0e \x01(\x0b\x32\x1e.stellwerk.compute.v1.Workload\x12\x12\n\nallocation\x18\x0f \x01(\t\x12*\n\x06phases\x18\x10 \x03(\x0b\x32\x1a.stellwerk.common.v1.Phase\x12.\n\nstart_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\texit_code\x18\x13 \x01(\x05H\x00\x88\x01\x01\x12\'\n\x03git\x18\x14 \x01(\x0b\x32\x1a.stellwerk.runs.v1.GitInfo\x12\x10\n\x08trace_id\x18\x15 \x01(\t\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x31\n\x0fPropertiesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0c\n\n_exit_code\"\xad\x05\n\x10\x43reateRunRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x12\n\nexperiment\x18\x03 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12;\n\x04tags\x18\x06 \x03(\x0b\x32-.stellwerk.runs.v1.CreateRunRequest.TagsEntry\x12G\n\nproperties\x18\x07 \x03(\x0b\x32\x33.stellwerk.runs.v1.CreateRunRequest.PropertiesEntry\x12\x0f\n\x07\x63ommand\x18\x08 \x01(\t\x12\x10\n\x08snapshot\x18\t \x01(\t\x12\x13\n\x0b\x65nvironment\x18\n \x01(\t\x12\x0f\n\x07\x63ompute\x18\x0b \x01(\t\x12+\n\x06inputs\x18\x0c \x03(\x0b\x32\x1b.stellwerk.compute.v1.Input\x12\x45\n\tvariables\x18\r \x03(\x0b\x32\x32.stellwerk.runs.v1.CreateRunRequest.VariablesEntry\x12(\n\x05grace\x18\x0e \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x03git\x18\x0f \x01(\x0b\x32\x1a.stellwerk.runs.v1.GitInfo\x12\x12\n\nrequest_id\x18\x10 \x01(\t\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x31\n\x0fPropertiesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x30\n\x0eVariablesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x1d\n\rGetRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\\\n\x0fListRunsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x12\n\nexperiment\x18\x04 \x01(\t\"Q\n\x10ListRunsResponse\x12$\n\x04runs\x18\x01 \x03(\x0b\x32\x16.stellwerk.runs.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"1\n\x10\x43\x61ncelRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x1f\n\x0fWatchRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"O\n\x16ListExperimentsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"f\n\x17ListExperimentsResponse\x12\x32\n\x0b\x65xperiments\x18\x01 \x03(\x0b\x32\x1d.stellwerk.runs.v1.Experiment\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\xd3\x02\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15RUN_STATE_NOT_STARTED\x10\x01\x12\x16\n\x12RUN_STATE_STARTING\x10\x02\x12\x17\n\x13RUN_STATE_PREPARING\x10\x03\x12\x14\n\x10RUN_STATE_QUEUED\x10\x04\x12\x15\n\x11RUN_STATE_RUNNING\x10\x05\x12\x18\n\x14RUN_STATE_FINALIZING\x10\x06\x12\x17\n\x13RUN_STATE_COMPLETED\x10\x07\x12\x14\n\x10RUN_STATE_FAILED\x10\x08\x12\x1e\n\x1aRUN_STATE_CANCEL_REQUESTED\x10\t\x12\x16\n\x12RUN_STATE_CANCELED\x10\n\x12\x1c\n\x18RUN_STATE_NOT_RESPONDING\x10\x0b\x12\x14\n\x10RUN_STATE_PAUSED\x10\x0c\x32\xc4\x04\n\nRunService\x12W\n\tCreateRun\x12#.stellwerk.runs.v1.CreateRunRequest\x1a\x16.stellwerk.runs.v1.Run\"\r\xa2\xbb\x18\trun.write\x12P\n\x06GetRun\x12 .stellwerk.runs.v1.GetRunRequest\x1a\x16.stellwerk.runs.v1.Run\"\x0c\xa2\xbb\x18\x08run.read\x12\x61\n\x08ListRuns\x12\".stellwerk.runs.v1.ListRunsRequest\x1a#.stellwerk.runs.v1.ListRunsResponse\"\x0c\xa2\xbb\x18\x08run.read\x12X\n\tCancelRun\x12#.stellwerk.runs.v1.CancelRunRequest\x1a\x16.stellwerk.runs.v1.Run\"\x0e\xa2\xbb\x18\nrun.cancel\x12V\n\x08WatchRun\x12\".stellwerk.runs.v1.WatchRunRequest\x1a\x16.stellwerk.runs.v1.Run\"\x0c\xa2\xbb\x18\x08run.read0\x01\x12v\n\x0fListExperiments\x12).stellwerk.runs.v1.ListExperimentsRequest\x1a*.stellwerk.runs.v1.ListExperimentsResponse\"\x0c\xa2\xbb\x18\x08run.readb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cstellwerk/runs/v1/runs.proto\x12\x11stellwerk.runs.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a stellwerk/access/v1/access.proto\x1a stellwerk/common/v1/common.proto\x1a$stellwerk/compute/v1/workloads.proto\"\x9f\x01\n\nExperiment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63reator\x18\x05 \x01(\t\"P\n\x07GitInfo\x12\x16\n\x0erepository_uri\x18\x01 \x01(\t\x12\x0e\n\x06\x62ranch\x18\x02 \x01(\t\x12\x0e\n\x06\x63ommit\x18\x03 \x01(\t\x12\r\n\x05\x64irty\x18\x04 \x01(\x08\"\xfa\x06\n\x03Run\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63reator\x18\x05 \x01(\t\x12\x12\n\nexperiment\x18\x06 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x07 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x08 \x01(\t\x12.\n\x04tags\x18\t \x03(\x0b\x32 .stellwerk.runs.v1.Run.TagsEntry\x12:\n\nproperties\x18\n \x03(\x0b\x32&.stellwerk.runs.v1.Run.PropertiesEntry\x12*\n\x05state\x18\x0b \x01(\x0e\x32\x1b.stellwerk.runs.v1.RunState\x12+\n\x06reason\x18\x0c \x01(\x0b\x32\x1b.stellwerk.common.v1.Reason\x12.\n\nstate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x08workload\x18\x0e \x01(\x0b\x32\x1e.stellwerk.compute.v1.Workload\x12\x12\n\nallocation\x18\x0f \x01(\t\x12*\n\x06phases\x18\x10 \x03(\x0b\x32\x1a.stellwerk.common.v1.Phase\x12.\n\nstart_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\texit_code\x18\x13 \x01(\x05H\x00\x88\x01\x01\x12\'\n\x03git\x18\x14 \x01(\x0b\x32\x1a.stellwerk.runs.v1.GitInfo\x12\x10\n\x08trace_id\x18\x15 \x01(\t\x12\x1b\n\x13\x61llocation_revision\x18\x16 \x01(\x03\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x31\n\x0fPropertiesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0c\n\n_exit_code\"\xad\x05\n\x10\x43reateRunRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x12\n\nexperiment\x18\x03 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12;\n\x04tags\x18\x06 \x03(\x0b\x32-.stellwerk.runs.v1.CreateRunRequest.TagsEntry\x12G\n\nproperties\x18\x07 \x03(\x0b\x32\x33.stellwerk.runs.v1.CreateRunRequest.PropertiesEntry\x12\x0f\n\x07\x63ommand\x18\x08 \x01(\t\x12\x10\n\x08snapshot\x18\t \x01(\t\x12\x13\n\x0b\x65nvironment\x18\n \x01(\t\x12\x0f\n\x07\x63ompute\x18\x0b \x01(\t\x12+\n\x06inputs\x18\x0c \x03(\x0b\x32\x1b.stellwerk.compute.v1.Input\x12\x45\n\tvariables\x18\r \x03(\x0b\x32\x32.stellwerk.runs.v1.CreateRunRequest.VariablesEntry\x12(\n\x05grace\x18\x0e \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x03git\x18\x0f \x01(\x0b\x32\x1a.stellwerk.runs.v1.GitInfo\x12\x12\n\nrequest_id\x18\x10 \x01(\t\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x31\n\x0fPropertiesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x30\n\x0eVariablesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x1d\n\rGetRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\\\n\x0fListRunsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x12\n\nexperiment\x18\x04 \x01(\t\"Q\n\x10ListRunsResponse\x12$\n\x04runs\x18\x01 \x03(\x0b\x32\x16.stellwerk.runs.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"1\n\x10\x43\x61ncelRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x1f\n\x0fWatchRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"O\n\x16ListExperimentsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"f\n\x17ListExperimentsResponse\x12\x32\n\x0b\x65xperiments\x18\x01 \x03(\x0b\x32\x1d.stellwerk.runs.v1.Experiment\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\xd3\x02\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15RUN_STATE_NOT_STARTED\x10\x01\x12\x16\n\x12RUN_STATE_STARTING\x10\x02\x12\x17\n\x13RUN_STATE_PREPARING\x10\x03\x12\x14\n\x10RUN_STATE_QUEUED\x10\x04\x12\x15\n\x11RUN_STATE_RUNNING\x10\x05\x12\x18\n\x14RUN_STATE_FINALIZING\x10\x06\x12\x17\n\x13RUN_STATE_COMPLETED\x10\x07\x12\x14\n\x10RUN_STATE_FAILED\x10\x08\x12\x1e\n\x1aRUN_STATE_CANCEL_REQUESTED\x10\t\x12\x16\n\x12RUN_STATE_CANCELED\x10\n\x12\x1c\n\x18RUN_STATE_NOT_RESPONDING\x10\x0b\x12\x14\n\x10RUN_STATE_PAUSED\x10\x0c\x32\xc4\x04\n\nRunService\x12W\n\tCreateRun\x12#.stellwerk.runs.v1.CreateRunRequest\x1a\x16.stellwerk.runs.v1.Run\"\r\xa2\xbb\x18\trun.write\x12P\n\x06GetRun\x12 .stellwerk.runs.v1.GetRunRequest\x1a\x16.stellwerk.runs.v1.Run\"\x0c\xa2\xbb\x18\x08run.read\x12\x61\n\x08ListRuns\x12\".stellwerk.runs.v1.ListRunsRequest\x1a#.stellwerk.runs.v1.ListRunsResponse\"\x0c\xa2\xbb\x18\x08run.read\x12X\n\tCancelRun\x12#.stellwerk.runs.v1.CancelRunRequest\x1a\x16.stellwerk.runs.v1.Run\"\x0e\xa2\xbb\x18\nrun.cancel\x12V\n\x08WatchRun\x12\".stellwerk.runs.v1.WatchRunRequest\x1a\x16.stellwerk.runs.v1.Run\"\x0c\xa2\xbb\x18\x08run.read0\x01\x12v\n\x0fListExperiments\x12).stellwerk.runs.v1.ListExperimentsRequest\x1a*.stellwerk.runs.v1.ListExperimentsResponse\"\x0c\xa2\xbb\x18\x08run.readb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -58,40 +58,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RUNSERVICE'].methods_by_name['WatchRun']._serialized_options = b'\242\273\030\010run.read'
   _globals['_RUNSERVICE'].methods_by_name['ListExperiments']._loaded_options = None
   _globals['_RUNSERVICE'].methods_by_name['ListExperiments']._serialized_options = b'\242\273\030\010run.read'
-  _globals['_RUNSTATE']._serialized_start=2496
-  _globals['_RUNSTATE']._serialized_end=2835
+  _globals['_RUNSTATE']._serialized_start=2525
+  _globals['_RUNSTATE']._serialized_end=2864
   _globals['_EXPERIMENT']._serialized_start=223
   _globals['_EXPERIMENT']._serialized_end=382
   _globals['_GITINFO']._serialized_start=384
   _globals['_GITINFO']._serialized_end=464
   _globals['_RUN']._serialized_start=467
-  _globals['_RUN']._serialized_end=1328
-  _globals['_RUN_TAGSENTRY']._serialized_start=1220
-  _globals['_RUN_TAGSENTRY']._serialized_end=1263
-  _globals['_RUN_PROPERTIESENTRY']._serialized_start=1265
-  _globals['_RUN_PROPERTIESENTRY']._serialized_end=1314
-  _globals['_CREATERUNREQUEST']._serialized_start=1331
-  _globals['_CREATERUNREQUEST']._serialized_end=2016
-  _globals['_CREATERUNREQUEST_TAGSENTRY']._serialized_start=1220
-  _globals['_CREATERUNREQUEST_TAGSENTRY']._serialized_end=1263
-  _globals['_CREATERUNREQUEST_PROPERTIESENTRY']._serialized_start=1265
-  _globals['_CREATERUNREQUEST_PROPERTIESENTRY']._serialized_end=1314
-  _globals['_CREATERUNREQUEST_VARIABLESENTRY']._serialized_start=1968
-  _globals['_CREATERUNREQUEST_VARIABLESENTRY']._serialized_end=2016
-  _globals['_GETRUNREQUEST']._serialized_start=2018
-  _globals['_GETRUNREQUEST']._serialized_end=2047
-  _globals['_LISTRUNSREQUEST']._serialized_start=2049
-  _globals['_LISTRUNSREQUEST']._serialized_end=2141
-  _globals['_LISTRUNSRESPONSE']._serialized_start=2143
-  _globals['_LISTRUNSRESPONSE']._serialized_end=2224
-  _globals['_CANCELRUNREQUEST']._serialized_start=2226
-  _globals['_CANCELRUNREQUEST']._serialized_end=2275
-  _globals['_WATCHRUNREQUEST']._serialized_start=2277
-  _globals['_WATCHRUNREQUEST']._serialized_end=2308
-  _globals['_LISTEXPERIMENTSREQUEST']._serialized_start=2310
-  _globals['_LISTEXPERIMENTSREQUEST']._serialized_end=2389
-  _globals['_LISTEXPERIMENTSRESPONSE']._serialized_start=2391
-  _globals['_LISTEXPERIMENTSRESPONSE']._serialized_end=2493
-  _globals['_RUNSERVICE']._serialized_start=2838
-  _globals['_RUNSERVICE']._serialized_end=3418
+  _globals['_RUN']._serialized_end=1357
+  _globals['_RUN_TAGSENTRY']._serialized_start=1249
+  _globals['_RUN_TAGSENTRY']._serialized_end=1292
+  _globals['_RUN_PROPERTIESENTRY']._serialized_start=1294
+  _globals['_RUN_PROPERTIESENTRY']._serialized_end=1343
+  _globals['_CREATERUNREQUEST']._serialized_start=1360
+  _globals['_CREATERUNREQUEST']._serialized_end=2045
+  _globals['_CREATERUNREQUEST_TAGSENTRY']._serialized_start=1249
+  _globals['_CREATERUNREQUEST_TAGSENTRY']._serialized_end=1292
+  _globals['_CREATERUNREQUEST_PROPERTIESENTRY']._serialized_start=1294
+  _globals['_CREATERUNREQUEST_PROPERTIESENTRY']._serialized_end=1343
+  _globals['_CREATERUNREQUEST_VARIABLESENTRY']._serialized_start=1997
+  _globals['_CREATERUNREQUEST_VARIABLESENTRY']._serialized_end=2045
+  _globals['_GETRUNREQUEST']._serialized_start=2047
+  _globals['_GETRUNREQUEST']._serialized_end=2076
+  _globals['_LISTRUNSREQUEST']._serialized_start=2078
+  _globals['_LISTRUNSREQUEST']._serialized_end=2170
+  _globals['_LISTRUNSRESPONSE']._serialized_start=2172
+  _globals['_LISTRUNSRESPONSE']._serialized_end=2253
+  _globals['_CANCELRUNREQUEST']._serialized_start=2255
+  _globals['_CANCELRUNREQUEST']._serialized_end=2304
+  _globals['_WATCHRUNREQUEST']._serialized_start=2306
+  _globals['_WATCHRUNREQUEST']._serialized_end=2337
+  _globals['_LISTEXPERIMENTSREQUEST']._serialized_start=2339
+  _globals['_LISTEXPERIMENTSREQUEST']._serialized_end=2418
+  _globals['_LISTEXPERIMENTSRESPONSE']._serialized_start=2420
+  _globals['_LISTEXPERIMENTSRESPONSE']._serialized_end=2522
+  _globals['_RUNSERVICE']._serialized_start=2867
+  _globals['_RUNSERVICE']._serialized_end=3447
 # @@protoc_insertion_point(module_scope)

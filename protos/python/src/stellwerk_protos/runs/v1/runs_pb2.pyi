@@ -57,7 +57,7 @@ class _RunStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunState.Val
     """Paused by a person."""
 
 class RunState(_RunState, metaclass=_RunStateEnumTypeWrapper):
-    """Where a run is in its life (contracts of the status machine: docs/runs.md)."""
+    """Where a run is in its life (services/runs/README.md has the transitions)."""
 
 RUN_STATE_UNSPECIFIED: RunState.ValueType  # 0
 """Not set."""
@@ -230,6 +230,7 @@ class Run(_message.Message):
     EXIT_CODE_FIELD_NUMBER: _builtins.int
     GIT_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
+    ALLOCATION_REVISION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """workspaces/{workspace}/runs/{run}"""
     revision: _builtins.int
@@ -250,6 +251,10 @@ class Run(_message.Message):
     """The command's exit code; absent until it ended by itself."""
     trace_id: _builtins.str
     """The W3C trace id of the submit, 32 hexadecimal digits."""
+    allocation_revision: _builtins.int
+    """The revision of the allocation that state, reason, phases and times come from;
+    an older one that arrives later changes nothing.
+    """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was submitted."""
@@ -318,10 +323,11 @@ class Run(_message.Message):
         exit_code: _builtins.int | None = ...,
         git: Global___GitInfo | None = ...,
         trace_id: _builtins.str = ...,
+        allocation_revision: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "create_time", b"create_time", "end_time", b"end_time", "exit_code", b"exit_code", "git", b"git", "reason", b"reason", "start_time", b"start_time", "state_time", b"state_time", "update_time", b"update_time", "workload", b"workload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "allocation", b"allocation", "create_time", b"create_time", "creator", b"creator", "description", b"description", "display_name", b"display_name", "end_time", b"end_time", "exit_code", b"exit_code", "experiment", b"experiment", "git", b"git", "name", b"name", "phases", b"phases", "properties", b"properties", "reason", b"reason", "revision", b"revision", "start_time", b"start_time", "state", b"state", "state_time", b"state_time", "tags", b"tags", "trace_id", b"trace_id", "update_time", b"update_time", "workload", b"workload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "allocation", b"allocation", "allocation_revision", b"allocation_revision", "create_time", b"create_time", "creator", b"creator", "description", b"description", "display_name", b"display_name", "end_time", b"end_time", "exit_code", b"exit_code", "experiment", b"experiment", "git", b"git", "name", b"name", "phases", b"phases", "properties", b"properties", "reason", b"reason", "revision", b"revision", "start_time", b"start_time", "state", b"state", "state_time", b"state_time", "tags", b"tags", "trace_id", b"trace_id", "update_time", b"update_time", "workload", b"workload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
     _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015

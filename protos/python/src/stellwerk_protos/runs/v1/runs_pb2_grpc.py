@@ -100,7 +100,8 @@ class RunServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchRun(self, request, context):
-        """Sends the run now and after each change; ends after a terminal state.
+        """Sends the run now and after each change; ends after a terminal state. Changes
+        within moments of each other may arrive as one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -148,9 +149,9 @@ def add_RunServiceServicer_to_server(servicer, server):
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
-            'stellwerk_protos.runs.v1.RunService', rpc_method_handlers)
+            'stellwerk.runs.v1.RunService', rpc_method_handlers)
     server.add_generic_rpc_handlers((generic_handler,))
-    server.add_registered_method_handlers('stellwerk_protos.runs.v1.RunService', rpc_method_handlers)
+    server.add_registered_method_handlers('stellwerk.runs.v1.RunService', rpc_method_handlers)
 
 
  # This class is part of an EXPERIMENTAL API.

@@ -42,7 +42,9 @@ class RunServiceStub:
     CancelRun: _grpc.UnaryUnaryMultiCallable[_runs_pb2.CancelRunRequest, _runs_pb2.Run]
     """Asks a run to stop; the run is Canceled once its processes are gone."""
     WatchRun: _grpc.UnaryStreamMultiCallable[_runs_pb2.WatchRunRequest, _runs_pb2.Run]
-    """Sends the run now and after each change; ends after a terminal state."""
+    """Sends the run now and after each change; ends after a terminal state. Changes
+    within moments of each other may arrive as one.
+    """
     ListExperiments: _grpc.UnaryUnaryMultiCallable[_runs_pb2.ListExperimentsRequest, _runs_pb2.ListExperimentsResponse]
     """Lists experiments, by name."""
 
@@ -60,7 +62,9 @@ class RunServiceAsyncStub(RunServiceStub):
     CancelRun: _aio.UnaryUnaryMultiCallable[_runs_pb2.CancelRunRequest, _runs_pb2.Run]  # type: ignore[assignment]
     """Asks a run to stop; the run is Canceled once its processes are gone."""
     WatchRun: _aio.UnaryStreamMultiCallable[_runs_pb2.WatchRunRequest, _runs_pb2.Run]  # type: ignore[assignment]
-    """Sends the run now and after each change; ends after a terminal state."""
+    """Sends the run now and after each change; ends after a terminal state. Changes
+    within moments of each other may arrive as one.
+    """
     ListExperiments: _aio.UnaryUnaryMultiCallable[_runs_pb2.ListExperimentsRequest, _runs_pb2.ListExperimentsResponse]  # type: ignore[assignment]
     """Lists experiments, by name."""
 
@@ -105,7 +109,9 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _runs_pb2.WatchRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_runs_pb2.Run], _abc.AsyncIterator[_runs_pb2.Run]]:
-        """Sends the run now and after each change; ends after a terminal state."""
+        """Sends the run now and after each change; ends after a terminal state. Changes
+        within moments of each other may arrive as one.
+        """
 
     @_abc_1.abstractmethod
     def ListExperiments(
