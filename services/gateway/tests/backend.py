@@ -18,6 +18,8 @@ class EchoBackend(grpc.GenericRpcHandler):
     def __init__(self) -> None:
         self.metadata: dict[str, str | bytes] = {}
         self.time_remaining: float | None = None
+        self.fail = False
+        self.hang = False
         self.called = asyncio.Event()
         self.cancelled = asyncio.Event()
         self.server = grpc.aio.server(options=OPTIONS)
@@ -48,6 +50,8 @@ class EchoBackend(grpc.GenericRpcHandler):
 
     async def _unary(self, request: bytes, context: Any) -> bytes:
         self.time_remaining = context.time_remaining()
+        if self.fail:
+            await self._missing(request, context)
         await context.send_initial_metadata((("stellwerk-initial", "1"),))
         context.set_trailing_metadata((("stellwerk-trailing", "2"), ("data-bin", b"\x00\xff")))
         return request
@@ -67,6 +71,8 @@ class EchoBackend(grpc.GenericRpcHandler):
 
     async def _watch(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
         yield request
+        if self.hang:
+            await self._hang(request, context)
         yield request * 2
         if request == b"\x0a\x04fail":
             await abort(context, NotFound("RUN_NOT_FOUND", "There is no run.", "Create it."))

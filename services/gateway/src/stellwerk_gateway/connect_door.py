@@ -1,0 +1,211 @@
+"""The Connect protocol for every unary and server-streaming method, without code per method.
+
+`connectrpc` speaks the protocol (JSON and binary, compression, time-outs, end of stream);
+its endpoints are built from the descriptors, and its codecs carry bytes: a binary message
+passes through, a JSON one is translated by `google.protobuf.json_format`. Methods that
+stream requests are for the gRPC door. connectrpc has a protobuf runtime of its own, whose
+messages appear here only as details of errors.
+"""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, NamedTuple
+
+import grpc
+from connectrpc.code import Code
+from connectrpc.errors import ConnectError, ErrorDetail
+from connectrpc.method import IdempotencyLevel, MethodInfo, StreamType
+from connectrpc.request import RequestContext
+from connectrpc.server import ConnectASGIApplication, Endpoint
+from google.protobuf import json_format
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+from protobuf.wkt import Any as AnyMessage
+from protobuf.wkt import Struct
+
+from stellwerk_gateway import catalog
+from stellwerk_gateway.backends import Backend, Backends
+from stellwerk_gateway.forward import DETAILS_KEY, Metadata, is_lost_connection, received, traced
+from stellwerk_platform.errors import InvalidArgument, PlatformError, to_status
+
+_MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+_FORWARDED_HEADERS = ("authorization", "traceparent", "tracestate", "x-request-id")
+
+
+class _Encoded(NamedTuple):
+    """A response as the backend sent it, and its type for those who want JSON."""
+
+    body: bytes
+    kind: type[Message]
+
+
+class _BinaryCodec:
+    """Bytes in, bytes out."""
+
+    def name(self) -> str:
+        return "proto"
+
+    def encode(self, message: _Encoded) -> bytes:
+        return message.body
+
+    def decode(self, data: bytes | bytearray, _message_class: type[Message]) -> bytes:
+        return bytes(data)
+
+
+class _JsonCodec:
+    """Proto JSON at this side, binary at the backend's."""
+
+    def name(self) -> str:
+        return "json"
+
+    def encode(self, message: _Encoded) -> bytes:
+        document = json_format.MessageToDict(message.kind.FromString(message.body))
+        return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+
+    def decode(self, data: bytes | bytearray, message_class: type[Message]) -> bytes:
+        try:
+            document = json.loads(data)
+            if not isinstance(document, dict):
+                raise ValueError("it is not an object")
+            return json_format.ParseDict(document, message_class()).SerializeToString()
+        except (json_format.ParseError, ValueError, RecursionError) as error:
+            raise _to_connect(
+                InvalidArgument(
+                    "INVALID_JSON",
+                    f"The body is not a {message_class.DESCRIPTOR.name} in JSON: {error}",
+                    "Send a JSON object with the fields that the method takes.",
+                )
+            ) from error
+
+
+class ConnectDoor(ConnectASGIApplication[Backends]):
+    """The ASGI application; `paths` are those that it answers."""
+
+    def __init__(self, backends: Backends) -> None:
+        endpoints = {
+            method.path: _endpoint(method, backends[method.backend])
+            for method in catalog.methods()
+            if not method.streams_requests
+        }
+        self.paths = frozenset(endpoints)
+        super().__init__(
+            service=backends,
+            endpoints=lambda _: endpoints,
+            read_max_bytes=_MAX_MESSAGE_BYTES,
+            codecs=[_BinaryCodec(), _JsonCodec()],
+        )
+
+    @property
+    def path(self) -> str:
+        """The prefix below which the methods lie: none."""
+        return "/"
+
+
+def _endpoint(method: catalog.Method, backend: Backend) -> Any:
+    call = _Call(method, backend)
+    info: Any = MethodInfo(
+        name=method.name,
+        service_name=method.service,
+        # The runtime only hands it to the codec.
+        input=method.request,
+        output=method.response,
+        idempotency_level=IdempotencyLevel.UNKNOWN,
+        stream_type=StreamType.SERVER_STREAM if method.streams_responses else StreamType.UNARY,
+    )
+    if method.streams_responses:
+        return Endpoint.server_stream(method=info, function=call.stream)
+    return Endpoint.unary(method=info, function=call.unary)
+
+
+class _Call:
+    """One method of one backend."""
+
+    def __init__(self, method: catalog.Method, backend: Backend) -> None:
+        self._method = method
+        self._backend = backend
+
+    async def unary(self, request: bytes, context: RequestContext[Any, Any]) -> _Encoded:
+        with self._translated(), traced(self._method.path, _metadata(context)) as metadata:
+            call = (await self._backend.unary(self._method.path))(
+                request, metadata=metadata, timeout=_timeout_seconds(context)
+            )
+            try:
+                response = await call
+            finally:
+                call.cancel()
+            _add_trailers(context, await call.trailing_metadata())
+            return _Encoded(response, self._method.response)
+
+    async def stream(self, request: bytes, context: RequestContext[Any, Any]) -> AsyncIterator[_Encoded]:
+        with self._translated():
+            start = await self._backend.stream(self._method.path)
+            call = start(metadata=_metadata(context), timeout=_timeout_seconds(context))
+            try:
+                with contextlib.suppress(asyncio.InvalidStateError):
+                    await call.write(request)
+                    await call.done_writing()
+                async for response in call:
+                    yield _Encoded(response, self._method.response)
+                _add_trailers(context, await call.trailing_metadata())
+            finally:
+                call.cancel()
+
+    @contextlib.contextmanager
+    def _translated(self) -> Any:
+        try:
+            yield
+        except grpc.aio.AioRpcError as error:
+            if is_lost_connection(error):
+                raise _to_connect(self._backend.unavailable(error.details() or "")) from error
+            status = rpc_status.from_call(error)
+            details = status.details if status is not None else ()
+            raise ConnectError(_code(error.code()), error.details() or "", map(_detail, details)) from error
+        except PlatformError as error:
+            raise _to_connect(error) from error
+
+
+def _metadata(context: RequestContext[Any, Any]) -> Metadata:
+    headers: Mapping[str, str] = context.request_headers
+    return [(name, headers[name]) for name in _FORWARDED_HEADERS if name in headers]
+
+
+def _timeout_seconds(context: RequestContext[Any, Any]) -> float | None:
+    return None if context.timeout_ms is None else max(context.timeout_ms / 1000, 0.001)
+
+
+def _add_trailers(context: RequestContext[Any, Any], metadata: Any) -> None:
+    for key, value in received(metadata):
+        if key != DETAILS_KEY and isinstance(value, str):
+            context.response_trailers.add(key, value)
+
+
+def _code(code: grpc.StatusCode) -> Code:
+    return Code.CANCELED if code is grpc.StatusCode.CANCELLED else Code(code.name.lower())
+
+
+def _to_connect(error: PlatformError) -> ConnectError:
+    status: status_pb2.Status = to_status(error)
+    return ConnectError(_code(error.grpc_code), error.message, map(_detail, status.details))
+
+
+class _ReadableDetail(ErrorDetail):
+    """A detail with its content as JSON beside the bytes, for who reads it with curl."""
+
+    def __init__(self, packed: AnyMessage, content: Struct) -> None:
+        super().__init__(packed)
+        self._content = content
+
+    def value(self, *_: Any) -> Any:
+        """What the runtime prints as `debug`."""
+        return self._content
+
+
+def _detail(packed: Any) -> ErrorDetail:
+    copy = AnyMessage(type_url=packed.type_url, value=packed.value)
+    info = error_details_pb2.ErrorInfo()
+    if not packed.Unpack(info):
+        return ErrorDetail(copy)
+    return _ReadableDetail(copy, Struct.from_json(json_format.MessageToJson(info)))
