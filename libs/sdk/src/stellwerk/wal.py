@@ -4,10 +4,11 @@ Standard library only, because user code imports it in any environment. The form
 in docs/interfaces.md, "Write-ahead files".
 """
 
+import errno
 import os
 import secrets
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,39 +33,38 @@ class WalError(Exception):
     """A file that no writer of ours has written like this."""
 
 
-def pack(time_ms: int, values: Mapping[str, tuple[int, float]]) -> bytes:
+def pack(time_ms: int, points: Iterable[tuple[str, int, float]]) -> bytes:
     """One record; `struct.error` for a step that is no int64 or a name over 65,535 bytes."""
     parts = [_TIME.pack(time_ms)]
-    for name, (step, value) in values.items():
+    for name, step, value in points:
         encoded = name.encode()
-        parts += [_NAME_LENGTH.pack(len(encoded)), encoded, _POINT.pack(step, value)]
+        parts += (_NAME_LENGTH.pack(len(encoded)), encoded, _POINT.pack(step, value))
     body = b"".join(parts)
     return _LENGTH.pack(len(body)) + body
 
 
-class WalWriter:
-    """Appends to a file of its own in `folder`; each record is one write, also from several threads."""
+class Writer:
+    """Appends records to a new file `<pid>-<8 hex>.wal`. Not thread-safe; raises `OSError`."""
 
-    def __init__(self, folder: str | Path) -> None:
-        self._folder = Path(folder)
-        self._open()
-
-    def _open(self) -> None:
-        self.source = f"{os.getpid()}-{secrets.token_hex(4)}"
-        self.path = self._folder / (self.source + SUFFIX)
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / f"{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}"
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         self._file = os.open(self.path, flags, 0o600)
+        self._size_bytes = 0
 
-    def append(self, time_ms: int, values: Mapping[str, tuple[int, float]]) -> None:
-        """Writes {name: (step, value)}; raises `OSError` when the disk does not take it."""
-        record = pack(time_ms, values)
-        if os.write(self._file, record) == len(record):
-            return
-        # A full disk took a part: that torn end stays last in its file, and a new file goes on.
-        self.close()
-        self._open()
-        if os.write(self._file, record) != len(record):
-            raise OSError(28, "the disk is full", str(self.path))
+    def append(self, time_ms: int, points: Iterable[tuple[str, int, float]]) -> None:
+        """Writes one record of (name, step, value); after an error the file ends with the last whole one."""
+        record = pack(time_ms, points)
+        try:
+            written = os.write(self._file, record)
+        except OSError:
+            os.ftruncate(self._file, self._size_bytes)
+            raise
+        if written != len(record):
+            os.ftruncate(self._file, self._size_bytes)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        self._size_bytes += written
 
     def close(self) -> None:
         """Closes the file."""
