@@ -40,6 +40,8 @@ class _ProvisioningStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Pro
     """Being removed."""
     PROVISIONING_STATE_DELETED: _ProvisioningState.ValueType  # 5
     """Gone."""
+    PROVISIONING_STATE_NOT_RESPONDING: _ProvisioningState.ValueType  # 6
+    """Replicas only: its node has not been heard of for one lease, so it gets no requests."""
 
 class ProvisioningState(_ProvisioningState, metaclass=_ProvisioningStateEnumTypeWrapper):
     """Where an endpoint, deployment or replica is in its life."""
@@ -56,6 +58,8 @@ PROVISIONING_STATE_DELETING: ProvisioningState.ValueType  # 4
 """Being removed."""
 PROVISIONING_STATE_DELETED: ProvisioningState.ValueType  # 5
 """Gone."""
+PROVISIONING_STATE_NOT_RESPONDING: ProvisioningState.ValueType  # 6
+"""Replicas only: its node has not been heard of for one lease, so it gets no requests."""
 Global___ProvisioningState: _TypeAlias = ProvisioningState  # noqa: Y015
 
 @_typing.final
@@ -278,6 +282,7 @@ class Replica(_message.Message):
     ALLOCATION_FIELD_NUMBER: _builtins.int
     HTTP_ADDRESS_FIELD_NUMBER: _builtins.int
     GRPC_ADDRESS_FIELD_NUMBER: _builtins.int
+    ALLOCATION_REVISION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """workspaces/{workspace}/endpoints/{endpoint}/deployments/{deployment}/replicas/{replica}"""
     revision: _builtins.int
@@ -290,6 +295,8 @@ class Replica(_message.Message):
     """host:port; empty until it runs."""
     grpc_address: _builtins.str
     """host:port; empty until it runs."""
+    allocation_revision: _builtins.int
+    """The revision of the allocation that this state follows from."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was created."""
@@ -319,10 +326,11 @@ class Replica(_message.Message):
         allocation: _builtins.str = ...,
         http_address: _builtins.str = ...,
         grpc_address: _builtins.str = ...,
+        allocation_revision: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "reason", b"reason", "update_time", b"update_time", "workload", b"workload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation", b"allocation", "create_time", b"create_time", "grpc_address", b"grpc_address", "http_address", b"http_address", "name", b"name", "reason", b"reason", "revision", b"revision", "state", b"state", "update_time", b"update_time", "workload", b"workload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation", b"allocation", "allocation_revision", b"allocation_revision", "create_time", b"create_time", "grpc_address", b"grpc_address", "http_address", b"http_address", "name", b"name", "reason", b"reason", "revision", b"revision", "state", b"state", "update_time", b"update_time", "workload", b"workload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
