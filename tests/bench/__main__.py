@@ -47,7 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     load()
     benchmarks = SUITE.select(options.only)
-    console = Console()
+    # A pipe has no width: the table must not fold its names into nothing there.
+    console = Console(width=None if sys.stdout.isatty() else 160)
     if not benchmarks:
         known = ", ".join(entry.name for entry in SUITE.select()) or "none"
         console.print(f"No benchmark starts with {options.only!r}. There are: {known}.")

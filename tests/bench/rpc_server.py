@@ -1,0 +1,88 @@
+"""The servers of `rpc.unary`, each a process of its own: `bare` or `full`; prints its port.
+
+Both answer `GetCaller` from memory: the thinnest RPC there is, so that what is measured
+is all that lies around one.
+"""
+
+import asyncio
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import grpc
+import jwt
+import uvloop
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from stellwerk_platform import telemetry
+from stellwerk_platform.auth import ISSUER, TokenVerifier, current_caller
+from stellwerk_platform.grpc_server import Registration, Server
+from stellwerk_platform.settings import Settings
+from stellwerk_protos.secrets.v1 import tokens_pb2
+
+
+class FullCaller:
+    """Answers from the verified token."""
+
+    async def GetCaller(self, request: tokens_pb2.GetCallerRequest, context: Any) -> tokens_pb2.Caller:
+        caller = current_caller()
+        return tokens_pb2.Caller(subject=caller.subject, role=caller.role)
+
+
+class BareCaller:
+    """Answers the same without looking at anything."""
+
+    async def GetCaller(self, request: tokens_pb2.GetCallerRequest, context: Any) -> tokens_pb2.Caller:
+        return tokens_pb2.Caller(subject="users/owner", role="Owner")
+
+
+class OneKey:
+    """Stands for `secrets`, which is not on the path of a verified token."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    async def signing_keys(self) -> Mapping[str, bytes]:
+        return {"bench:1": self._key}
+
+    async def exchange(self, api_key: str) -> str:
+        raise NotImplementedError
+
+
+def _handlers(servicer: Any, server: grpc.aio.Server) -> None:
+    method = grpc.unary_unary_rpc_method_handler(
+        servicer.GetCaller,
+        request_deserializer=tokens_pb2.GetCallerRequest.FromString,
+        response_serializer=tokens_pb2.Caller.SerializeToString,
+    )
+    handler = grpc.method_handlers_generic_handler("stellwerk.secrets.v1.TokenService", {"GetCaller": method})
+    server.add_generic_rpc_handlers((handler,))
+
+
+async def bare() -> None:
+    server = grpc.aio.server()
+    _handlers(BareCaller(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    print(port, "none", flush=True)
+    await server.wait_for_termination()
+
+
+async def full() -> None:
+    private = Ed25519PrivateKey.generate()
+    verifier = TokenVerifier(OneKey(private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)))
+    claims = {"iss": ISSUER, "aud": ISSUER, "sub": "users/owner", "role": "Owner", "exp": time.time() + 3_600}
+    token = jwt.encode(claims, private, algorithm="EdDSA", headers={"kid": "bench:1"})
+    descriptor = tokens_pb2.DESCRIPTOR.services_by_name["TokenService"]
+    server = Server("127.0.0.1:0", verifier.verify, [Registration(FullCaller(), _handlers, descriptor)])
+    await server.start()
+    print(server.port, token, flush=True)
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    # Spans are made as in production; the sink is not there, and is never waited for.
+    telemetry.start("bench", Settings(otlp_endpoint="http://127.0.0.1:9", otlp_key="none", log_level="ERROR"))
+    uvloop.run(full() if sys.argv[1] == "full" else bare())
