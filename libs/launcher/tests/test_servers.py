@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any
@@ -98,6 +99,17 @@ async def test_nats_inspector_reads_the_journal_and_changes_nothing(
         assert await _denied(url, subject), subject
 
 
+async def test_nats_inspector_takes_no_delivery_from_a_service(servers: Servers) -> None:
+    errors: asyncio.Queue[Exception] = asyncio.Queue()
+    connection = await nats.connect(servers.process.status()["nats_url"], error_cb=errors.put)
+    try:
+        await connection.subscribe("stellwerk.deliver.runs", queue="runs")
+        async with asyncio.timeout(10):
+            assert "permissions violation" in str(await errors.get()).lower()
+    finally:
+        await connection.close()
+
+
 async def test_nats_refuses_strangers(servers: Servers) -> None:
     # On a plain socket: a refused nats-py client leaves its connection open.
     host, _, port = servers.nats_url.rpartition("@")[2].partition(":")
@@ -163,8 +175,10 @@ def test_vault_keeps_no_root_token_and_audits(servers: Servers) -> None:
     audit = [json.loads(line) for line in (folder / "audit.log").read_text().splitlines()]
     assert any(entry["type"] == "response" for entry in audit)
     assert (folder / "unseal.key").stat().st_mode & 0o777 == 0o600
-    files = [file for file in folder.iterdir() if file.is_file() and file.name != "audit.log"]
-    assert not any(b"s." in file.read_bytes() and b"root" in file.read_bytes() for file in files)
+    readable = [file for file in folder.iterdir() if file.is_file()]
+    readable += [servers.data_dir / "logs" / "openbao.log", servers.data_dir / "credentials.json"]
+    token = re.compile(rb"\b[sbr]\.[A-Za-z0-9]{24}")
+    assert not [file for file in readable if token.search(file.read_bytes())]
 
 
 def test_s3_bucket_exists_and_keys_are_needed(servers: Servers) -> None:

@@ -14,7 +14,7 @@ import pytest
 from stellwerk_launcher.context import ProcessSpec
 from stellwerk_launcher.errors import LauncherError
 from stellwerk_launcher.health import Check
-from stellwerk_launcher.process import LOG_LIMIT_BYTES, is_alive, rotate
+from stellwerk_launcher.process import LOG_LIMIT_BYTES, is_alive, rotate, shorten
 from stellwerk_launcher.supervisor import Supervisor
 from stellwerk_launcher.tied import tied_to_parent
 
@@ -151,6 +151,15 @@ def test_a_tied_process_ends_with_its_parent(tmp_path: Path) -> None:
     while is_alive(child.pid, created):
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_the_log_of_a_running_process_is_bounded(tmp_path: Path) -> None:
+    log = tmp_path / "one.log"
+    with log.open("ab", buffering=0) as writer:
+        writer.write(b"x" * (LOG_LIMIT_BYTES + 1))
+        shorten(log)
+        writer.write(b"next")
+    assert log.read_bytes() == b"next"
 
 
 def test_logs_are_bounded_at_each_start(tmp_path: Path) -> None:

