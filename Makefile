@@ -22,8 +22,9 @@ help: ## List every target
 setup: ## Make .venv as uv.lock says (needs Python 3.11 or newer; fetches uv when it is missing)
 	@bash scripts/setup.sh
 
-generate: setup ## Write the Python code of protos/ anew
+generate: setup ## Write anew what is generated: the code of protos/, the blocking face of the SDK
 	$(PYTHON) scripts/generate.py
+	$(PYTHON) scripts/generate_sync.py
 
 format: setup ## Format and repair what ruff can repair
 	$(BIN)/ruff check --fix-only --quiet .
@@ -45,6 +46,7 @@ check-protos: setup ## Lint the protos, refuse breaking changes and stale genera
 	$(BIN)/buf lint protos
 	$(PYTHON) scripts/check_breaking.py
 	$(PYTHON) scripts/generate.py --check
+	$(PYTHON) scripts/generate_sync.py --check
 
 check-deployment: setup ## Validate docker-compose.yml and k8s/ without a network
 	$(PYTHON) scripts/validate_compose.py

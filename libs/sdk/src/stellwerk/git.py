@@ -2,13 +2,23 @@
 
 import subprocess
 from pathlib import Path
+from typing import TypedDict
 from urllib.parse import urlsplit, urlunsplit
 
 _TIMEOUT_SECONDS = 5.0
 
 
-def facts(folder: Path) -> dict[str, str]:
-    """`repository_uri`, `branch`, `commit` and `dirty` ("true" or "false"); empty outside a repository."""
+class Facts(TypedDict, total=False):
+    """The fields of `stellwerk.runs.v1.GitInfo`."""
+
+    repository_uri: str
+    branch: str
+    commit: str
+    dirty: bool
+
+
+def facts(folder: Path) -> Facts:
+    """What git knows of the folder; empty outside a repository."""
     commit = _git(folder, "rev-parse", "HEAD")
     if not commit:
         return {}
@@ -16,7 +26,7 @@ def facts(folder: Path) -> dict[str, str]:
         "repository_uri": _without_password(_git(folder, "ls-remote", "--get-url")),
         "branch": _git(folder, "symbolic-ref", "--short", "-q", "HEAD"),
         "commit": commit,
-        "dirty": "true" if _git(folder, "status", "--porcelain", ".") else "false",
+        "dirty": bool(_git(folder, "status", "--porcelain", ".")),
     }
 
 

@@ -56,6 +56,8 @@ def _files(path: Path, ignore: bool) -> Sequence[LocalFile]:
         raise StellwerkError(
             "PATH_NOT_FOUND", f"There is no file or folder {path}.", "Check the path.", code="NOT_FOUND"
         )
+    if path.is_file() and ignore:
+        raise invalid("CODE_NOT_A_FOLDER", f"{path} is a file.", "Name the folder of your code.")
     if path.is_file():
         return [_local(path.name, path)]
     if not path.is_dir():
@@ -75,7 +77,8 @@ def ignore_rules(root: Path) -> "GitIgnoreSpec":
                 return GitIgnoreSpec.from_lines(text.splitlines())
             except ValueError as error:
                 raise invalid(
-                    "IGNORE_FILE_INVALID", f"{root / name} has a pattern that cannot be read: {error}.",
+                    "IGNORE_FILE_INVALID",
+                    f"{root / name} has a pattern that cannot be read: {error}.",
                     "Repair the pattern.",
                 ) from error
     return GitIgnoreSpec.from_lines([])
@@ -100,7 +103,8 @@ def _walk(
             real = place.resolve()
             if real in above:
                 raise invalid(
-                    "LINK_LOOP", f"The symlink {name} points to a folder that holds it.",
+                    "LINK_LOOP",
+                    f"The symlink {name} points to a folder that holds it.",
                     "Remove it, or exclude it in .amlignore.",
                 )
             yield from _walk(root, place, f"{name}/", rules, (*above, real))
@@ -123,7 +127,8 @@ def _target(root: Path, link: Path, name: str) -> Path:
         ) from error
     if not target.is_relative_to(root):
         raise invalid(
-            "LINK_OUTSIDE", f"The symlink {name} points outside of the folder, to {target}.",
+            "LINK_OUTSIDE",
+            f"The symlink {name} points outside of the folder, to {target}.",
             "Copy the file into the folder, register it as a dataset, or exclude it in .amlignore.",
         )
     return target
@@ -155,7 +160,8 @@ def _hash(file: LocalFile) -> LocalFile:
 
 def _special(name: str) -> StellwerkError:
     return invalid(
-        "SPECIAL_FILE", f"{name} is a pipe, socket or device and cannot be uploaded.",
+        "SPECIAL_FILE",
+        f"{name} is a pipe, socket or device and cannot be uploaded.",
         "Remove it, or exclude it in .amlignore.",
     )
 

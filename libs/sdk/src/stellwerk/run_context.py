@@ -69,9 +69,7 @@ class RunContext:
         """
         self.log_metrics({metric: value}, step=step)
 
-    def log_metrics(
-        self, metrics: Mapping[str, SupportsFloat], *, step: SupportsIndex | None = None
-    ) -> None:
+    def log_metrics(self, metrics: Mapping[str, SupportsFloat], *, step: SupportsIndex | None = None) -> None:
         """Logs several values with the same time and, if given, the same step."""
         checked = [(_name(name), _number(name, value)) for name, value in metrics.items()]
         given = None if step is None else _step(step)
@@ -132,9 +130,9 @@ def _number(name: str, value: object) -> float:
     if isinstance(value, str | bytes | bytearray) or not hasattr(value, "__float__"):
         if not hasattr(value, "__index__"):
             raise TypeError(f"the value of {name!r} is a number, not {type(value).__name__}")
-        value = operator.index(value)  # type: ignore[arg-type]  # it has __index__, as was just seen
+        value = operator.index(value)
     try:
-        return float(value)  # type: ignore[arg-type]  # it has __float__
+        return float(value)
     except OverflowError:
         return math.inf if value > 0 else -math.inf  # type: ignore[operator]  # only integers overflow
 

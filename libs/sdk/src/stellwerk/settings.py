@@ -70,7 +70,9 @@ def read_json(path: Path | None) -> dict[str, object]:
         return {}
     except (OSError, ValueError) as error:
         raise StellwerkError(
-            "CONFIG_UNREADABLE", f"{path} cannot be read: {error}.", "Repair or delete it.",
+            "CONFIG_UNREADABLE",
+            f"{path} cannot be read: {error}.",
+            "Repair or delete it.",
             code="INVALID_ARGUMENT",
         ) from error
     return value if isinstance(value, dict) else {}
@@ -129,8 +131,10 @@ def _read_key(path: Path) -> str:
         return path.read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as error:
         raise StellwerkError(
-            "KEY_UNREADABLE", f"The key file {path} cannot be read: {error}.",
-            "Name another one with --api-key-file or STELLWERK_API_KEY_FILE.", code="UNAUTHENTICATED",
+            "KEY_UNREADABLE",
+            f"The key file {path} cannot be read: {error}.",
+            "Name another one with --api-key-file or STELLWERK_API_KEY_FILE.",
+            code="UNAUTHENTICATED",
         ) from error
 
 
@@ -138,11 +142,15 @@ def require(settings: Settings) -> Settings:
     """Raises `StellwerkError` when address or key are not known."""
     if not settings.grpc_address:
         raise StellwerkError(
-            "ADDRESS_MISSING", "No Stellwerk is known here.", _UP, code="UNAVAILABLE",
+            "ADDRESS_MISSING",
+            "No Stellwerk is known here.",
+            _UP,
+            code="UNAVAILABLE",
         )
     if not settings.api_key:
         raise StellwerkError(
-            "KEY_MISSING", "There is no API key.",
+            "KEY_MISSING",
+            "There is no API key.",
             "Set STELLWERK_API_KEY_FILE; `stellwerk status` names the owner's key file.",
             code="UNAUTHENTICATED",
         )

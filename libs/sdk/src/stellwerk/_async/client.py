@@ -1,0 +1,120 @@
+"""The entry point of the SDK."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from stellwerk import names
+from stellwerk._async.core import AsyncCore
+from stellwerk._async.runs import AsyncRun
+from stellwerk._async.workspace import AsyncWorkspace
+from stellwerk.errors import invalid
+from stellwerk.settings import Flags, resolve
+from stellwerk_protos.compute.v1 import computes_pb2, computes_pb2_grpc
+from stellwerk_protos.registry.v1 import workspaces_pb2, workspaces_pb2_grpc
+from stellwerk_protos.runs.v1 import runs_pb2, runs_pb2_grpc
+from stellwerk_protos.telemetry.v1 import telemetry_pb2, telemetry_pb2_grpc
+
+
+class AsyncClient:
+    """A connection to Stellwerk. Addresses and key are found as docs/interfaces.md says.
+
+    Every method raises `StellwerkError`.
+    """
+
+    def __init__(
+        self,
+        *,
+        grpc_address: str | None = None,
+        gateway_url: str | None = None,
+        api_key: str | None = None,
+        data_dir: Path | None = None,
+        flags: Flags | None = None,
+    ) -> None:
+        if flags is None:
+            flags = Flags(
+                grpc_address=grpc_address, gateway_url=gateway_url, api_key=api_key, data_dir=data_dir
+            )
+        self._core = AsyncCore(resolve(flags))
+        self._telemetry = telemetry_pb2_grpc.TelemetryServiceStub(self._core.channel)
+        self.workspaces = AsyncWorkspaces(self._core)
+
+    async def __aenter__(self) -> "AsyncClient":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends the connection."""
+        await self._core.close()
+
+    def workspace(self, name: str = "") -> AsyncWorkspace:
+        """A workspace by name, else the configured one. Asks nobody whether it exists."""
+        name = name or self._core.settings.workspace
+        if not name:
+            raise invalid(
+                "WORKSPACE_MISSING",
+                "No workspace is named.",
+                "Give -w NAME, set STELLWERK_WORKSPACE, or run `stellwerk config set workspace NAME`.",
+            )
+        return AsyncWorkspace(self._core, names.workspace(name))
+
+    async def nodes(self) -> Sequence[computes_pb2.Node]:
+        """The machines with an agent."""
+        stub = computes_pb2_grpc.ComputeServiceStub(self._core.channel)
+        pages = await self._core.pages(stub.ListNodes, computes_pb2.ListNodesRequest())
+        return [node for page in pages for node in page.nodes]
+
+    async def trace(self, run: AsyncRun | str) -> telemetry_pb2.Trace:
+        """The spans of a run's submit; takes a run, its full name, or a trace id."""
+        if isinstance(run, AsyncRun):
+            trace_id = run.message.trace_id
+        elif run.startswith("workspaces/"):
+            stub = runs_pb2_grpc.RunServiceStub(self._core.channel)
+            trace_id = (await self._core.call(stub.GetRun, runs_pb2.GetRunRequest(name=run))).trace_id
+        else:
+            trace_id = run
+        request = telemetry_pb2.GetTraceRequest(trace_id=trace_id)
+        return await self._core.call(self._telemetry.GetTrace, request)
+
+    async def dead_letters(self) -> Sequence[telemetry_pb2.DeadLetter]:
+        """Events that a consumer failed to handle."""
+        request = telemetry_pb2.ListDeadLettersRequest()
+        pages = await self._core.pages(self._telemetry.ListDeadLetters, request)
+        return [letter for page in pages for letter in page.dead_letters]
+
+    async def replay_dead_letter(self, sequence: int) -> None:
+        """Hands a dead letter to its consumer once more."""
+        request = telemetry_pb2.ReplayDeadLetterRequest(sequence=sequence)
+        await self._core.call(self._telemetry.ReplayDeadLetter, request)
+
+
+class AsyncWorkspaces:
+    """All workspaces."""
+
+    def __init__(self, core: AsyncCore) -> None:
+        self._core = core
+        self._stub = workspaces_pb2_grpc.WorkspaceServiceStub(core.channel)
+
+    async def create(
+        self, name: str, *, description: str = "", tags: Mapping[str, str] | None = None
+    ) -> workspaces_pb2.Workspace:
+        """Creates a workspace."""
+        request = workspaces_pb2.CreateWorkspaceRequest(
+            workspace_id=name.removeprefix("workspaces/"), description=description, tags=tags
+        )
+        return await self._core.call(self._stub.CreateWorkspace, request)
+
+    async def get(self, name: str) -> workspaces_pb2.Workspace:
+        """Returns one workspace."""
+        request = workspaces_pb2.GetWorkspaceRequest(name=names.workspace(name))
+        return await self._core.call(self._stub.GetWorkspace, request)
+
+    async def list(self, *, limit: int | None = None) -> Sequence[workspaces_pb2.Workspace]:
+        """The workspaces, by name."""
+        request = workspaces_pb2.ListWorkspacesRequest()
+        pages = await self._core.pages(self._stub.ListWorkspaces, request, limit)
+        return [workspace for page in pages for workspace in page.workspaces]

@@ -1,0 +1,213 @@
+"""The connection: channel, deadlines, retries, trace context, transfers. Everything above is plain calls.
+
+`stellwerk._sync.core` runs this same class on a thread, so that nothing here exists twice.
+"""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+import httpx
+from google.protobuf.message import Message
+
+from stellwerk import git, tracing, transfer, translate
+from stellwerk.errors import StellwerkError
+from stellwerk.pack import LocalFile, pack
+from stellwerk.progress import bar
+from stellwerk.settings import Settings, require
+from stellwerk_protos.common.v1 import common_pb2
+from stellwerk_protos.registry.v1 import blobs_pb2_grpc
+
+Request = TypeVar("Request", bound=Message)
+Response = TypeVar("Response", bound=Message)
+
+DEADLINE_SECONDS = 10.0
+# A server that was never there is given up sooner than one that restarts.
+FIRST_CONTACT_SECONDS = 3.0
+STREAM_OUTAGE_SECONDS = 60.0
+_RETRY_SECONDS = 0.2
+# Repeating these is harmless; so is what carries a request id.
+_SAFE = ("Get", "List", "Prepare", "CreateSnapshot", "SetTraffic", "CancelRun")
+_LOOPBACK = ("127.", "localhost", "[::1]")
+
+
+class AsyncCore:
+    """One channel and one HTTP client; made inside the event loop that uses it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = require(settings)
+        local = settings.grpc_address.startswith(_LOOPBACK)
+        self.channel = grpc.aio.insecure_channel(settings.grpc_address, options=_options(local))
+        self._authorization = ("authorization", f"Bearer {settings.api_key}")
+        self._http = httpx.AsyncClient(
+            timeout=httpx.Timeout(60.0, connect=5.0),
+            trust_env=not local,
+            limits=httpx.Limits(max_connections=2 * transfer.PARALLEL),
+        )
+        self._blobs = blobs_pb2_grpc.BlobServiceStub(self.channel)
+        self._connected = False
+
+    async def close(self) -> None:
+        """Ends all connections."""
+        await self._http.aclose()
+        await self.channel.close()
+
+    async def call(
+        self, method: grpc.aio.UnaryUnaryMultiCallable[Request, Response], request: Request
+    ) -> Response:
+        """The answer, within ten seconds; raises `StellwerkError`."""
+        if "request_id" in request.DESCRIPTOR.fields_by_name and not getattr(request, "request_id"):  # noqa: B009
+            setattr(request, "request_id", uuid.uuid4().hex)  # noqa: B010
+        safe = type(request).__name__.startswith(_SAFE) or bool(getattr(request, "request_id", ""))
+        began = time.monotonic()
+        with tracing.client_span(_span_name(method, request)) as (traceparent, trace_id):
+            metadata = (self._authorization, ("traceparent", traceparent))
+            while True:
+                left = began + DEADLINE_SECONDS - time.monotonic()
+                try:
+                    answer = await method(request, timeout=max(left, 0.1), metadata=metadata)
+                except grpc.aio.AioRpcError as error:
+                    if not (safe and self._worth_another_try(error, began, DEADLINE_SECONDS - 1)):
+                        raise self._translated(error, trace_id) from error
+                    await asyncio.sleep(_RETRY_SECONDS)
+                else:
+                    self._connected = True
+                    return answer
+
+    async def stream(
+        self, method: grpc.aio.UnaryStreamMultiCallable[Request, Response], request: Request
+    ) -> AsyncIterator[Response]:
+        """The answers as they come, across restarts of the server.
+
+        After a break the request is sent again as it is then: the caller moves its cursor on while it
+        consumes. Raises `StellwerkError` once the server was gone for a minute.
+        """
+        began = time.monotonic()
+        with tracing.client_span(_span_name(method, request)) as (traceparent, trace_id):
+            metadata = (self._authorization, ("traceparent", traceparent))
+        while True:
+            call = method(request, metadata=metadata)
+            try:
+                async for answer in call:
+                    self._connected = True
+                    yield answer
+                    began = time.monotonic()
+            except grpc.aio.AioRpcError as error:
+                if not self._worth_another_try(error, began, STREAM_OUTAGE_SECONDS):
+                    raise self._translated(error, trace_id) from error
+                await asyncio.sleep(_RETRY_SECONDS)
+            else:
+                return
+            finally:
+                call.cancel()
+
+    async def pages(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        limit: int | None = None,
+    ) -> list[Response]:
+        """All pages of a list, or as many as hold `limit` items."""
+        paged: Any = request
+        pages: list[Response] = []
+        left = limit
+        while True:
+            paged.page_size = min(1_000, left) if left is not None else 1_000
+            page: Any = await self.call(method, request)
+            pages.append(page)
+            if left is not None:
+                left -= paged.page_size
+            paged.page_token = page.next_page_token
+            if not page.next_page_token or (left is not None and left <= 0):
+                return pages
+
+    async def upload(self, workspace: str, path: Path, *, ignore: bool = False) -> list[common_pb2.File]:
+        """Uploads what the store lacks of a file or folder; returns all of its files."""
+        with tracing.span("pack"):
+            files = await asyncio.to_thread(pack, path, ignore=ignore)
+        with tracing.span("upload"):
+            await self._upload(workspace, files, path.name)
+        return [
+            common_pb2.File(
+                path=file.path, sha256=file.sha256, size_bytes=file.size_bytes, executable=file.executable
+            )
+            for file in files
+        ]
+
+    async def _upload(self, workspace: str, files: Sequence[LocalFile], label: str) -> None:
+        todo = await transfer.missing(self._prepare_uploads, workspace, files)
+        with bar(f"Uploading {label}", sum(file.size_bytes for file, _ in todo)) as advance:
+            await transfer.upload(self._http, self._prepare_uploads, workspace, todo, advance)
+
+    async def git(self, folder: Path) -> git.Facts:
+        """What git says about a source folder."""
+        return await asyncio.to_thread(git.facts, folder)
+
+    async def download(self, workspace: str, files: Sequence[common_pb2.File], folder: Path) -> None:
+        """Writes the files below `folder`, verified."""
+        with bar("Downloading", sum(file.size_bytes for file in files)) as advance:
+            await transfer.download(self._http, self._prepare_downloads, workspace, files, folder, advance)
+
+    async def post(self, path: str, body: bytes) -> bytes:
+        """POSTs JSON to the gateway's HTTP door; raises `StellwerkError`."""
+        url = self.settings.gateway_url.rstrip("/")
+        if not url:
+            raise StellwerkError(
+                "ADDRESS_MISSING",
+                "The HTTP address of Stellwerk is not known here.",
+                "Set STELLWERK_GATEWAY_URL or give --gateway-url.",
+                code="UNAVAILABLE",
+            )
+        with tracing.client_span(f"POST {path}") as (traceparent, trace_id):
+            headers = {
+                "authorization": self._authorization[1],
+                "content-type": "application/json",
+                "traceparent": traceparent,
+            }
+            try:
+                response = await self._http.post(url + path, content=body, headers=headers)
+            except httpx.TransportError as error:
+                raise translate.no_answer(url, str(error), trace_id=trace_id) from error
+            if not response.is_success:
+                raise translate.from_http(response, f"POST {path}", trace_id)
+            return response.content
+
+    async def _prepare_uploads(self, request: Any) -> Any:
+        return await self.call(self._blobs.PrepareUploads, request)
+
+    async def _prepare_downloads(self, request: Any) -> Any:
+        return await self.call(self._blobs.PrepareDownloads, request)
+
+    def _worth_another_try(self, error: grpc.aio.AioRpcError, began: float, limit_seconds: float) -> bool:
+        """Whether the server is gone for a moment only, as far as one can know."""
+        if error.code() is not grpc.StatusCode.UNAVAILABLE:
+            return False
+        limit = limit_seconds if self._connected else min(FIRST_CONTACT_SECONDS, limit_seconds)
+        return time.monotonic() - began < limit
+
+    def _translated(self, error: grpc.aio.AioRpcError, trace_id: str) -> StellwerkError:
+        return translate.from_rpc(error, self.settings.grpc_address, trace_id)
+
+
+def _span_name(method: object, request: Message) -> str:
+    """`stellwerk.runs.v1.RunService/CreateRun`, as servers name their spans."""
+    path = getattr(method, "_method", b"")
+    return path.decode().lstrip("/") if isinstance(path, bytes) and path else type(request).__name__
+
+
+def _options(local: bool) -> list[tuple[str, Any]]:
+    size = 16 * 1024 * 1024
+    return [
+        ("grpc.max_receive_message_length", size),
+        ("grpc.max_send_message_length", size),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 1_000),
+        ("grpc.keepalive_time_ms", 20_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.enable_http_proxy", 0 if local else 1),
+    ]

@@ -1,0 +1,155 @@
+"""Endpoints and deployments."""
+
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stellwerk import names, states
+from stellwerk._async.core import AsyncCore
+from stellwerk._async.runs import create_snapshot
+from stellwerk_protos.inference.v1 import endpoints_pb2, endpoints_pb2_grpc
+
+
+class AsyncEndpoints:
+    """The endpoints of a workspace."""
+
+    def __init__(self, core: AsyncCore, parent: str) -> None:
+        self._core, self._parent = core, parent
+        self._stub = endpoints_pb2_grpc.EndpointServiceStub(core.channel)
+
+    async def create(
+        self, name: str, *, description: str = "", tags: Mapping[str, str] | None = None
+    ) -> "AsyncEndpoint":
+        """Creates an endpoint without deployments."""
+        request = endpoints_pb2.CreateEndpointRequest(
+            parent=self._parent, endpoint_id=name, description=description, tags=tags
+        )
+        return AsyncEndpoint(self._core, await self._core.call(self._stub.CreateEndpoint, request))
+
+    async def get(self, name: str) -> "AsyncEndpoint":
+        """Returns one endpoint."""
+        request = endpoints_pb2.GetEndpointRequest(name=self._name(name))
+        return AsyncEndpoint(self._core, await self._core.call(self._stub.GetEndpoint, request))
+
+    async def list(self, *, limit: int | None = None) -> Sequence["AsyncEndpoint"]:
+        """The endpoints, by name."""
+        request = endpoints_pb2.ListEndpointsRequest(parent=self._parent)
+        pages = await self._core.pages(self._stub.ListEndpoints, request, limit)
+        return [AsyncEndpoint(self._core, endpoint) for page in pages for endpoint in page.endpoints]
+
+    async def set_traffic(self, name: str, traffic: Mapping[str, int], *, etag: str = "") -> "AsyncEndpoint":
+        """Replaces the split: percent by deployment, 100 together. `etag` refuses a lost update."""
+        request = endpoints_pb2.SetTrafficRequest(name=self._name(name), traffic=traffic, etag=etag)
+        return AsyncEndpoint(self._core, await self._core.call(self._stub.SetTraffic, request))
+
+    async def delete(self, name: str) -> "AsyncEndpoint":
+        """Deletes an endpoint with its deployments."""
+        request = endpoints_pb2.DeleteEndpointRequest(name=self._name(name))
+        return AsyncEndpoint(self._core, await self._core.call(self._stub.DeleteEndpoint, request))
+
+    def _name(self, name: str) -> str:
+        return names.resource(self._parent, "endpoints", name)
+
+
+class AsyncEndpoint:
+    """One endpoint: `message` is its state when it was read."""
+
+    def __init__(self, core: AsyncCore, message: endpoints_pb2.Endpoint) -> None:
+        self._core = core
+        self.message = message
+
+    def __repr__(self) -> str:
+        return f"<Endpoint {self.name} {self.state}>"
+
+    @property
+    def name(self) -> str:
+        """The full name."""
+        return self.message.name
+
+    @property
+    def id(self) -> str:
+        """The last segment of the name."""
+        return names.last(self.message.name)
+
+    @property
+    def state(self) -> str:
+        """`Creating`, `Succeeded`, …"""
+        return states.provisioning(self.message)
+
+    @property
+    def url(self) -> str:
+        """Where HTTP clients score; `/v2` of the Open Inference Protocol lies beside it."""
+        return f"{self._core.settings.gateway_url.rstrip('/')}{self.message.path}/score"
+
+    async def score(self, data: Any) -> Any:
+        """Sends `data` as JSON (bytes as they are) and returns the JSON of the answer."""
+        body = data if isinstance(data, bytes) else json.dumps(data).encode()
+        answer = await self._core.post(f"{self.message.path}/score", body)
+        return json.loads(answer)
+
+
+class AsyncDeployments:
+    """The deployments of the endpoints of a workspace."""
+
+    def __init__(self, core: AsyncCore, parent: str) -> None:
+        self._core, self._parent = core, parent
+        self._stub = endpoints_pb2_grpc.EndpointServiceStub(core.channel)
+
+    async def create(
+        self,
+        name: str,
+        *,
+        endpoint: str,
+        models: Sequence[str],
+        environment: str,
+        code: str | Path,
+        script: str,
+        compute: str = "local",
+        replicas: int = 1,
+        variables: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> endpoints_pb2.Deployment:
+        """Uploads the folder `code` and starts `replicas` of its scoring script. Does not wait."""
+        request = endpoints_pb2.CreateDeploymentRequest(
+            parent=names.resource(self._parent, "endpoints", endpoint),
+            deployment_id=name,
+            models=[names.version(self._parent, "models", model) for model in models],
+            environment=names.version(self._parent, "environments", environment),
+            snapshot=await create_snapshot(self._core, self._parent, Path(code)),
+            scoring_script=script,
+            compute=names.resource(self._parent, "computes", compute.removeprefix("azureml:")),
+            replica_count=replicas,
+            variables=variables,
+            tags=tags,
+        )
+        return await self._core.call(self._stub.CreateDeployment, request)
+
+    async def get(self, endpoint: str, name: str) -> endpoints_pb2.Deployment:
+        """Returns one deployment."""
+        request = endpoints_pb2.GetDeploymentRequest(name=self._name(endpoint, name))
+        return await self._core.call(self._stub.GetDeployment, request)
+
+    async def list(self, endpoint: str, *, limit: int | None = None) -> Sequence[endpoints_pb2.Deployment]:
+        """The deployments of an endpoint, by name."""
+        parent = names.resource(self._parent, "endpoints", endpoint)
+        request = endpoints_pb2.ListDeploymentsRequest(parent=parent)
+        pages = await self._core.pages(self._stub.ListDeployments, request, limit)
+        return [deployment for page in pages for deployment in page.deployments]
+
+    async def watch(self, endpoint: str, name: str) -> AsyncIterator[endpoints_pb2.Deployment]:
+        """The deployment now and after each change; ends after Succeeded, Failed or Deleted."""
+        request = endpoints_pb2.WatchDeploymentRequest(name=self._name(endpoint, name))
+        revision = 0
+        async for deployment in self._core.stream(self._stub.WatchDeployment, request):
+            if deployment.revision > revision:
+                revision = deployment.revision
+                yield deployment
+
+    async def delete(self, endpoint: str, name: str) -> endpoints_pb2.Deployment:
+        """Deletes a deployment that takes no traffic."""
+        request = endpoints_pb2.DeleteDeploymentRequest(name=self._name(endpoint, name))
+        return await self._core.call(self._stub.DeleteDeployment, request)
+
+    def _name(self, endpoint: str, name: str) -> str:
+        return names.resource(names.resource(self._parent, "endpoints", endpoint), "deployments", name)

@@ -1,0 +1,1 @@
+"""The blocking face of `stellwerk._async`: generated, all but `core.py`."""

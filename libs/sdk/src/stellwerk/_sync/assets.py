@@ -1,0 +1,159 @@
+# Generated from ../_async/assets.py by scripts/generate_sync.py; do not edit.
+"""Datasets, environments and models: versions that never change."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from stellwerk import names
+from stellwerk._sync.core import Core
+from stellwerk._sync.runs import Run
+from stellwerk.errors import invalid
+from stellwerk_protos.registry.v1 import (
+    datasets_pb2,
+    datasets_pb2_grpc,
+    environments_pb2,
+    environments_pb2_grpc,
+    models_pb2,
+    models_pb2_grpc,
+)
+
+
+class Datasets:
+    """The datasets of a workspace."""
+
+    def __init__(self, core: Core, parent: str) -> None:
+        self._core, self._parent = core, parent
+        self._stub = datasets_pb2_grpc.DatasetServiceStub(core.channel)
+
+    def create_version(
+        self, name: str, path: str | Path, *, description: str = "", tags: Mapping[str, str] | None = None
+    ) -> datasets_pb2.DatasetVersion:
+        """Uploads a file or folder and registers it as the next version of a dataset."""
+        files = self._core.upload(self._parent, Path(path))
+        request = datasets_pb2.CreateDatasetVersionRequest(
+            parent=names.resource(self._parent, "datasets", name),
+            description=description,
+            tags=tags,
+            source=str(path),
+            files=files,
+        )
+        return self._core.call(self._stub.CreateDatasetVersion, request)
+
+    def get(self, reference: str) -> datasets_pb2.DatasetVersion:
+        """Returns one version: `digits:1`, or `digits` for the latest."""
+        request = datasets_pb2.GetDatasetVersionRequest(
+            name=names.version(self._parent, "datasets", reference)
+        )
+        return self._core.call(self._stub.GetDatasetVersion, request)
+
+    def list(self, name: str = "-", *, limit: int | None = None) -> Sequence[datasets_pb2.DatasetVersion]:
+        """Versions of one dataset, or of all, newest first."""
+        request = datasets_pb2.ListDatasetVersionsRequest(
+            parent=names.resource(self._parent, "datasets", name)
+        )
+        pages = self._core.pages(self._stub.ListDatasetVersions, request, limit)
+        return [version for page in pages for version in page.dataset_versions]
+
+    def download(self, reference: str, folder: str | Path) -> datasets_pb2.DatasetVersion:
+        """Writes the files of a version below `folder`."""
+        version = self.get(reference)
+        self._core.download(self._parent, version.files, Path(folder))
+        return version
+
+
+class Environments:
+    """The environments of a workspace."""
+
+    def __init__(self, core: Core, parent: str) -> None:
+        self._core, self._parent = core, parent
+        self._stub = environments_pb2_grpc.EnvironmentServiceStub(core.channel)
+
+    def create_version(
+        self,
+        name: str,
+        *,
+        packages: Sequence[str] = (),
+        python_version: str = "",
+        variables: Mapping[str, str] | None = None,
+        description: str = "",
+        tags: Mapping[str, str] | None = None,
+    ) -> environments_pb2.EnvironmentVersion:
+        """Registers the next version; the same content as the newest version returns that one.
+
+        `packages` are requirement lines (PEP 508); an empty `python_version` means that of the node.
+        """
+        request = environments_pb2.CreateEnvironmentVersionRequest(
+            parent=names.resource(self._parent, "environments", name),
+            description=description,
+            tags=tags,
+            python_version=python_version,
+            packages=packages,
+            variables=variables,
+        )
+        return self._core.call(self._stub.CreateEnvironmentVersion, request)
+
+    def get(self, reference: str) -> environments_pb2.EnvironmentVersion:
+        """Returns one version: `sklearn:1`, or `sklearn` for the latest."""
+        request = environments_pb2.GetEnvironmentVersionRequest(
+            name=names.version(self._parent, "environments", reference)
+        )
+        return self._core.call(self._stub.GetEnvironmentVersion, request)
+
+    def list(
+        self, name: str = "-", *, limit: int | None = None
+    ) -> Sequence[environments_pb2.EnvironmentVersion]:
+        """Versions of one environment, or of all, newest first."""
+        request = environments_pb2.ListEnvironmentVersionsRequest(
+            parent=names.resource(self._parent, "environments", name)
+        )
+        pages = self._core.pages(self._stub.ListEnvironmentVersions, request, limit)
+        return [version for page in pages for version in page.environment_versions]
+
+
+class Models:
+    """The models of a workspace."""
+
+    def __init__(self, core: Core, parent: str) -> None:
+        self._core, self._parent = core, parent
+        self._stub = models_pb2_grpc.ModelServiceStub(core.channel)
+
+    def register(
+        self,
+        name: str,
+        *,
+        path: str | Path,
+        run: Run | str | None = None,
+        description: str = "",
+        tags: Mapping[str, str] | None = None,
+    ) -> models_pb2.ModelVersion:
+        """Registers the next version: `path` is in the outputs of `run`, or else a local file or folder."""
+        if isinstance(run, Run):
+            run = run.name
+        if run == "":
+            raise invalid("RUN_MISSING", "The name of the run is empty.", "Name a run, or leave it out.")
+        request = models_pb2.CreateModelVersionRequest(
+            parent=names.resource(self._parent, "models", name), description=description, tags=tags
+        )
+        if run is None:
+            request.files.extend(self._core.upload(self._parent, Path(path)))
+        else:
+            request.run = names.resource(self._parent, "runs", run)
+            request.path = Path(path).as_posix()
+        return self._core.call(self._stub.CreateModelVersion, request)
+
+    def get(self, reference: str) -> models_pb2.ModelVersion:
+        """Returns one version: `digits:1`, or `digits` for the latest."""
+        request = models_pb2.GetModelVersionRequest(name=names.version(self._parent, "models", reference))
+        return self._core.call(self._stub.GetModelVersion, request)
+
+    def list(self, name: str = "-", *, limit: int | None = None) -> Sequence[models_pb2.ModelVersion]:
+        """Versions of one model, or of all, newest first."""
+        request = models_pb2.ListModelVersionsRequest(parent=names.resource(self._parent, "models", name))
+        pages = self._core.pages(self._stub.ListModelVersions, request, limit)
+        return [version for page in pages for version in page.model_versions]
+
+    def download(self, reference: str, folder: str | Path) -> models_pb2.ModelVersion:
+        """Writes the files of a version below `folder`."""
+        version = self.get(reference)
+        self._core.download(self._parent, version.files, Path(folder))
+        return version

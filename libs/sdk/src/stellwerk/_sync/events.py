@@ -1,0 +1,48 @@
+# Generated from ../_async/events.py by scripts/generate_sync.py; do not edit.
+"""The journal: every transition of every resource."""
+
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+
+from stellwerk import names
+from stellwerk._sync.core import Core
+from stellwerk_protos.telemetry.v1 import telemetry_pb2, telemetry_pb2_grpc
+
+
+class Events:
+    """The events of a workspace."""
+
+    def __init__(self, core: Core, parent: str) -> None:
+        self._core, self._parent = core, parent
+        self._stub = telemetry_pb2_grpc.TelemetryServiceStub(core.channel)
+
+    def list(
+        self, *, resource: str = "", trace_id: str = "", limit: int | None = None
+    ) -> Sequence[telemetry_pb2.Event]:
+        """Events, oldest first: all, or those of one resource (`runs/abc`) or trace."""
+        request = telemetry_pb2.ListEventsRequest(
+            parent=self._parent, resource=self._resource(resource), trace_id=trace_id
+        )
+        pages = self._core.pages(self._stub.ListEvents, request, limit)
+        return [event for page in pages for event in page.events]
+
+    def watch(self, *, since: int = 0, type: str = "", resource: str = "") -> Iterator[telemetry_pb2.Event]:
+        """Events as they come, from sequence `since` on (0: from now on), until the caller stops.
+
+        `type` is a pattern (`stellwerk.runs.*`); `resource` keeps one resource and what lies below it.
+        """
+        resource = self._resource(resource)
+        request = telemetry_pb2.WatchEventsRequest(parent=self._parent, start_sequence=since)
+        for event in self._core.stream(self._stub.WatchEvents, request):
+            request.start_sequence = event.sequence + 1
+            below = not resource or event.resource == resource or event.resource.startswith(f"{resource}/")
+            if below and (not type or fnmatchcase(event.type, type)):
+                yield event
+
+    def _resource(self, name: str) -> str:
+        if not name or name == self._parent:
+            return name
+        collection, separator, rest = name.partition("/")
+        if name.startswith("workspaces/") or not separator:
+            return name
+        return names.resource(self._parent, collection, rest)

@@ -1,0 +1,156 @@
+# Generated from ../_async/inference.py by scripts/generate_sync.py; do not edit.
+"""Endpoints and deployments."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stellwerk import names, states
+from stellwerk._sync.core import Core
+from stellwerk._sync.runs import create_snapshot
+from stellwerk_protos.inference.v1 import endpoints_pb2, endpoints_pb2_grpc
+
+
+class Endpoints:
+    """The endpoints of a workspace."""
+
+    def __init__(self, core: Core, parent: str) -> None:
+        self._core, self._parent = core, parent
+        self._stub = endpoints_pb2_grpc.EndpointServiceStub(core.channel)
+
+    def create(
+        self, name: str, *, description: str = "", tags: Mapping[str, str] | None = None
+    ) -> "Endpoint":
+        """Creates an endpoint without deployments."""
+        request = endpoints_pb2.CreateEndpointRequest(
+            parent=self._parent, endpoint_id=name, description=description, tags=tags
+        )
+        return Endpoint(self._core, self._core.call(self._stub.CreateEndpoint, request))
+
+    def get(self, name: str) -> "Endpoint":
+        """Returns one endpoint."""
+        request = endpoints_pb2.GetEndpointRequest(name=self._name(name))
+        return Endpoint(self._core, self._core.call(self._stub.GetEndpoint, request))
+
+    def list(self, *, limit: int | None = None) -> Sequence["Endpoint"]:
+        """The endpoints, by name."""
+        request = endpoints_pb2.ListEndpointsRequest(parent=self._parent)
+        pages = self._core.pages(self._stub.ListEndpoints, request, limit)
+        return [Endpoint(self._core, endpoint) for page in pages for endpoint in page.endpoints]
+
+    def set_traffic(self, name: str, traffic: Mapping[str, int], *, etag: str = "") -> "Endpoint":
+        """Replaces the split: percent by deployment, 100 together. `etag` refuses a lost update."""
+        request = endpoints_pb2.SetTrafficRequest(name=self._name(name), traffic=traffic, etag=etag)
+        return Endpoint(self._core, self._core.call(self._stub.SetTraffic, request))
+
+    def delete(self, name: str) -> "Endpoint":
+        """Deletes an endpoint with its deployments."""
+        request = endpoints_pb2.DeleteEndpointRequest(name=self._name(name))
+        return Endpoint(self._core, self._core.call(self._stub.DeleteEndpoint, request))
+
+    def _name(self, name: str) -> str:
+        return names.resource(self._parent, "endpoints", name)
+
+
+class Endpoint:
+    """One endpoint: `message` is its state when it was read."""
+
+    def __init__(self, core: Core, message: endpoints_pb2.Endpoint) -> None:
+        self._core = core
+        self.message = message
+
+    def __repr__(self) -> str:
+        return f"<Endpoint {self.name} {self.state}>"
+
+    @property
+    def name(self) -> str:
+        """The full name."""
+        return self.message.name
+
+    @property
+    def id(self) -> str:
+        """The last segment of the name."""
+        return names.last(self.message.name)
+
+    @property
+    def state(self) -> str:
+        """`Creating`, `Succeeded`, …"""
+        return states.provisioning(self.message)
+
+    @property
+    def url(self) -> str:
+        """Where HTTP clients score; `/v2` of the Open Inference Protocol lies beside it."""
+        return f"{self._core.settings.gateway_url.rstrip('/')}{self.message.path}/score"
+
+    def score(self, data: Any) -> Any:
+        """Sends `data` as JSON (bytes as they are) and returns the JSON of the answer."""
+        body = data if isinstance(data, bytes) else json.dumps(data).encode()
+        answer = self._core.post(f"{self.message.path}/score", body)
+        return json.loads(answer)
+
+
+class Deployments:
+    """The deployments of the endpoints of a workspace."""
+
+    def __init__(self, core: Core, parent: str) -> None:
+        self._core, self._parent = core, parent
+        self._stub = endpoints_pb2_grpc.EndpointServiceStub(core.channel)
+
+    def create(
+        self,
+        name: str,
+        *,
+        endpoint: str,
+        models: Sequence[str],
+        environment: str,
+        code: str | Path,
+        script: str,
+        compute: str = "local",
+        replicas: int = 1,
+        variables: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> endpoints_pb2.Deployment:
+        """Uploads the folder `code` and starts `replicas` of its scoring script. Does not wait."""
+        request = endpoints_pb2.CreateDeploymentRequest(
+            parent=names.resource(self._parent, "endpoints", endpoint),
+            deployment_id=name,
+            models=[names.version(self._parent, "models", model) for model in models],
+            environment=names.version(self._parent, "environments", environment),
+            snapshot=create_snapshot(self._core, self._parent, Path(code)),
+            scoring_script=script,
+            compute=names.resource(self._parent, "computes", compute.removeprefix("azureml:")),
+            replica_count=replicas,
+            variables=variables,
+            tags=tags,
+        )
+        return self._core.call(self._stub.CreateDeployment, request)
+
+    def get(self, endpoint: str, name: str) -> endpoints_pb2.Deployment:
+        """Returns one deployment."""
+        request = endpoints_pb2.GetDeploymentRequest(name=self._name(endpoint, name))
+        return self._core.call(self._stub.GetDeployment, request)
+
+    def list(self, endpoint: str, *, limit: int | None = None) -> Sequence[endpoints_pb2.Deployment]:
+        """The deployments of an endpoint, by name."""
+        parent = names.resource(self._parent, "endpoints", endpoint)
+        request = endpoints_pb2.ListDeploymentsRequest(parent=parent)
+        pages = self._core.pages(self._stub.ListDeployments, request, limit)
+        return [deployment for page in pages for deployment in page.deployments]
+
+    def watch(self, endpoint: str, name: str) -> Iterator[endpoints_pb2.Deployment]:
+        """The deployment now and after each change; ends after Succeeded, Failed or Deleted."""
+        request = endpoints_pb2.WatchDeploymentRequest(name=self._name(endpoint, name))
+        revision = 0
+        for deployment in self._core.stream(self._stub.WatchDeployment, request):
+            if deployment.revision > revision:
+                revision = deployment.revision
+                yield deployment
+
+    def delete(self, endpoint: str, name: str) -> endpoints_pb2.Deployment:
+        """Deletes a deployment that takes no traffic."""
+        request = endpoints_pb2.DeleteDeploymentRequest(name=self._name(endpoint, name))
+        return self._core.call(self._stub.DeleteDeployment, request)
+
+    def _name(self, endpoint: str, name: str) -> str:
+        return names.resource(names.resource(self._parent, "endpoints", endpoint), "deployments", name)
