@@ -239,7 +239,7 @@ class Collection(Generic[R]):
         stamp(resource)
         document = {**to_document(resource), **self._extra(resource)}
         if request_id:
-            document[_REQUEST_ID] = _request_key(request_id)
+            document[_REQUEST_ID] = request_key(request_id)
         await self.raw.insert_one(document, session=tx.session)
         failpoints.hit("store.resource_written")
         tx.record(resource, fact)
@@ -249,7 +249,7 @@ class Collection(Generic[R]):
         """What the caller's earlier request with this id created."""
         if not request_id:
             return None
-        document = await self.raw.find_one({_REQUEST_ID: _request_key(request_id)})
+        document = await self.raw.find_one({_REQUEST_ID: request_key(request_id)})
         return None if document is None else from_document(self._kind, document)
 
     async def _existing(self, resource: R, request_id: str) -> R:
@@ -333,6 +333,6 @@ def _from_token(key: str, value: object) -> object:
     return datetime.fromisoformat(str(value)) if key.endswith("_time") else value
 
 
-def _request_key(request_id: str) -> str:
+def request_key(request_id: str) -> str:
     """Two callers may choose the same id by chance."""
     return f"{current_actor('')}:{request_id}"
