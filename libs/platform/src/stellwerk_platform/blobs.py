@@ -29,7 +29,7 @@ class BlobStore:
     async def connect(
         cls, url: str, access_key: str, secret_key: str, bucket: str
     ) -> AsyncIterator["BlobStore"]:
-        """Opens a client; the bucket must exist."""
+        """Opens a client and makes the bucket when it is not there; raises `Unavailable`."""
         # Part checksums confuse S3 servers that are not Amazon's: only where an operation asks for them.
         config = AioConfig(
             signature_version="s3v4",
@@ -47,14 +47,26 @@ class BlobStore:
             aws_secret_access_key=secret_key,
             config=config,
         ) as client:
-            yield cls(client, bucket)
+            store = cls(client, bucket)
+            await store._ensure_bucket()
+            yield store
+
+    async def _ensure_bucket(self) -> None:
+        try:
+            await self._client.head_bucket(Bucket=self._bucket)
+        except ClientError as error:
+            if _status(error) != 404:
+                raise _unavailable(error) from error
+            await self._client.create_bucket(Bucket=self._bucket)
+        except BotoCoreError as error:
+            raise _unavailable(error) from error
 
     async def size(self, workspace: str, sha256: str) -> int | None:
         """Bytes of a blob, None when it is missing; raises `Unavailable`."""
         try:
             head = await self._client.head_object(Bucket=self._bucket, Key=key(workspace, sha256))
         except ClientError as error:
-            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 404:
+            if _status(error) == 404:
                 return None
             raise _unavailable(error) from error
         except BotoCoreError as error:
@@ -83,6 +95,10 @@ class BlobStore:
 def key(workspace: str, sha256: str) -> str:
     """Workspaces share nothing, so that one can be deleted whole."""
     return f"{workspace}/blobs/sha256/{sha256[:2]}/{sha256[2:]}"
+
+
+def _status(error: ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 def _unavailable(error: Exception) -> PlatformError:

@@ -1,6 +1,6 @@
 """ModelService."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stellwerk_platform import names
 from stellwerk_platform.auth import current_caller
@@ -11,10 +11,13 @@ from stellwerk_protos.common.v1.common_pb2 import File
 from stellwerk_protos.registry.v1 import models_pb2 as pb
 from stellwerk_protos.registry.v1 import models_pb2_grpc
 from stellwerk_protos.runs.v1 import artifacts_pb2
-from stellwerk_protos.runs.v1.artifacts_pb2_grpc import ArtifactServiceAsyncStub
 from stellwerk_registry.blobs.service import BlobService
 from stellwerk_registry.versions.store import VersionStore
 from stellwerk_registry.workspaces.store import WorkspaceStore
+
+if TYPE_CHECKING:
+    # Only the type stubs know the asynchronous face of a stub.
+    from stellwerk_protos.runs.v1.artifacts_pb2_grpc import ArtifactServiceAsyncStub
 
 _PARENT = "workspaces/*/models/*"
 
@@ -42,7 +45,7 @@ class ModelService(models_pb2_grpc.ModelServiceServicer):
         store: VersionStore[pb.ModelVersion],
         workspaces: WorkspaceStore,
         blobs: BlobService,
-        artifacts: ArtifactServiceAsyncStub,
+        artifacts: "ArtifactServiceAsyncStub",
     ) -> None:
         self._store = store
         self._workspaces = workspaces
