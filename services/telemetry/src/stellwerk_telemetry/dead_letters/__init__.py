@@ -1,0 +1,1 @@
+"""Events that a consumer failed to handle."""

@@ -1,0 +1,1 @@
+"""The journal: its index in MongoDB, and watching it as it grows."""

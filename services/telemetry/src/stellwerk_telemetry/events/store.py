@@ -1,0 +1,63 @@
+"""The journal's index in MongoDB: a projection that can be dropped and filled again from the stream."""
+
+from collections.abc import Sequence
+
+from pymongo import ASCENDING, IndexModel
+from pymongo.errors import BulkWriteError
+
+from stellwerk_platform import paging
+from stellwerk_platform.documents import Document
+from stellwerk_platform.mongo import Database
+from stellwerk_platform.names import WILDCARD
+from stellwerk_protos.telemetry.v1 import telemetry_pb2
+from stellwerk_telemetry.events.domain import to_proto
+
+_COLLECTION = "events"
+_DUPLICATE_KEY = 11_000
+
+
+class Events:
+    """Indexed journal events."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._raw = database.raw[_COLLECTION]
+
+    async def open(self) -> None:
+        """Creates collection and indexes."""
+        indexes = [
+            IndexModel([("workspace", ASCENDING), ("sequence", ASCENDING)], name="workspace"),
+            IndexModel([("resource", ASCENDING), ("sequence", ASCENDING)], name="resource"),
+            IndexModel([("trace_id", ASCENDING), ("sequence", ASCENDING)], name="trace"),
+            IndexModel([("sequence", ASCENDING)], name="sequence"),
+        ]
+        await self._database.ensure(_COLLECTION, indexes, required=["sequence", "resource", "type", "body"])
+
+    async def insert(self, documents: Sequence[Document]) -> None:
+        """Stores events; one that is there already stays as it is."""
+        try:
+            await self._raw.insert_many(documents, ordered=False)
+        except BulkWriteError as error:
+            if any(e["code"] != _DUPLICATE_KEY for e in (error.details or {}).get("writeErrors", [])):
+                raise
+
+    async def holds(self, workspace: str) -> bool:
+        """Whether anything has happened in this workspace."""
+        return await self._raw.find_one({"workspace": workspace}, {"_id": 1}) is not None
+
+    async def page(
+        self, workspace: str, resource: str, trace_id: str, size: int, token: str
+    ) -> tuple[list[telemetry_pb2.Event], str]:
+        """One page, oldest first; "-" is all workspaces, "" any resource or trace."""
+        size = paging.page_size(size)
+        query = ("events", workspace, resource, trace_id)
+        position = paging.decode(token, *query)
+        where: Document = {} if workspace == WILDCARD else {"workspace": workspace}
+        where |= {key: value for key, value in (("resource", resource), ("trace_id", trace_id)) if value}
+        if position is not None:
+            where["sequence"] = {"$gt": int(position)}
+        found = self._raw.find(where).sort("sequence", ASCENDING).limit(size + 1)
+        documents = await found.to_list(size + 1)
+        events = [to_proto(d["sequence"], bytes(d["body"])) for d in documents[:size]]
+        more = len(documents) > size
+        return events, paging.encode(events[-1].sequence, *query) if more else ""

@@ -1,0 +1,1 @@
+"""Spans: taken in by OTLP, kept for some days, read as traces."""
