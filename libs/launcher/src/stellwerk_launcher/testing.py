@@ -43,7 +43,7 @@ class StackProcess:
     ) -> None:
         self.data_dir = data_dir
         self._servers_only = servers_only
-        self._environment = dict(environment or {})
+        self.environment = dict(environment or {})
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -66,7 +66,7 @@ class StackProcess:
         inherited = {k: v for k, v in os.environ.items() if k not in EXTERNAL_VARIABLES.values()}
         self.data_dir.parent.mkdir(parents=True, exist_ok=True)
         with self.output.open("ab") as output:
-            self._process = _popen(tied_to_parent(command), inherited | self._environment, output)
+            self._process = _popen(tied_to_parent(command), inherited | self.environment, output)
 
     def start(self, timeout_seconds: float = START_TIMEOUT_SECONDS) -> dict[str, Any]:
         """Starts everything and returns the status once all is ready."""

