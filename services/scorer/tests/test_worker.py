@@ -188,3 +188,17 @@ async def test_secrets_of_the_platform_do_not_reach_user_code(scorer: StartScore
     secret = {"STELLWERK_OTLP_KEY": "swk_secret"}
     async with scorer(script, **secret) as running, (await running.ready()).http() as http:
         assert (await http.post("/score", content="1")).json() == "nothing"
+
+
+async def test_an_address_that_is_taken_is_named(scorer: StartScorer) -> None:
+    async with scorer(INIT + RUN) as first:
+        for name, address in (("HTTP", first.http_address), ("GRPC", first.grpc_address)):
+            with pytest.raises(AssertionError, match=f"ADDRESS_UNAVAILABLE Cannot listen on {address}"):
+                async with scorer(INIT + RUN, **{f"STELLWERK_SCORER_{name}_LISTEN": address}):
+                    pass
+
+
+async def test_a_missing_setting_is_named(scorer: StartScorer) -> None:
+    with pytest.raises(AssertionError, match="STELLWERK_SCORER_TIMEOUT_MS='soon' cannot be read"):
+        async with scorer(INIT + RUN, SCORING_TIMEOUT_MS="soon"):
+            pass

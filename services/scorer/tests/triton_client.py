@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc  # type: ignore[import-not-found]  # see above: not where types are checked
 import tritonclient.http  # type: ignore[import-not-found]
+from tritonclient.utils import InferenceServerException  # type: ignore[import-not-found]
 
 
 def check(module: ModuleType, address: str, headers: dict[str, str], binary: dict[str, bool]) -> None:

@@ -11,6 +11,7 @@ import uvicorn
 
 from stellwerk_platform import app
 from stellwerk_platform.auth import TokenVerifier
+from stellwerk_platform.errors import Unavailable
 from stellwerk_platform.grpc_client import connect
 from stellwerk_scorer.auth import invoker
 from stellwerk_scorer.config import Settings
@@ -45,44 +46,32 @@ async def compose(process: app.App, settings: Settings) -> None:
     process.defer(channel.close)
     verify = invoker(TokenVerifier(channel))
 
-    async def on_ready(ready: bool) -> None:
-        await grpc_server.set_ready(ready)
+    async def on_ready(_ready: bool) -> None:
+        await grpc_server.set_ready(plane.ready)
 
     client = WorkerClient(settings.scorer_python, settings.scorer_script, on_ready)
     model = Model(settings.scorer_model_name, settings.scorer_model_version)
     plane = DataPlane(model, client, settings.scorer_timeout_ms / 1000)
     limit = settings.scorer_max_body_bytes
 
-    supervisor = asyncio.create_task(client.run())
-    process.defer(lambda: _cancel(supervisor))
-
-    grpc_server = GrpcServer(settings.scorer_grpc_listen, plane, verify, limit)
+    with _listening(settings.scorer_http_listen):
+        listener = _listen(settings.scorer_http_listen)
+    with _listening(settings.scorer_grpc_listen):
+        grpc_server = GrpcServer(settings.scorer_grpc_listen, plane, verify, limit)
     await grpc_server.start()
-    process.defer(lambda: grpc_server.stop(settings.scorer_drain_seconds))
-
-    listener = _listen(settings.scorer_http_listen)
-    http_server = _HttpServer(
-        uvicorn.Config(
-            HttpApp(plane, verify, limit),
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=settings.scorer_drain_seconds,
-        )
-    )
+    http_server = _http_server(HttpApp(plane, verify, limit), settings.scorer_drain_seconds)
     serving = asyncio.create_task(http_server.serve(sockets=[listener]))
+    supervisor = asyncio.create_task(client.run())
 
-    async def stop_http() -> None:
+    async def stop_serving() -> None:
         plane.drain()
         http_server.should_exit = True
-        await serving
+        await asyncio.gather(serving, grpc_server.stop(settings.scorer_drain_seconds), return_exceptions=True)
 
-    process.defer(stop_http)
-    # Not the supervisor itself: what runs in the background ends before the servers have drained.
+    # In the opposite order: what is under way ends before its worker does.
+    process.defer(lambda: _cancel(supervisor))
+    process.defer(stop_serving)
+    # Not the supervisor itself, for what runs in the background ends first of all.
     process.background(_watch(supervisor, serving))
     host = settings.scorer_http_listen.rpartition(":")[0]
     log.info("listening on http=%s:%d grpc=%s:%d", host, listener.getsockname()[1], host, grpc_server.port)
@@ -98,6 +87,31 @@ def main() -> int:
         )
         return EXIT_LOAD_FAILED
     return 0
+
+
+def _http_server(application: HttpApp, drain_seconds: int) -> _HttpServer:
+    config = uvicorn.Config(
+        application,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=drain_seconds,
+    )
+    return _HttpServer(config)
+
+
+@contextlib.contextmanager
+def _listening(address: str) -> Iterator[None]:
+    """Says which address cannot be listened on."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        cure = "Choose another port, or end the process that has it."
+        raise Unavailable("ADDRESS_UNAVAILABLE", f"Cannot listen on {address}: {error}.", cure) from error
 
 
 def _listen(address: str) -> socket.socket:

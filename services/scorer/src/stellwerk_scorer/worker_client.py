@@ -60,7 +60,8 @@ class WorkerClient:
         """What `run` returns for a body; raises `PlatformError`."""
         deadline = time.monotonic() + timeout_seconds
         try:
-            await asyncio.wait_for(self._slot.acquire(), timeout_seconds)
+            async with asyncio.timeout(timeout_seconds):
+                await self._slot.acquire()
         except TimeoutError:
             raise timed_out("The request waited too long for its turn.") from None
         if self._worker is None:
