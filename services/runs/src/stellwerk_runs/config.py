@@ -1,0 +1,18 @@
+"""Configuration of the runs service."""
+
+from dataclasses import dataclass
+
+from stellwerk_platform.settings import ServiceSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunsSettings(ServiceSettings):
+    """Whom CreateRun asks, and how much may wait to be stored.
+
+    `stream_bytes` bounds the streams METRICS and LOGS, each; past it appends are
+    refused until the writer has caught up, and the sender keeps its file.
+    """
+
+    registry_address: str
+    compute_address: str
+    stream_bytes: int = 512 * 1024 * 1024

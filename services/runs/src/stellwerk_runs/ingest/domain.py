@@ -1,0 +1,142 @@
+"""Appends: what may be sent, and the pieces in which it goes to the stream."""
+
+import hashlib
+from collections.abc import Iterator
+
+from stellwerk_platform import names
+from stellwerk_platform.content import check_path
+from stellwerk_platform.errors import InvalidArgument
+from stellwerk_protos.runs.v1.ingest_pb2 import AppendRequest, LogChunk, MetricBatch, MetricColumns
+from stellwerk_runs.ingest.sequence import Arrival
+from stellwerk_runs.metrics.domain import ITEM_BYTES, Points
+
+METRICS, LOGS = "metrics", "logs"
+# Small enough for any NATS server (1 MB), and to bound what the writer holds at a time.
+PIECE_BYTES = 256 * 1024
+_PIECE_POINTS = PIECE_BYTES // (3 * ITEM_BYTES)
+_METRIC_LENGTH = 500
+_SOURCE_LENGTH = 100
+_LOG_BYTES = 1024 * 1024
+# Keys in MongoDB hold positions as 16 digits.
+_MAXIMUM_POSITION = 10**15
+
+
+def kind_of(request: AppendRequest) -> str:
+    """`metrics` or `logs`: the stream that it belongs to."""
+    return LOGS if request.WhichOneof("payload") == "log" else METRICS
+
+
+def check(request: AppendRequest) -> None:
+    """Raises `InvalidArgument` for the first thing that cannot be stored."""
+    names.parse("workspaces/*/runs/*", request.run)
+    payload = request.WhichOneof("payload")
+    if payload is None:
+        raise InvalidArgument("NOTHING_TO_APPEND", "The request carries neither metrics nor log text.")
+    if payload == "log":
+        _check_log(request.log)
+    else:
+        _check_metrics(request.metrics)
+
+
+def _check_metrics(batch: MetricBatch) -> None:
+    if not 0 < len(batch.source) <= _SOURCE_LENGTH:
+        raise InvalidArgument(
+            "INVALID_SOURCE", "The source is empty or too long.", f"Use 1 to {_SOURCE_LENGTH} characters."
+        )
+    for column in batch.columns:
+        if not 0 < len(column.metric) <= _METRIC_LENGTH:
+            raise InvalidArgument(
+                "INVALID_METRIC",
+                f"A metric name of {len(column.metric):,} characters.",
+                f"Use 1 to {_METRIC_LENGTH} characters.",
+            )
+        sizes = {len(column.steps), len(column.times), len(column.values)}
+        if len(sizes) != 1 or sizes.pop() % ITEM_BYTES:
+            raise InvalidArgument(
+                "COLUMNS_DISAGREE",
+                f"The columns of {column.metric!r} have {len(column.steps)}, {len(column.times)} and "
+                f"{len(column.values)} bytes.",
+                f"Send {ITEM_BYTES} bytes a point in each of the three.",
+            )
+        _check_position(column.first_sequence)
+
+
+def _check_log(chunk: LogChunk) -> None:
+    check_path(chunk.log)
+    if len(chunk.data) > _LOG_BYTES:
+        raise InvalidArgument(
+            "CHUNK_TOO_LARGE",
+            f"{len(chunk.data):,} bytes of log text in one request.",
+            f"Send up to {_LOG_BYTES:,}.",
+        )
+    _check_position(chunk.offset)
+
+
+def _check_position(position: int) -> None:
+    if not 0 <= position < _MAXIMUM_POSITION:
+        raise InvalidArgument("INVALID_POSITION", f"Position {position} is out of range.", "Count from 0.")
+
+
+def pieces(request: AppendRequest) -> Iterator[AppendRequest]:
+    """The request in messages of at most about 256 KiB; without empty columns."""
+    if request.WhichOneof("payload") == "log":
+        data = request.log.data
+        for start in range(0, len(data), PIECE_BYTES):
+            part = LogChunk(
+                log=request.log.log, offset=request.log.offset + start, data=data[start : start + PIECE_BYTES]
+            )
+            yield AppendRequest(run=request.run, log=part)
+        return
+    batch, size = MetricBatch(source=request.metrics.source), 0
+    for column in _cut(request.metrics):
+        if size + column.ByteSize() > PIECE_BYTES and size:
+            yield AppendRequest(run=request.run, metrics=batch)
+            batch, size = MetricBatch(source=request.metrics.source), 0
+        batch.columns.append(column)
+        size += column.ByteSize()
+    if size:
+        yield AppendRequest(run=request.run, metrics=batch)
+
+
+def _cut(batch: MetricBatch) -> Iterator[MetricColumns]:
+    for column in batch.columns:
+        points = Points(column.steps, column.times, column.values)
+        if 0 < len(points) <= _PIECE_POINTS:
+            yield column
+            continue
+        for start in range(0, len(points), _PIECE_POINTS):
+            part = points.slice(start, start + _PIECE_POINTS)
+            yield part.columns(column.metric, column.first_sequence + start)
+
+
+def message_id(body: bytes) -> str:
+    """The id under which JetStream knows a piece that is sent again.
+
+    Over all of the piece: one with the same beginning and more points is another one.
+    """
+    return hashlib.sha256(body).hexdigest()
+
+
+def arrivals(piece: AppendRequest, origin: str) -> list[Arrival]:
+    """What a piece brings, sequence by sequence."""
+    if piece.WhichOneof("payload") == "log":
+        log = piece.log
+        return [Arrival((log.log,), log.offset, len(log.data), log.data, origin)]
+    source = piece.metrics.source
+    result = []
+    for column in piece.metrics.columns:
+        points = Points(column.steps, column.times, column.values)
+        result.append(Arrival((column.metric, source), column.first_sequence, len(points), points, origin))
+    return result
+
+
+def piece_of(run: str, arrival: Arrival) -> AppendRequest:
+    """A piece with nothing but this arrival."""
+    if isinstance(arrival.payload, Points):
+        metric, source = arrival.key
+        column = arrival.payload.columns(metric, arrival.position)
+        return AppendRequest(run=run, metrics=MetricBatch(source=source, columns=[column]))
+    assert isinstance(arrival.payload, bytes)
+    return AppendRequest(
+        run=run, log=LogChunk(log=arrival.key[0], offset=arrival.position, data=arrival.payload)
+    )

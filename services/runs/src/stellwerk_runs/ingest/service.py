@@ -1,0 +1,83 @@
+"""IngestService: check, publish, and answer in order once JetStream has stored it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, TypeAlias
+
+from stellwerk_platform import failpoints
+from stellwerk_platform.auth import Caller, authorise, current_caller
+from stellwerk_platform.bus import Bus
+from stellwerk_protos.runs.v1 import ingest_pb2 as pb
+from stellwerk_protos.runs.v1 import ingest_pb2_grpc
+from stellwerk_runs.ingest.domain import check, kind_of, message_id, pieces
+from stellwerk_runs.ingest.streams import Streams
+from stellwerk_runs.runs.store import RunStore
+
+# Requests of one caller that are published and not answered yet.
+_IN_FLIGHT_REQUESTS = 32
+# Pieces of all callers that are on their way to JetStream, of 256 KiB each at most.
+_IN_FLIGHT_PIECES = 256
+
+_Queue: TypeAlias = "asyncio.Queue[tuple[int, list[asyncio.Task[None]]] | Exception | None]"
+
+
+class IngestService(ingest_pb2_grpc.IngestServiceServicer):
+    """The servicer."""
+
+    def __init__(self, bus: Bus, runs: RunStore, streams: Streams) -> None:
+        self._bus = bus
+        self._runs = runs
+        self._streams = streams
+        self._room = asyncio.Semaphore(_IN_FLIGHT_PIECES)
+
+    async def Append(
+        self, request_iterator: AsyncIterator[pb.AppendRequest], context: Any
+    ) -> AsyncIterator[pb.AppendResponse]:
+        queue: _Queue = asyncio.Queue(_IN_FLIGHT_REQUESTS)
+        publishing: set[asyncio.Task[None]] = set()
+        reader = asyncio.create_task(self._read(request_iterator, current_caller(), queue, publishing))
+        try:
+            while (item := await queue.get()) is not None:
+                # An error comes after the answers to all that was sent before it.
+                if isinstance(item, Exception):
+                    raise item
+                batch, stored = item
+                await asyncio.gather(*stored)
+                failpoints.hit("ingest.stored")
+                yield pb.AppendResponse(batch=batch)
+        finally:
+            reader.cancel()
+            for task in publishing:
+                task.cancel()
+            await asyncio.gather(reader, *publishing, return_exceptions=True)
+
+    async def _read(
+        self,
+        requests: AsyncIterator[pb.AppendRequest],
+        caller: Caller,
+        queue: _Queue,
+        publishing: set[asyncio.Task[None]],
+    ) -> None:
+        try:
+            async for request in requests:
+                authorise(caller, "run.append", request.run)
+                check(request)
+                await self._runs.check(request.run)
+                tasks = []
+                for piece in pieces(request):
+                    await self._room.acquire()
+                    tasks.append(asyncio.create_task(self._publish(piece)))
+                    publishing.add(tasks[-1])
+                    tasks[-1].add_done_callback(publishing.discard)
+                await queue.put((request.batch, tasks))
+            await queue.put(None)
+        except Exception as error:
+            await queue.put(error)
+
+    async def _publish(self, piece: pb.AppendRequest) -> None:
+        try:
+            body = piece.SerializeToString(deterministic=True)
+            subject = self._streams.subject(kind_of(piece), piece.run)
+            await self._bus.publish(subject, body, {"Nats-Msg-Id": message_id(body)})
+        finally:
+            self._room.release()

@@ -1,0 +1,203 @@
+"""Writes what arrived for one run in one transaction, and keeps aside what came too early.
+
+The head document of a run counts the writes (their number is the version of the
+points that they bring) and makes two writers of the same run wait for each other.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from bson import Binary
+from pymongo import ASCENDING, IndexModel, ReplaceOne, ReturnDocument
+from pymongo.errors import DuplicateKeyError
+
+from stellwerk_platform import failpoints
+from stellwerk_platform.mongo import Database, Session
+from stellwerk_protos.runs.v1.ingest_pb2 import AppendRequest
+from stellwerk_runs.ingest.domain import METRICS, arrivals, message_id, piece_of
+from stellwerk_runs.ingest.sequence import Arrival, Fresh, Key, advance
+from stellwerk_runs.logs.domain import LogEnd, LogText
+from stellwerk_runs.logs.store import LogStore
+from stellwerk_runs.metrics.domain import Chunk, Points, Series, join
+from stellwerk_runs.metrics.store import MetricStore
+
+# What waits longer than this for something before it never gets it.
+_EARLY_LIFE = timedelta(days=7)
+_EARLY_PER_RUN = 500
+
+
+@dataclass(frozen=True)
+class Message:
+    """A piece and an id of the message that brought it, unique within a batch."""
+
+    id: str
+    piece: AppendRequest
+
+
+class IngestStore:
+    """The writer's side of metrics and logs."""
+
+    def __init__(self, database: Database, metrics: MetricStore, logs: LogStore) -> None:
+        self._database = database
+        self._metrics = metrics
+        self._logs = logs
+        self._heads = database.raw["ingest_heads"]
+        self._early = database.raw["ingest_early"]
+
+    async def open(self) -> None:
+        """Creates collections and indexes."""
+        await self._database.ensure("ingest_heads", required=["version"])
+        indexes = [
+            IndexModel([("sequence", ASCENDING)]),
+            IndexModel([("run", ASCENDING)]),
+            IndexModel([("time", ASCENDING)], expireAfterSeconds=int(_EARLY_LIFE.total_seconds())),
+        ]
+        await self._database.ensure("ingest_early", indexes, ["run", "sequence", "body", "time"])
+
+    async def version(self, kind: str, run: str) -> int:
+        """The number of writes so far."""
+        head = await self._heads.find_one({"_id": _head(kind, run)}, {"version": 1})
+        return int(head["version"]) if head else 0
+
+    async def write(self, kind: str, run: str, messages: Sequence[Message]) -> set[str]:
+        """Stores each point and byte that is new, once.
+
+        Returns the ids of messages that are not taken because too much of this run
+        waits already for something before it; they must be sent again later.
+        """
+
+        async def work(session: Session) -> set[str]:
+            refused = await self._write_in(session, kind, run, messages)
+            failpoints.hit("writer.before_commit")
+            return refused
+
+        while True:
+            try:
+                async with await self._database.client.start_session() as session:
+                    refused = await session.with_transaction(work)
+                    failpoints.hit("writer.committed")
+                    return refused
+            except DuplicateKeyError:
+                # Another replica was faster with the first write of a run.
+                continue
+
+    async def _write_in(self, session: Session, kind: str, run: str, messages: Sequence[Message]) -> set[str]:
+        head = await self._heads.find_one_and_update(
+            {"_id": _head(kind, run)},
+            {"$inc": {"version": 1}},
+            upsert=True,
+            return_document=ReturnDocument.AFTER,
+            session=session,
+        )
+        incoming = [a for message in messages for a in arrivals(message.piece, message.id)]
+        early = await self._take_early(session, kind, run, incoming) if head.get("early") else {}
+        everything = [*incoming, *early.values()]
+        if kind == METRICS:
+            waiting = await self._write_metrics(session, run, head["version"], everything)
+        else:
+            waiting = await self._write_logs(session, run, everything)
+        return await self._keep_early(session, kind, run, early, waiting)
+
+    async def _write_metrics(
+        self, session: Session, run: str, version: int, everything: Sequence[Arrival]
+    ) -> list[Arrival]:
+        series = await self._metrics.load(run, {arrival.key[0] for arrival in everything}, session)
+        ends: dict[Key, int] = {
+            (metric, source): count for metric, one in series.items() for source, count in one.next.items()
+        }
+        fresh, waiting = advance(everything, ends)
+        parts: dict[str, list[Points]] = defaultdict(list)
+        for item in fresh:
+            metric, source = item.arrival.key
+            parts[metric].append(_points(item))
+            series[metric].next[source] = ends[item.arrival.key]
+        if parts:
+            changed: list[Series] = [series[metric] for metric in parts]
+            tails = await self._metrics.tails(run, changed, session)
+            chunks: list[Chunk] = []
+            for one in changed:
+                chunks += one.append(join(parts[one.metric]), tails.get(one.metric), version)
+            await self._metrics.save(run, changed, chunks, session)
+        return waiting
+
+    async def _write_logs(self, session: Session, run: str, everything: Sequence[Arrival]) -> list[Arrival]:
+        logs = await self._logs.load(run, {arrival.key[0] for arrival in everything}, session)
+        ends: dict[Key, int] = {(log,): end.size_bytes for log, end in logs.items()}
+        fresh, waiting = advance(everything, ends)
+        parts: dict[str, list[bytes]] = defaultdict(list)
+        for item in fresh:
+            parts[item.arrival.key[0]].append(_text(item))
+        if parts:
+            changed: list[LogEnd] = [logs[log] for log in parts]
+            tails = await self._logs.tails(run, changed, session)
+            texts: list[LogText] = []
+            for end in changed:
+                texts += end.append(b"".join(parts[end.log]), tails.get(end.log))
+            await self._logs.save(run, changed, texts, session)
+        return waiting
+
+    async def _take_early(
+        self, session: Session, kind: str, run: str, incoming: Sequence[Arrival]
+    ) -> dict[str, Arrival]:
+        """What waits in the sequences that now go on, by document id."""
+        sequences = list({_sequence(kind, run, arrival.key) for arrival in incoming})
+        found = {}
+        async for document in self._early.find({"sequence": {"$in": sequences}}, session=session):
+            piece = AppendRequest.FromString(bytes(document["body"]))
+            found[document["_id"]] = arrivals(piece, document["_id"])[0]
+        return found
+
+    async def _keep_early(
+        self, session: Session, kind: str, run: str, early: dict[str, Arrival], waiting: Sequence[Arrival]
+    ) -> set[str]:
+        still = {arrival.origin for arrival in waiting} & early.keys()
+        new = [arrival for arrival in waiting if arrival.origin not in early]
+        if len(still) < len(early):
+            await self._early.delete_many({"_id": {"$in": list(early.keys() - still)}}, session=session)
+        if len(still) == len(early) and not new:
+            return set()
+        room = _EARLY_PER_RUN - await self._early.count_documents({"run": run}, session=session)
+        kept, refused = new[: max(room, 0)], new[max(room, 0) :]
+        if kept:
+            documents = [_early_document(kind, run, arrival) for arrival in kept]
+            await self._early.bulk_write(
+                [ReplaceOne({"_id": document["_id"]}, document, upsert=True) for document in documents],
+                session=session,
+            )
+        count = await self._early.count_documents({"run": run}, session=session)
+        await self._heads.update_one(
+            {"_id": _head(kind, run)}, {"$set": {"early": count > 0}}, session=session
+        )
+        return {arrival.origin for arrival in refused}
+
+
+def _head(kind: str, run: str) -> str:
+    return f"{kind}#{run}"
+
+
+def _sequence(kind: str, run: str, key: Key) -> str:
+    return json.dumps([kind, run, *key])
+
+
+def _early_document(kind: str, run: str, arrival: Arrival) -> dict[str, object]:
+    body = piece_of(run, arrival).SerializeToString(deterministic=True)
+    return {
+        "_id": message_id(body),
+        "run": run,
+        "sequence": _sequence(kind, run, arrival.key),
+        "body": Binary(body),
+        "time": datetime.now(UTC),
+    }
+
+
+def _points(item: Fresh) -> Points:
+    assert isinstance(item.arrival.payload, Points)
+    return item.arrival.payload.slice(item.skip)
+
+
+def _text(item: Fresh) -> bytes:
+    assert isinstance(item.arrival.payload, bytes)
+    return item.arrival.payload[item.skip :]

@@ -1,0 +1,116 @@
+"""Logs in MongoDB: one document a log, and its text in chunks; keys as for metrics."""
+
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from typing import Any
+
+from bson import Binary
+from pymongo import ASCENDING, DESCENDING, ReplaceOne
+
+from stellwerk_platform.documents import Document
+from stellwerk_platform.mongo import Database, Session
+from stellwerk_protos.runs.v1.logs_pb2 import Log
+from stellwerk_runs.logs.domain import LogEnd, LogText
+
+
+class LogStore:
+    """Two collections; written by the writer only."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._ends = database.raw["logs"]
+        self._chunks = database.raw["log_chunks"]
+
+    async def open(self) -> None:
+        """Creates the collections."""
+        await self._database.ensure("logs", required=["run", "log", "size_bytes"])
+        await self._database.ensure("log_chunks", required=["run", "log", "offset", "data"])
+
+    async def load(self, run: str, logs: Iterable[str], session: Session) -> dict[str, LogEnd]:
+        """How far the logs are, by path; at 0 for new ones."""
+        ends = {log: LogEnd(log) for log in logs}
+        keys = [_key(run, log) for log in ends]
+        async for document in self._ends.find({"_id": {"$in": keys}}, session=session):
+            ends[document["log"]] = LogEnd(document["log"], document["size_bytes"], document["tail"])
+        return ends
+
+    async def tails(self, run: str, ends: Iterable[LogEnd], session: Session) -> dict[str, LogText]:
+        """The last chunk by log, where the next text goes into it."""
+        keys = [_chunk_key(run, end.log, end.tail) for end in ends if end.tail_is_small]
+        if not keys:
+            return {}
+        chunks = self._chunks.find({"_id": {"$in": keys}}, session=session)
+        return {document["log"]: _to_text(document) async for document in chunks}
+
+    async def save(
+        self, run: str, ends: Sequence[LogEnd], texts: Sequence[LogText], session: Session
+    ) -> None:
+        """Writes sizes and text."""
+        await self._ends.bulk_write(
+            [ReplaceOne({"_id": _key(run, end.log)}, _from_end(run, end), upsert=True) for end in ends],
+            session=session,
+        )
+        await self._chunks.bulk_write(
+            [
+                ReplaceOne(
+                    {"_id": _chunk_key(run, text.log, text.offset)}, _from_text(run, text), upsert=True
+                )
+                for text in texts
+            ],
+            session=session,
+        )
+
+    async def list(self, run: str) -> list[Log]:
+        """The logs by path."""
+        cursor = self._ends.find({"_id": {"$gt": f"{run}#", "$lt": f"{run}$"}}).sort("_id", ASCENDING)
+        return [Log(log=document["log"], size_bytes=document["size_bytes"]) async for document in cursor]
+
+    async def exists(self, run: str, log: str) -> bool:
+        """Whether anything was ever stored of the log."""
+        return await self._ends.find_one({"_id": _key(run, log)}, {"_id": 1}) is not None
+
+    async def read(self, run: str, log: str, offset: int) -> AsyncIterator[LogText]:
+        """The stored text from byte `offset` on, in pieces."""
+        same = {"run": run, "log": log}
+        key = _chunk_key(run, log, offset)
+        begin = await self._chunks.find_one(
+            {"_id": {"$gt": f"{_key(run, log)}#", "$lte": key}, **same},
+            {"_id": 1},
+            sort=[("_id", DESCENDING)],
+        )
+        where = {"_id": {"$gte": begin["_id"] if begin else key, "$lt": f"{_key(run, log)}$"}, **same}
+        async for document in self._chunks.find(where).sort("_id", ASCENDING):
+            text = _to_text(document)
+            if data := text.data[max(offset - text.offset, 0) :]:
+                yield LogText(log, max(offset, text.offset), data)
+
+
+def _key(run: str, log: str) -> str:
+    return f"{run}#{log}"
+
+
+def _chunk_key(run: str, log: str, offset: int) -> str:
+    return f"{run}#{log}#{offset:016d}"
+
+
+def _from_end(run: str, end: LogEnd) -> Document:
+    return {
+        "_id": _key(run, end.log),
+        "run": run,
+        "log": end.log,
+        "size_bytes": end.size_bytes,
+        "tail": end.tail,
+    }
+
+
+def _from_text(run: str, text: LogText) -> Document:
+    return {
+        "_id": _chunk_key(run, text.log, text.offset),
+        "run": run,
+        "log": text.log,
+        "offset": text.offset,
+        "data": Binary(text.data),
+    }
+
+
+def _to_text(document: Mapping[str, Any]) -> LogText:
+    return LogText(document["log"], document["offset"], bytes(document["data"]))

@@ -1,0 +1,96 @@
+"""Composition root of the runs service."""
+
+from stellwerk_platform.app import App, Service, run
+from stellwerk_platform.grpc_server import Registration
+from stellwerk_protos.runs.v1 import (
+    artifacts_pb2,
+    artifacts_pb2_grpc,
+    ingest_pb2,
+    ingest_pb2_grpc,
+    logs_pb2,
+    logs_pb2_grpc,
+    metrics_pb2,
+    metrics_pb2_grpc,
+    runs_pb2,
+    runs_pb2_grpc,
+    snapshots_pb2,
+    snapshots_pb2_grpc,
+)
+from stellwerk_runs.artifacts.service import ArtifactService
+from stellwerk_runs.artifacts.store import ArtifactStore
+from stellwerk_runs.changes import Changes
+from stellwerk_runs.config import RunsSettings
+from stellwerk_runs.ingest.service import IngestService
+from stellwerk_runs.ingest.store import IngestStore
+from stellwerk_runs.ingest.streams import STREAMS, Streams
+from stellwerk_runs.ingest.writer import Writer
+from stellwerk_runs.logs.service import LogService
+from stellwerk_runs.logs.store import LogStore
+from stellwerk_runs.metrics.service import MetricService
+from stellwerk_runs.metrics.store import MetricStore
+from stellwerk_runs.runs.events import Allocations
+from stellwerk_runs.runs.service import RunService
+from stellwerk_runs.runs.store import RunStore
+from stellwerk_runs.snapshots.service import SnapshotService
+from stellwerk_runs.snapshots.store import SnapshotStore
+from stellwerk_runs.upstream import Compute, Registry
+
+
+async def compose(app: App, settings: RunsSettings) -> None:
+    """Builds the service."""
+    service = await Service.open(app, settings)
+    database, bus = service.database, service.bus
+    runs, snapshots, artifacts = RunStore(database), SnapshotStore(database), ArtifactStore(database)
+    metrics, logs = MetricStore(database), LogStore(database)
+    ingest = IngestStore(database, metrics, logs)
+    for store in (runs, snapshots, artifacts, metrics, logs, ingest):
+        await store.open()
+    changes = Changes(bus)
+    await changes.open()
+    streams = Streams(bus, runs, changes)
+    await streams.open(settings.stream_bytes)
+    app.background(Allocations(bus, runs).run())
+    for kind in STREAMS:
+        app.background(Writer(bus, ingest, changes, kind).run())
+    registry = Registry(service.channel(settings.registry_address))
+    compute = Compute(service.channel(settings.compute_address))
+    await app.serve(
+        settings.listen,
+        service.verify,
+        [
+            Registration(
+                RunService(runs, snapshots, changes, registry, compute),
+                runs_pb2_grpc.add_RunServiceServicer_to_server,
+                runs_pb2.DESCRIPTOR.services_by_name["RunService"],
+            ),
+            Registration(
+                SnapshotService(snapshots, registry),
+                snapshots_pb2_grpc.add_SnapshotServiceServicer_to_server,
+                snapshots_pb2.DESCRIPTOR.services_by_name["SnapshotService"],
+            ),
+            Registration(
+                IngestService(bus, runs, streams),
+                ingest_pb2_grpc.add_IngestServiceServicer_to_server,
+                ingest_pb2.DESCRIPTOR.services_by_name["IngestService"],
+            ),
+            Registration(
+                MetricService(metrics, ingest, streams, changes),
+                metrics_pb2_grpc.add_MetricServiceServicer_to_server,
+                metrics_pb2.DESCRIPTOR.services_by_name["MetricService"],
+            ),
+            Registration(
+                LogService(logs, streams, changes),
+                logs_pb2_grpc.add_LogServiceServicer_to_server,
+                logs_pb2.DESCRIPTOR.services_by_name["LogService"],
+            ),
+            Registration(
+                ArtifactService(artifacts, runs, registry),
+                artifacts_pb2_grpc.add_ArtifactServiceServicer_to_server,
+                artifacts_pb2.DESCRIPTOR.services_by_name["ArtifactService"],
+            ),
+        ],
+    )
+
+
+if __name__ == "__main__":
+    run("runs", RunsSettings, compose)

@@ -1,0 +1,97 @@
+"""Runs and experiments in MongoDB."""
+
+from collections.abc import Callable
+from functools import partial
+
+from pymongo import ASCENDING, DESCENDING, IndexModel
+from pymongo.errors import DuplicateKeyError
+
+from stellwerk_platform import names
+from stellwerk_platform.documents import now
+from stellwerk_platform.errors import AlreadyExists, NotFound
+from stellwerk_platform.journal import Fact
+from stellwerk_platform.mongo import Collection, Database, Transaction, missing
+from stellwerk_protos.runs.v1.runs_pb2 import Experiment, Run, RunState
+from stellwerk_runs.runs import states
+
+_KNOWN = 100_000
+
+
+class RunStore:
+    """The two collections, and the transaction that writes both."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.runs: Collection[Run] = Collection(
+            database,
+            "runs",
+            Run,
+            indexes=[
+                IndexModel([("workspace", ASCENDING), ("create_time", DESCENDING), ("_id", DESCENDING)]),
+                IndexModel([("experiment", ASCENDING), ("create_time", DESCENDING), ("_id", DESCENDING)]),
+            ],
+            extra=lambda run: {"workspace": names.workspace_of(run.name)},
+        )
+        self.experiments: Collection[Experiment] = Collection(
+            database,
+            "experiments",
+            Experiment,
+            indexes=[IndexModel([("workspace", ASCENDING), ("_id", ASCENDING)])],
+            extra=lambda experiment: {"workspace": names.workspace_of(experiment.name)},
+        )
+        self._known: set[str] = set()
+
+    async def open(self) -> None:
+        """Creates collections and indexes."""
+        await self.runs.open()
+        await self.experiments.open()
+
+    async def create(self, make: Callable[[], Run], request_id: str, chosen: bool) -> Run:
+        """Stores the run that `make` gives, with its experiment when that is new.
+
+        `make` is called again when the name was taken and is not the caller's choice.
+        Returns the first answer to `request_id`; raises `AlreadyExists`.
+        """
+        while True:
+            run = make()
+            try:
+                return await self._database.commit(partial(self._create_in, run, request_id))
+            except DuplicateKeyError:
+                # The experiment, the request or the run: whoever was faster is there now.
+                if (existing := await self.runs.created_by(request_id)) is not None:
+                    return existing
+                if chosen and await self.runs.find(run.name) is not None:
+                    raise AlreadyExists(
+                        "ALREADY_EXISTS", f"{run.name} exists already.", "Choose another run id, or none."
+                    ) from None
+
+    async def _create_in(self, run: Run, request_id: str, tx: Transaction) -> Run:
+        if await self.experiments.find(run.experiment, tx.session) is None:
+            experiment = Experiment(name=run.experiment, creator=run.creator)
+            await self.experiments.create_in(tx, experiment, Fact("created", "FIRST_RUN"))
+        # A transaction may be tried again; each try starts from the run as it was made.
+        fresh = Run()
+        fresh.CopyFrom(run)
+        fact = states.accept(fresh, now())
+        return await self.runs.create_in(tx, fresh, fact, request_id)
+
+    async def check(self, name: str) -> None:
+        """Raises `NotFound` unless the run exists; runs that exist are remembered."""
+        if name in self._known:
+            return
+        if await self.runs.raw.find_one({"_id": name}, {"_id": 1}) is None:
+            raise _no_run(name)
+        if len(self._known) >= _KNOWN:
+            self._known.clear()
+        self._known.add(name)
+
+    async def is_over(self, name: str) -> bool:
+        """Whether the run is in a terminal state; raises `NotFound`."""
+        document = await self.runs.raw.find_one({"_id": name}, {"state": 1})
+        if document is None:
+            raise _no_run(name)
+        return states.is_terminal(RunState.Value(document["state"]))
+
+
+def _no_run(name: str) -> NotFound:
+    return missing(Run, name)
