@@ -1,0 +1,58 @@
+"""Wakes whoever waits for a change of endpoints, deployments or replicas.
+
+Core NATS on the journal's own subjects, so that it works between processes; a message
+that is lost only costs time, because everyone who waits also looks every two seconds.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+
+from nats.aio.msg import Msg
+
+from stellwerk_platform.bus import Bus
+
+_POLL_SECONDS = 2.0
+
+
+class Waiter:
+    """One that waits. Call `next` before looking at the state."""
+
+    def __init__(self) -> None:
+        self.event = asyncio.Event()
+        self.event.set()
+
+    async def next(self, timeout_seconds: float = _POLL_SECONDS) -> None:
+        """Returns at once the first time, then after a change or when it is time to look without one."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_seconds):
+                await self.event.wait()
+        self.event.clear()
+
+
+class Changes:
+    """The subscription of this process, shared by all that wait."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._waiters: set[Waiter] = set()
+
+    async def open(self) -> None:
+        """Subscribes; the subscription ends with the connection."""
+        await self._bus.client.subscribe(
+            self._bus.names.subject("journal", "*", "inference", "*", "*"), cb=self._wake
+        )
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[Waiter]:
+        """Something that is woken by every change."""
+        waiter = Waiter()
+        self._waiters.add(waiter)
+        try:
+            yield waiter
+        finally:
+            self._waiters.discard(waiter)
+
+    async def _wake(self, _message: Msg) -> None:
+        for waiter in self._waiters:
+            waiter.event.set()

@@ -1,0 +1,16 @@
+"""The service's settings, read once from the environment; docs/interfaces.md, "Variables"."""
+
+from dataclasses import dataclass
+
+from stellwerk_platform.settings import ServiceSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceSettings(ServiceSettings):
+    """Addresses as `host:port`."""
+
+    registry_address: str
+    runs_address: str
+    compute_address: str
+    # From the start of a scoring server until it must be ready: `init` may load a large model.
+    replica_ready_seconds: float = 300.0

@@ -1,0 +1,1 @@
+"""Deployments: models, environment and scoring script behind an endpoint."""

@@ -1,0 +1,1 @@
+"""Endpoints: the addresses that deployments stand behind."""

@@ -1,0 +1,109 @@
+"""The life of an endpoint, and the rules of its traffic split.
+
+Each rule changes the endpoint and returns the fact to record, or None when there is
+nothing to do.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from stellwerk_inference.states import DELETED, DELETING, LEAVING, READY_CODE, SUCCEEDED, State
+from stellwerk_platform import names
+from stellwerk_platform.errors import FailedPrecondition, InvalidArgument, NotFound
+from stellwerk_platform.journal import Fact
+from stellwerk_protos.common.v1.common_pb2 import Reason
+from stellwerk_protos.inference.v1 import endpoints_pb2 as pb
+
+PATTERN = "workspaces/*/endpoints/*"
+_WHOLE = 100
+
+
+def new(request: pb.CreateEndpointRequest, creator: str) -> pb.Endpoint:
+    """The endpoint that a request asks for; it exists at once, and answers 503 until something is deployed."""
+    workspace = names.workspace_of(request.parent)
+    return pb.Endpoint(
+        name=f"{request.parent}/endpoints/{request.endpoint_id}",
+        creator=creator,
+        description=request.description,
+        tags=request.tags,
+        state=SUCCEEDED,
+        reason=Reason(code=READY_CODE, message="Takes deployments."),
+        path=f"/endpoints/{workspace}/{request.endpoint_id}",
+    )
+
+
+def check_open(endpoint: pb.Endpoint) -> None:
+    """Raises `FailedPrecondition` for an endpoint that is deleted or being deleted."""
+    if endpoint.state in LEAVING:
+        raise FailedPrecondition(
+            "ENDPOINT_DELETED", f"{endpoint.name} is deleted.", "Create it again once it is gone."
+        )
+
+
+def set_traffic(
+    endpoint: pb.Endpoint, traffic: Mapping[str, int], deployments: Sequence[pb.Deployment]
+) -> Fact | None:
+    """Replaces the split; raises `InvalidArgument`, `NotFound` or `FailedPrecondition`."""
+    check_open(endpoint)
+    shares = {deployment: percent for deployment, percent in traffic.items() if percent}
+    if any(percent < 0 for percent in shares.values()) or sum(shares.values()) not in (0, _WHOLE):
+        raise InvalidArgument(
+            "INVALID_TRAFFIC",
+            f"The shares add up to {sum(shares.values())} %.",
+            "Use shares of 0 to 100 that add up to 100, or none at all.",
+        )
+    by_id = {names.id_of(deployment.name): deployment for deployment in deployments}
+    for deployment_id in traffic:
+        deployment = by_id.get(deployment_id)
+        if deployment is None or deployment.state in LEAVING:
+            raise NotFound(
+                "DEPLOYMENT_NOT_FOUND",
+                f"There is no deployment {deployment_id[:80]!r} at {endpoint.name}.",
+                "List the deployments of the endpoint.",
+            )
+        if traffic[deployment_id] and deployment.state != SUCCEEDED:
+            raise FailedPrecondition(
+                "DEPLOYMENT_NOT_READY",
+                f"{deployment_id} is not ready: {deployment.reason.message or deployment.reason.code}",
+                "Wait until its state is Succeeded.",
+            )
+    return _split(endpoint, shares, "REQUESTED")
+
+
+def take_first(endpoint: pb.Endpoint, deployment: str, deployments: Sequence[pb.Deployment]) -> Fact | None:
+    """Gives all traffic to a deployment that has become ready, if it is the first."""
+    others = any(d.state == SUCCEEDED and d.name != deployment for d in deployments)
+    if endpoint.state != SUCCEEDED or endpoint.traffic or others:
+        return None
+    return _split(endpoint, {names.id_of(deployment): _WHOLE}, "FIRST_DEPLOYMENT")
+
+
+def delete(endpoint: pb.Endpoint) -> Fact | None:
+    """Asks for the end of the endpoint and of all its deployments."""
+    if endpoint.state in LEAVING:
+        return None
+    endpoint.traffic.clear()
+    return _move(endpoint, DELETING, "deleting", Reason(code="DELETE_REQUESTED", message="Is being deleted."))
+
+
+def observe(endpoint: pb.Endpoint, deployments: Sequence[pb.Deployment]) -> Fact | None:
+    """An endpoint that is being deleted is gone with its last deployment."""
+    if endpoint.state != DELETING or any(d.state != DELETED for d in deployments):
+        return None
+    return _move(
+        endpoint, DELETED, "deleted", Reason(code="DELETED", message="It and its deployments are gone.")
+    )
+
+
+def _split(endpoint: pb.Endpoint, shares: Mapping[str, int], code: str) -> Fact | None:
+    if dict(endpoint.traffic) == dict(shares):
+        return None
+    endpoint.traffic.clear()
+    endpoint.traffic.update(shares)
+    text = ", ".join(f"{name} {percent} %" for name, percent in sorted(shares.items()))
+    return Fact("traffic_changed", code, text or "No deployment takes traffic.")
+
+
+def _move(endpoint: pb.Endpoint, state: State.ValueType, verb: str, reason: Reason) -> Fact:
+    endpoint.state = state
+    endpoint.reason.CopyFrom(reason)
+    return Fact(verb, reason.code, reason.message)

@@ -1,0 +1,163 @@
+"""What moves together: a replica's step changes its deployment, and that may change the endpoint."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from stellwerk_inference.deployments import domain as deployments
+from stellwerk_inference.endpoints import domain as endpoints
+from stellwerk_inference.replicas import domain as replicas
+from stellwerk_inference.states import CREATING, DELETING, FAILED, SUCCEEDED
+from stellwerk_inference.store import Store, endpoint_of
+from stellwerk_platform.journal import Fact
+from stellwerk_platform.mongo import Transaction
+from stellwerk_protos.inference.v1 import endpoints_pb2 as pb
+
+
+class Lifecycle:
+    """Every change of more than one resource."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def create_deployment(self, deployment: pb.Deployment, request_id: str) -> pb.Deployment:
+        """Stores a deployment and its replicas; lets `DuplicateKeyError` through for a taken name."""
+
+        async def work(tx: Transaction) -> pb.Deployment:
+            endpoint = await self._store.endpoints.get(endpoint_of(deployment.name), tx.session)
+            endpoints.check_open(endpoint)
+            created = await self._store.create_in(
+                tx, self._store.deployments, deployment, Fact("created", "REQUESTED"), request_id
+            )
+            await self._add_replicas(tx, created, deployment.replica_count, Fact("created", "REQUESTED"))
+            return created
+
+        return await self._store.change(endpoint_of(deployment.name), work)
+
+    async def move_replica(
+        self, name: str, change: Callable[[pb.Replica], Fact | None], cause: str = ""
+    ) -> None:
+        """Applies a rule to a replica, and what follows from it to deployment and endpoint."""
+
+        async def work(tx: Transaction) -> None:
+            moved = False
+
+            def noted(replica: pb.Replica) -> Fact | None:
+                nonlocal moved
+                fact = change(replica)
+                moved = fact is not None
+                return None if fact is None else replace(fact, cause=cause)
+
+            await self._store.replicas.update_in(tx, name, noted)
+            if moved:
+                await self._settle(tx, replicas.deployment_of(name), cause)
+
+        await self._store.change(endpoint_of(name), work)
+
+    async def replace_replicas(self, deployment_name: str) -> datetime | None:
+        """Starts the replicas that a deployment lacks, or ends it when they keep failing.
+
+        Returns the time to come back when it is too early.
+        """
+
+        async def work(tx: Transaction) -> datetime | None:
+            now = datetime.now(UTC)
+            deployment = await self._store.deployments.get(deployment_name, tx.session)
+            existing = await self._store.replicas_of(deployment, tx.session)
+            count = deployments.missing_replicas(deployment, existing)
+            if not count:
+                return None
+            ended = await self._store.deployments.update_in(
+                tx, deployment_name, lambda d: deployments.exhaust(d, existing, now)
+            )
+            if ended.state == FAILED:
+                return None
+            due = deployments.next_replacement(existing, now)
+            if due > now:
+                return due
+            fact = Fact("created", "REPLICA_REPLACED", "Takes the place of one that ended.")
+            await self._add_replicas(tx, deployment, count, fact)
+            return None
+
+        return await self._store.change(endpoint_of(deployment_name), work)
+
+    async def set_traffic(self, request: pb.SetTrafficRequest) -> pb.Endpoint:
+        """Replaces the split."""
+
+        async def work(tx: Transaction) -> pb.Endpoint:
+            existing = await self._store.deployments_of(request.name, tx.session)
+            return await self._store.endpoints.update_in(
+                tx,
+                request.name,
+                lambda endpoint: endpoints.set_traffic(endpoint, request.traffic, existing),
+                request.etag,
+            )
+
+        return await self._store.change(request.name, work)
+
+    async def delete_deployment(self, name: str) -> pb.Deployment:
+        """Stops the replicas; the deployment is gone when they are."""
+
+        async def work(tx: Transaction) -> pb.Deployment:
+            endpoint = await self._store.endpoints.get(endpoint_of(name), tx.session)
+            percent = endpoint.traffic.get(name.rsplit("/", 1)[1], 0)
+            await self._delete_deployment_in(tx, name, percent)
+            return await self._store.deployments.get(name, tx.session)
+
+        return await self._store.change(endpoint_of(name), work)
+
+    async def delete_endpoint(self, name: str) -> pb.Endpoint:
+        """Deletes the endpoint with all its deployments."""
+
+        async def work(tx: Transaction) -> pb.Endpoint:
+            await self._store.endpoints.update_in(tx, name, endpoints.delete)
+            for deployment in await self._store.deployments_of(name, tx.session):
+                await self._delete_deployment_in(tx, deployment.name, 0)
+            await self._observe_endpoint(tx, name, "")
+            return await self._store.endpoints.get(name, tx.session)
+
+        return await self._store.change(name, work)
+
+    async def _delete_deployment_in(self, tx: Transaction, name: str, percent: int) -> None:
+        deployment = await self._store.deployments.update_in(
+            tx, name, lambda d: deployments.delete(d, percent)
+        )
+        if deployment.state == DELETING:
+            existing = await self._store.replicas_of(deployment, tx.session)
+            await self._stop(tx, existing, "DELETE_REQUESTED", "The deployment is being deleted.")
+            await self._settle(tx, name, "")
+
+    async def _settle(self, tx: Transaction, deployment_name: str, cause: str) -> None:
+        """Makes deployment and endpoint follow the replicas."""
+        before = await self._store.deployments.get(deployment_name, tx.session)
+        existing = await self._store.replicas_of(before, tx.session)
+        after = await self._store.deployments.update_in(
+            tx, deployment_name, lambda d: _caused(deployments.observe(d, existing), cause)
+        )
+        if (before.state, after.state) == (CREATING, FAILED):
+            await self._stop(tx, existing, "DEPLOYMENT_FAILED", "Another replica of the deployment failed.")
+        if (before.state, after.state) == (CREATING, SUCCEEDED):
+            endpoint = endpoint_of(deployment_name)
+            siblings = await self._store.deployments_of(endpoint, tx.session)
+            await self._store.endpoints.update_in(
+                tx, endpoint, lambda e: _caused(endpoints.take_first(e, deployment_name, siblings), cause)
+            )
+        await self._observe_endpoint(tx, endpoint_of(deployment_name), cause)
+
+    async def _observe_endpoint(self, tx: Transaction, name: str, cause: str) -> None:
+        existing = await self._store.deployments_of(name, tx.session)
+        await self._store.endpoints.update_in(
+            tx, name, lambda e: _caused(endpoints.observe(e, existing), cause)
+        )
+
+    async def _stop(self, tx: Transaction, existing: Sequence[pb.Replica], code: str, message: str) -> None:
+        for replica in existing:
+            await self._store.replicas.update_in(tx, replica.name, lambda r: replicas.stop(r, code, message))
+
+    async def _add_replicas(self, tx: Transaction, deployment: pb.Deployment, count: int, fact: Fact) -> None:
+        for _ in range(count):
+            await self._store.replicas.create_in(tx, replicas.new(deployment), fact)
+
+
+def _caused(fact: Fact | None, cause: str) -> Fact | None:
+    return fact and replace(fact, cause=cause)

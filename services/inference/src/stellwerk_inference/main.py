@@ -1,0 +1,51 @@
+"""Composition root of inference."""
+
+import aiohttp
+
+from stellwerk_inference.changes import Changes
+from stellwerk_inference.config import InferenceSettings
+from stellwerk_inference.events import CONSUMED, CONSUMER, AllocationEvents
+from stellwerk_inference.lifecycle import Lifecycle
+from stellwerk_inference.probes import Prober
+from stellwerk_inference.replacements import Replacer
+from stellwerk_inference.service import EndpointService
+from stellwerk_inference.store import Store
+from stellwerk_inference.upstream import Upstream
+from stellwerk_platform.app import App, Service, run
+from stellwerk_platform.grpc_server import Registration
+from stellwerk_protos.inference.v1 import endpoints_pb2, endpoints_pb2_grpc
+
+
+async def compose(app: App, settings: InferenceSettings) -> None:
+    """Builds the service."""
+    service = await Service.open(app, settings)
+    store = Store(service.database)
+    await store.open()
+    changes = Changes(service.bus)
+    await changes.open()
+    lifecycle = Lifecycle(store)
+    upstream = Upstream(
+        registry=service.channel(settings.registry_address),
+        runs=service.channel(settings.runs_address),
+        compute=service.channel(settings.compute_address),
+    )
+    session = await app.enter(aiohttp.ClientSession())
+    prober = Prober(store, lifecycle, changes, session, settings.replica_ready_seconds)
+    app.background(prober.run())
+    app.background(Replacer(store, lifecycle, changes).run())
+    app.background(service.bus.consume(CONSUMER, CONSUMED, AllocationEvents(lifecycle).handle))
+    await app.serve(
+        settings.listen,
+        service.verify,
+        [
+            Registration(
+                EndpointService(store, lifecycle, changes, upstream),
+                endpoints_pb2_grpc.add_EndpointServiceServicer_to_server,
+                endpoints_pb2.DESCRIPTOR.services_by_name["EndpointService"],
+            )
+        ],
+    )
+
+
+if __name__ == "__main__":
+    run("inference", InferenceSettings, compose)

@@ -1,0 +1,1 @@
+"""Replicas: the scoring servers of a deployment."""

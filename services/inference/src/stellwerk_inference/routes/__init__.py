@@ -1,0 +1,1 @@
+"""Routes: what the gateway needs to know."""

@@ -1,0 +1,129 @@
+"""EndpointService: parse, check, change, reply."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from pymongo.errors import DuplicateKeyError
+
+from stellwerk_inference.changes import Changes
+from stellwerk_inference.deployments import domain as deployments
+from stellwerk_inference.endpoints import domain as endpoints
+from stellwerk_inference.lifecycle import Lifecycle
+from stellwerk_inference.routes import domain as routes
+from stellwerk_inference.store import Store, visible
+from stellwerk_inference.upstream import Upstream
+from stellwerk_platform import names
+from stellwerk_platform.auth import current_caller
+from stellwerk_platform.checks import check_description, check_tags
+from stellwerk_platform.journal import Fact
+from stellwerk_protos.inference.v1 import endpoints_pb2 as pb
+from stellwerk_protos.inference.v1 import endpoints_pb2_grpc
+
+
+class EndpointService(endpoints_pb2_grpc.EndpointServiceServicer):
+    """The servicer."""
+
+    def __init__(self, store: Store, lifecycle: Lifecycle, changes: Changes, upstream: Upstream) -> None:
+        self._store = store
+        self._lifecycle = lifecycle
+        self._changes = changes
+        self._upstream = upstream
+
+    async def CreateEndpoint(self, request: pb.CreateEndpointRequest, context: Any) -> pb.Endpoint:
+        names.parse("workspaces/*", request.parent)
+        names.check_id("endpoints", request.endpoint_id)
+        check_description(request.description)
+        check_tags(request.tags)
+        await self._upstream.check_workspace(request.parent)
+        endpoint = endpoints.new(request, current_caller().subject)
+        return await self._store.create_endpoint(endpoint, Fact("created", "REQUESTED"), request.request_id)
+
+    async def GetEndpoint(self, request: pb.GetEndpointRequest, context: Any) -> pb.Endpoint:
+        names.parse(endpoints.PATTERN, request.name)
+        return await self._store.endpoints.get(request.name)
+
+    async def ListEndpoints(self, request: pb.ListEndpointsRequest, context: Any) -> pb.ListEndpointsResponse:
+        names.parse("workspaces/*", request.parent)
+        await self._upstream.check_workspace(request.parent)
+        items, token = await self._store.endpoints.page(
+            visible(request.parent), request.page_size, request.page_token
+        )
+        return pb.ListEndpointsResponse(endpoints=items, next_page_token=token)
+
+    async def SetTraffic(self, request: pb.SetTrafficRequest, context: Any) -> pb.Endpoint:
+        names.parse(endpoints.PATTERN, request.name)
+        return await self._lifecycle.set_traffic(request)
+
+    async def DeleteEndpoint(self, request: pb.DeleteEndpointRequest, context: Any) -> pb.Endpoint:
+        names.parse(endpoints.PATTERN, request.name)
+        return await self._lifecycle.delete_endpoint(request.name)
+
+    async def CreateDeployment(self, request: pb.CreateDeploymentRequest, context: Any) -> pb.Deployment:
+        names.parse(endpoints.PATTERN, request.parent)
+        check_tags(request.tags)
+        deployments.check_request(request)
+        if (earlier := await self._store.deployments.created_by(request.request_id)) is not None:
+            return earlier
+        deployment = await self._resolve(request)
+        try:
+            return await self._lifecycle.create_deployment(deployment, request.request_id)
+        except DuplicateKeyError:
+            return await self._store.created_by(self._store.deployments, deployment.name, request.request_id)
+
+    async def _resolve(self, request: pb.CreateDeploymentRequest) -> pb.Deployment:
+        """Asks the others whether everything that the request names exists; raises `NotFound`."""
+        await self._store.endpoints.get(request.parent)
+        await self._upstream.check_compute(request.compute)
+        environment, files, *models = await asyncio.gather(
+            self._upstream.environment(request.environment),
+            self._upstream.files(request.snapshot),
+            *(self._upstream.model(model) for model in request.models),
+        )
+        deployments.check_script(request.scoring_script, files)
+        return deployments.new(request, models, environment, current_caller().subject)
+
+    async def GetDeployment(self, request: pb.GetDeploymentRequest, context: Any) -> pb.Deployment:
+        names.parse(deployments.PATTERN, request.name)
+        return await self._store.deployments.get(request.name)
+
+    async def ListDeployments(
+        self, request: pb.ListDeploymentsRequest, context: Any
+    ) -> pb.ListDeploymentsResponse:
+        names.parse(endpoints.PATTERN, request.parent)
+        await self._store.endpoints.get(request.parent)
+        items, token = await self._store.deployments.page(
+            visible(request.parent), request.page_size, request.page_token
+        )
+        return pb.ListDeploymentsResponse(deployments=items, next_page_token=token)
+
+    async def WatchDeployment(
+        self, request: pb.WatchDeploymentRequest, context: Any
+    ) -> AsyncIterator[pb.Deployment]:
+        names.parse(deployments.PATTERN, request.name)
+        revision = 0
+        with self._changes.watch() as waiter:
+            while True:
+                await waiter.next()
+                deployment = await self._store.deployments.get(request.name)
+                if deployment.revision != revision:
+                    revision = deployment.revision
+                    yield deployment
+                if deployment.state in deployments.SETTLED:
+                    return
+
+    async def DeleteDeployment(self, request: pb.DeleteDeploymentRequest, context: Any) -> pb.Deployment:
+        names.parse(deployments.PATTERN, request.name)
+        return await self._lifecycle.delete_deployment(request.name)
+
+    async def WatchRoutes(
+        self, request: pb.WatchRoutesRequest, context: Any
+    ) -> AsyncIterator[pb.WatchRoutesResponse]:
+        sent: pb.WatchRoutesResponse | None = None
+        with self._changes.watch() as waiter:
+            while True:
+                await waiter.next()
+                table = routes.table(*await self._store.served())
+                if table != sent:
+                    sent = table
+                    yield table

@@ -1,0 +1,151 @@
+"""Endpoints, deployments and replicas in MongoDB.
+
+They move together, so every change of one endpoint and of what lies below it runs in
+a transaction that holds the endpoint's lock: two changes at the same moment, by two
+processes, follow each other. A deleted resource stays as a tombstone, so that a new
+one of that name goes on counting revisions.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from pymongo import ASCENDING, IndexModel
+from pymongo.errors import DuplicateKeyError
+
+from stellwerk_inference.endpoints.domain import PATTERN
+from stellwerk_inference.replicas.domain import deployment_of
+from stellwerk_inference.states import CREATING, DELETED, SUCCEEDED, name_of
+from stellwerk_platform import names
+from stellwerk_platform.documents import Document
+from stellwerk_platform.errors import AlreadyExists
+from stellwerk_platform.journal import Fact
+from stellwerk_platform.mongo import Collection, Database, Session, Transaction, missing, request_key
+from stellwerk_protos.inference.v1 import endpoints_pb2 as pb
+
+T = TypeVar("T")
+R = TypeVar("R", pb.Endpoint, pb.Deployment)
+
+
+class Store:
+    """The three collections."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.endpoints = Collection(database, "endpoints", pb.Endpoint, extra=_parent)
+        self.deployments = Collection(
+            database,
+            "deployments",
+            pb.Deployment,
+            indexes=[IndexModel([("parent", ASCENDING), ("_id", ASCENDING)])],
+            extra=_parent,
+        )
+        self.replicas = Collection(
+            database,
+            "replicas",
+            pb.Replica,
+            indexes=[
+                IndexModel([("parent", ASCENDING), ("create_time", ASCENDING)]),
+                IndexModel([("state", ASCENDING)]),
+            ],
+            extra=_parent,
+        )
+
+    async def open(self) -> None:
+        """Creates collections and indexes."""
+        for collection in (self.endpoints, self.deployments, self.replicas):
+            await collection.open()
+
+    async def change(self, endpoint: str, work: Callable[[Transaction], Awaitable[T]]) -> T:
+        """Runs `work` while nobody else changes anything of the endpoint; raises `NotFound`."""
+
+        async def locked(tx: Transaction) -> T:
+            result = await self.endpoints.raw.update_one(
+                {"_id": endpoint}, {"$inc": {"lock": 1}}, session=tx.session
+            )
+            if result.matched_count == 0:
+                raise missing(pb.Endpoint, endpoint)
+            return await work(tx)
+
+        return await self._database.commit(locked)
+
+    async def create_endpoint(self, endpoint: pb.Endpoint, fact: Fact, request_id: str) -> pb.Endpoint:
+        """Stores a new endpoint; the first answer for a repeated request; raises `AlreadyExists`."""
+
+        async def work(tx: Transaction) -> pb.Endpoint:
+            return await self.create_in(tx, self.endpoints, endpoint, fact, request_id)
+
+        try:
+            return await self._database.commit(work)
+        except DuplicateKeyError:
+            return await self.created_by(self.endpoints, endpoint.name, request_id)
+
+    async def create_in(
+        self, tx: Transaction, collection: Collection[R], resource: R, fact: Fact, request_id: str
+    ) -> R:
+        """Stores a new resource, in the place of a deleted one if there is one.
+
+        Lets `DuplicateKeyError` through for a name that is taken: ask `created_by` then.
+        """
+        existing = await collection.find(resource.name, tx.session)
+        if existing is None or existing.state != DELETED:
+            return await collection.create_in(tx, resource, fact, request_id)
+
+        def revive(tombstone: R) -> Fact:
+            revision = tombstone.revision
+            tombstone.CopyFrom(resource)
+            tombstone.revision = revision
+            return fact
+
+        mark: Document = {"$unset": {"request_id": ""}}
+        if request_id:
+            mark = {"$set": {"request_id": request_key(request_id)}}
+        await collection.raw.update_one({"_id": resource.name}, mark, session=tx.session)
+        return await collection.update_in(tx, resource.name, revive)
+
+    async def created_by(self, collection: Collection[R], name: str, request_id: str) -> R:
+        """What an earlier request with this id created; raises `AlreadyExists` if there was none."""
+        existing = await collection.created_by(request_id)
+        if existing is None:
+            raise AlreadyExists("ALREADY_EXISTS", f"{name} exists already.", "Choose another name.")
+        return existing
+
+    async def deployments_of(self, endpoint: str, session: Session | None = None) -> list[pb.Deployment]:
+        """All deployments of an endpoint, deleted ones too."""
+        return await self.deployments.all({"parent": endpoint}, session)
+
+    async def replicas_of(
+        self, deployment: pb.Deployment, session: Session | None = None
+    ) -> list[pb.Replica]:
+        """All replicas that a deployment ever had, but none of an earlier one of that name."""
+        since = deployment.create_time.ToDatetime()
+        return await self.replicas.all({"parent": deployment.name, "create_time": {"$gte": since}}, session)
+
+    async def starting_replicas(self) -> list[pb.Replica]:
+        """Replicas whose scoring server runs but is not known to be ready."""
+        return await self.replicas.all({"state": name_of(CREATING), "http_address": {"$exists": True}})
+
+    async def incomplete_deployments(self) -> list[pb.Deployment]:
+        """Deployments that were ready and lack a replica."""
+        lacking = {"$lt": [{"$ifNull": ["$ready_replica_count", 0]}, "$replica_count"]}
+        return await self.deployments.all({"state": name_of(SUCCEEDED), "$expr": lacking})
+
+    async def served(self) -> tuple[list[pb.Endpoint], list[pb.Replica]]:
+        """What routes are made of: the open endpoints and the ready replicas."""
+        endpoints = await self.endpoints.all({"state": name_of(SUCCEEDED)})
+        return endpoints, await self.replicas.all({"state": name_of(SUCCEEDED)})
+
+
+def visible(parent: str) -> Document:
+    """The filter of a listing: below `parent`, without what is deleted."""
+    return {"parent": parent, "state": {"$ne": name_of(DELETED)}}
+
+
+def endpoint_of(name: str) -> str:
+    """The endpoint of a deployment or replica."""
+    return "/".join(name.split("/")[: len(PATTERN.split("/"))])
+
+
+def _parent(resource: pb.Endpoint | pb.Deployment | pb.Replica) -> Document:
+    if isinstance(resource, pb.Replica):
+        return {"parent": deployment_of(resource.name)}
+    return {"parent": names.parent_of(resource.name)}
