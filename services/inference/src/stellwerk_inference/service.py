@@ -75,12 +75,9 @@ class EndpointService(endpoints_pb2_grpc.EndpointServiceServicer):
         """Asks the others whether everything that the request names exists; raises `NotFound`."""
         await self._store.endpoints.get(request.parent)
         await self._upstream.check_compute(request.compute)
-        environment, files, *models = await asyncio.gather(
-            self._upstream.environment(request.environment),
-            self._upstream.files(request.snapshot),
-            *(self._upstream.model(model) for model in request.models),
-        )
-        deployments.check_script(request.scoring_script, files)
+        environment = await self._upstream.environment(request.environment)
+        models = await asyncio.gather(*(self._upstream.model(model) for model in request.models))
+        deployments.check_script(request.scoring_script, await self._upstream.files(request.snapshot))
         return deployments.new(request, models, environment, current_caller().subject)
 
     async def GetDeployment(self, request: pb.GetDeploymentRequest, context: Any) -> pb.Deployment:

@@ -7,6 +7,7 @@ one of that name goes on counting revisions.
 """
 
 from collections.abc import Awaitable, Callable
+from datetime import UTC
 from typing import TypeVar
 
 from pymongo import ASCENDING, IndexModel
@@ -117,7 +118,7 @@ class Store:
         self, deployment: pb.Deployment, session: Session | None = None
     ) -> list[pb.Replica]:
         """All replicas that a deployment ever had, but none of an earlier one of that name."""
-        since = deployment.create_time.ToDatetime()
+        since = deployment.create_time.ToDatetime(UTC)
         return await self.replicas.all({"parent": deployment.name, "create_time": {"$gte": since}}, session)
 
     async def starting_replicas(self) -> list[pb.Replica]:

@@ -1,4 +1,4 @@
-"""What this service asks of others before it makes a deployment; their errors reach the caller as they are."""
+"""What this service asks of others before it makes a deployment; their errors go on to the caller."""
 
 from collections.abc import Sequence
 

@@ -57,7 +57,7 @@ def check_request(request: pb.CreateDeploymentRequest) -> None:
         if names.workspace_of(name) != workspace:
             raise InvalidArgument(
                 "OTHER_WORKSPACE",
-                f"{name} lies in another workspace than the endpoint.",
+                f"{name} is not in the endpoint's workspace.",
                 "Use one of its own.",
             )
     if not 0 <= request.replica_count <= MAX_REPLICAS:

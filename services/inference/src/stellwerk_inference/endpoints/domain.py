@@ -18,7 +18,7 @@ _WHOLE = 100
 
 
 def new(request: pb.CreateEndpointRequest, creator: str) -> pb.Endpoint:
-    """The endpoint that a request asks for; it exists at once, and answers 503 until something is deployed."""
+    """The endpoint of a request; it exists at once, and answers 503 until something is ready."""
     workspace = names.workspace_of(request.parent)
     return pb.Endpoint(
         name=f"{request.parent}/endpoints/{request.endpoint_id}",
@@ -89,9 +89,7 @@ def observe(endpoint: pb.Endpoint, deployments: Sequence[pb.Deployment]) -> Fact
     """An endpoint that is being deleted is gone with its last deployment."""
     if endpoint.state != DELETING or any(d.state != DELETED for d in deployments):
         return None
-    return _move(
-        endpoint, DELETED, "deleted", Reason(code="DELETED", message="It and its deployments are gone.")
-    )
+    return _move(endpoint, DELETED, "deleted", Reason(code="DELETED", message="Nothing of it is left."))
 
 
 def _split(endpoint: pb.Endpoint, shares: Mapping[str, int], code: str) -> Fact | None:
