@@ -64,6 +64,13 @@ class Tail(Generic[P]):
         self.acknowledged = Position.load(self._position_path)
         self._read = self._saved = self.acknowledged
 
+    def has_more(self) -> bool:
+        """Whether the file is longer than what was handed out; perhaps by a torn record only."""
+        try:
+            return os.stat(self.path).st_size > self._read.offset
+        except FileNotFoundError:
+            return False
+
     def next(self) -> Batch[P] | None:
         """What follows what was handed out last, None when there is nothing yet."""
         batch = self._next(self._read)

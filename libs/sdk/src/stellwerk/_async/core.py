@@ -27,7 +27,7 @@ Response = TypeVar("Response", bound=Message)
 
 DEADLINE_SECONDS = 10.0
 # A server that was never there is given up sooner than one that restarts.
-FIRST_CONTACT_SECONDS = 3.0
+FIRST_CONTACT_SECONDS = 2.0
 STREAM_OUTAGE_SECONDS = 60.0
 _RETRY_SECONDS = 0.2
 # Repeating these is harmless; so is what carries a request id.
