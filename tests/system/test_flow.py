@@ -1,0 +1,240 @@
+"""The main job through the command line, and what can be seen of it everywhere else."""
+
+import json
+import sys
+from typing import Any
+
+import grpc
+import httpx
+import motor.motor_asyncio
+import nats
+import pytest
+
+from stellwerk_protos.open_inference import grpc_predict_v2_pb2 as oip
+from stellwerk_protos.open_inference import grpc_predict_v2_pb2_grpc as oip_grpc
+from tests.system.support import EXAMPLE, Cli
+
+pytestmark = pytest.mark.timeout(400)
+WORKSPACE = "flow"
+
+
+@pytest.fixture(scope="module")
+def cli(stack: dict[str, Any]) -> Cli:
+    cli = Cli.of(stack, WORKSPACE)
+    cli.ok("workspace", "create", WORKSPACE)
+    return cli
+
+
+@pytest.fixture(scope="module")
+def dataset(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The digits, registered by reference."""
+    import runpy
+
+    runpy.run_path(str(EXAMPLE / "prepare.py"), run_name="__main__")
+    created: dict[str, Any] = cli.json(
+        "dataset", "create", "digits", "--path", EXAMPLE / "data" / "digits.csv"
+    )
+    return created
+
+
+@pytest.fixture(scope="module")
+def run(cli: Cli, dataset: dict[str, Any]) -> dict[str, Any]:
+    """The training, followed in one terminal and watched in another."""
+    follower = cli.start("run", "submit", "-f", EXAMPLE / "job.yml", "--name", "train-1")
+    while not cli.json("run", "list").get("runs"):
+        assert follower.poll() is None, follower.communicate()
+    watcher = cli.start("run", "watch", "train-1")
+    out, err = follower.communicate()
+    assert follower.returncode == 0, (out, err)
+    seen, _ = watcher.communicate()
+    assert watcher.returncode == 0
+    shown: dict[str, Any] = cli.json("run", "show", "train-1")
+    return {**shown, "followed": out + err, "watched": seen}
+
+
+@pytest.fixture(scope="module")
+def endpoint(cli: Cli, run: dict[str, Any]) -> dict[str, Any]:
+    """The model, registered and deployed."""
+    cli.ok("model", "register", "digits", "--run", "train-1", "--path", "outputs/model.joblib")
+    cli.ok("endpoint", "create", "digits")
+    cli.ok(
+        *("deployment", "create", "blue", "--endpoint", "digits", "--model", "digits:1"),
+        *("--environment", "digits", "--code", EXAMPLE, "--script", "score.py"),
+    )
+    shown: dict[str, Any] = cli.json("endpoint", "show", "digits")
+    return shown
+
+
+def test_a_dataset_is_a_reference_with_a_digest(dataset: dict[str, Any]) -> None:
+    assert dataset["name"] == f"workspaces/{WORKSPACE}/datasets/digits/versions/1"
+    assert dataset["digest"].startswith("sha256:")
+    assert [file["path"] for file in dataset["files"]] == ["digits.csv"]
+
+
+def test_the_training_is_followed_live_in_both_terminals(run: dict[str, Any]) -> None:
+    for text in (run["followed"], run["watched"]):
+        assert "Completed" in text
+        assert "accuracy" in text
+        assert "epoch" in text
+
+
+def test_a_run_remembers_what_it_was(run: dict[str, Any]) -> None:
+    assert run["state"] == "RUN_STATE_COMPLETED"
+    assert run["exitCode"] == 0
+    assert len(run["traceId"]) == 32
+    assert [phase["name"] for phase in run["phases"]] == [
+        "prepare_environment",
+        "fetch_snapshot",
+        "fetch_inputs",
+        "run_command",
+        "collect_outputs",
+    ]
+    assert all(phase["endTime"] >= phase["startTime"] for phase in run["phases"])
+    assert run["workload"]["inputs"] == [
+        {"name": "digits", "resource": f"workspaces/{WORKSPACE}/datasets/digits/versions/1"}
+    ]
+
+
+def test_metrics_are_exact_and_summarised(cli: Cli, run: dict[str, Any]) -> None:
+    metrics = {metric["metric"]: metric for metric in cli.json("run", "metrics", "train-1")["metrics"]}
+    assert float(metrics["accuracy"]["last"]) > 0.95
+    assert int(metrics["loss"]["count"]) >= 5
+    assert metrics["loss"]["min"] < metrics["loss"]["max"]
+
+
+async def test_metrics_lie_in_mongodb(stack: dict[str, Any], run: dict[str, Any]) -> None:
+    client: Any = motor.motor_asyncio.AsyncIOMotorClient(stack["mongodb_uri"])
+    database = client["stellwerk_runs"]
+    assert await database["runs"].find_one({"_id": run["name"]})
+    collections = await database.list_collection_names()
+    counts = {name: await database[name].count_documents({}) for name in collections if "metric" in name}
+    assert counts
+    assert all(counts.values())
+    client.close()
+
+
+def test_the_log_is_the_scripts_own_output(cli: Cli, run: dict[str, Any]) -> None:
+    assert "epoch" in cli.ok("run", "logs", "train-1")
+
+
+def test_outputs_can_be_downloaded(cli: Cli, run: dict[str, Any], tmp_path: Any) -> None:
+    cli.ok("run", "download", "train-1", "--to", tmp_path)
+    assert (tmp_path / "outputs" / "model.joblib").stat().st_size > 1_000
+    assert len(list((tmp_path / "outputs").iterdir())) >= 2
+
+
+def test_models_are_numbered_and_trace_to_their_run(cli: Cli, run: dict[str, Any]) -> None:
+    first = cli.json("model", "register", "other", "--run", "train-1", "--path", "outputs/model.joblib")
+    second = cli.json("model", "register", "other", "--run", "train-1", "--path", "outputs/model.joblib")
+    assert (int(first["version"]), int(second["version"])) == (1, 2)
+    assert first["run"] == run["name"]
+    assert first["digest"] == second["digest"]
+
+
+def holdout() -> tuple[list[list[float]], list[int]]:
+    data = json.loads((EXAMPLE / "data" / "holdout.json").read_text())
+    return data["data"], data["target"]
+
+
+def test_images_are_scored_over_http(stack: dict[str, Any], owner_key: str, endpoint: dict[str, Any]) -> None:
+    images, labels = holdout()
+    url = stack["gateway_url"] + endpoint["path"]
+    headers = {"authorization": f"Bearer {owner_key}"}
+    answer = httpx.post(f"{url}/score", json={"data": images}, headers=headers).raise_for_status().json()
+    assert sum(a == b for a, b in zip(answer, labels, strict=True)) > 0.9 * len(labels)
+    flat = [value for image in images for value in image]
+    tensor = {"name": "data", "shape": [len(images), 64], "datatype": "FP64", "data": flat}
+    infer = httpx.post(
+        f"{url}/v2/models/digits/infer", json={"id": "x1", "inputs": [tensor]}, headers=headers
+    )
+    assert infer.raise_for_status().json()["outputs"][0]["data"] == answer
+    assert infer.json()["id"] == "x1"
+    assert httpx.get(f"{url}/v2/health/ready", headers=headers).status_code == 200
+
+
+async def test_images_are_scored_over_grpc(
+    stack: dict[str, Any], owner_key: str, endpoint: dict[str, Any]
+) -> None:
+    images, labels = holdout()
+    async with grpc.aio.insecure_channel(stack["grpc_address"]) as channel:
+        request = oip.ModelInferRequest(model_name="digits", id="7")
+        tensor = request.inputs.add(name="data", datatype="FP64", shape=[len(images), 64])
+        tensor.contents.fp64_contents.extend(value for image in images for value in image)
+        metadata = (
+            ("authorization", f"Bearer {owner_key}"),
+            ("stellwerk-endpoint", f"{WORKSPACE}/digits"),
+        )
+        answer = await oip_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request, metadata=metadata)
+    output = list(answer.outputs[0].contents.int64_contents)
+    assert sum(a == b for a, b in zip(output, labels, strict=True)) > 0.9 * len(labels)
+    assert answer.id == "7"
+
+
+def test_every_transition_is_an_event(cli: Cli, run: dict[str, Any], endpoint: dict[str, Any]) -> None:
+    events = [json.loads(event["cloudEvent"]) for event in cli.json("events", "list")["events"]]
+    types = {event["type"] for event in events}
+    assert {
+        "stellwerk.registry.workspace.created.v1",
+        "stellwerk.registry.dataset_version.created.v1",
+        "stellwerk.registry.environment_version.locked.v1",
+        "stellwerk.registry.model_version.created.v1",
+        "stellwerk.runs.experiment.created.v1",
+        "stellwerk.runs.run.created.v1",
+        "stellwerk.runs.run.running.v1",
+        "stellwerk.runs.run.completed.v1",
+        "stellwerk.compute.allocation.queued.v1",
+        "stellwerk.compute.allocation.succeeded.v1",
+        "stellwerk.inference.endpoint.created.v1",
+        "stellwerk.inference.deployment.created.v1",
+        "stellwerk.inference.replica.created.v1",
+    } <= types
+    mine = [event for event in events if event["subject"] == run["name"]]
+    assert [event["data"]["revision"] for event in mine] == list(range(1, len(mine) + 1))
+    assert mine[-1]["data"]["resource"]["state"] == "RUN_STATE_COMPLETED"
+    assert mine[0]["data"]["actor"] == "users/owner"
+    assert all(event["data"]["reason"]["code"] for event in events)
+
+
+async def test_any_nats_client_can_read_the_journal(stack: dict[str, Any], run: dict[str, Any]) -> None:
+    client = await nats.connect(stack["nats_url"])
+    subscription = await client.jetstream().subscribe(
+        f"stellwerk.journal.{WORKSPACE}.runs.run.created", ordered_consumer=True
+    )
+    message = await subscription.next_msg(timeout=10)
+    assert json.loads(message.data)["subject"] == run["name"]
+    await client.close()
+
+
+def test_a_trace_goes_from_the_command_line_to_the_script(cli: Cli, run: dict[str, Any]) -> None:
+    trace = cli.json("trace", "train-1")
+    assert trace["traceId"] == run["traceId"]
+    services = {span["service"] for span in trace["spans"]}
+    assert {"cli", "runs", "compute", "agent"} <= services, services
+    ids = {span["spanId"] for span in trace["spans"]}
+    orphans = [
+        span for span in trace["spans"] if span.get("parentSpanId") and span["parentSpanId"] not in ids
+    ]
+    assert not orphans
+    assert any("run_command" in span["name"] for span in trace["spans"])
+
+
+def test_no_secret_is_in_an_event(cli: Cli, owner_key: str, run: dict[str, Any]) -> None:
+    text = json.dumps(cli.json("events", "list"))
+    assert owner_key not in text
+    assert "eyJ" not in text
+
+
+def test_curl_can_call_the_whole_api(stack: dict[str, Any], owner_key: str, run: dict[str, Any]) -> None:
+    url = f"{stack['gateway_url']}/stellwerk.runs.v1.RunService/GetRun"
+    body = {"name": run["name"]}
+    answer = httpx.post(url, json=body, headers={"authorization": f"Bearer {owner_key}"})
+    assert answer.json()["state"] == "RUN_STATE_COMPLETED"
+    refused = httpx.post(url, json=body)
+    assert refused.status_code == 401
+    assert refused.json()["code"] == "unauthenticated"
+
+
+def test_the_interpreter_of_the_demo_is_not_the_runs_own(run: dict[str, Any]) -> None:
+    """The run has an environment of its own, made from its lock."""
+    assert run["workload"]["environment"].startswith(f"workspaces/{WORKSPACE}/environments/")
+    assert sys.prefix not in json.dumps(run)
