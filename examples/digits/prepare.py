@@ -1,0 +1,36 @@
+"""Writes the 1,797 handwritten digits that ship with scikit-learn as files.
+
+digits.csv has all of them, each with the part that it plays: training, validation or holdout.
+holdout.json has the held-out images as a request for the scoring script, and their digits.
+"""
+
+import csv
+import json
+
+import numpy as np
+from sklearn.datasets import load_digits
+
+HOLDOUT = 200
+VALIDATION = 300
+
+
+def main() -> None:
+    digits = load_digits()
+    parts = np.full(len(digits.data), "training", dtype=object)
+    order = np.random.default_rng(0).permutation(len(parts))
+    holdout = np.sort(order[:HOLDOUT])
+    parts[holdout] = "holdout"
+    parts[order[HOLDOUT : HOLDOUT + VALIDATION]] = "validation"
+    with open("digits.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*(f"pixel{number}" for number in range(64)), "digit", "part"])
+        for image, digit, part in zip(digits.data, digits.target, parts, strict=True):
+            writer.writerow([*(int(pixel) for pixel in image), int(digit), part])
+    request = {"data": digits.data[holdout].tolist()}
+    with open("holdout.json", "w") as file:
+        json.dump({"request": request, "digits": digits.target[holdout].tolist()}, file)
+    print(f"digits.csv: {len(parts)} images; holdout.json: {len(holdout)} of them, not for training")
+
+
+if __name__ == "__main__":
+    main()
