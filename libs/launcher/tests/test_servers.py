@@ -70,6 +70,7 @@ async def test_nats_service_publishes_only_in_its_own_name(
     url = _as(servers.nats_url, "runs", credentials.nats["runs"])
     assert not await _denied(url, "stellwerk.journal.demo.runs.run.completed")
     assert not await _denied(url, "stellwerk.metrics.demo.abc")
+    assert not await _denied(url, "stellwerk.stored.run")
     assert await _denied(url, "stellwerk.journal.demo.registry.model.created")
     assert await _denied(url, "$JS.API.STREAM.DELETE.JOURNAL")
     assert await _denied(url, "$JS.API.STREAM.PURGE.JOURNAL")

@@ -14,13 +14,14 @@ import psutil
 
 from stellwerk_launcher.credentials import write_private
 from stellwerk_launcher.errors import LauncherError
-from stellwerk_launcher.process import is_alive
+from stellwerk_launcher.process import is_alive, wait_until_gone
 
 # Below it come environments and blobs with paths of some 300 bytes more, and scripts in environments
 # name their interpreter in a first line that tools cut; this leaves room for all of them.
 LONGEST_PATH_BYTES = 400
 LEAST_FREE_BYTES = 512 * 1024 * 1024
 LEFTOVER_TIMEOUT_SECONDS = 30.0
+KILL_TIMEOUT_SECONDS = 5.0
 STATE_FILE = "stack.json"
 LOGS_FOLDER = "logs"
 _REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EIO)
@@ -137,10 +138,10 @@ def end_leftovers(state: dict[str, Any]) -> int:
     found = leftovers(state)
     for process in found:
         _quietly(process.terminate)
-    _, lingering = psutil.wait_procs(found, timeout=LEFTOVER_TIMEOUT_SECONDS)
+    lingering = wait_until_gone(found, LEFTOVER_TIMEOUT_SECONDS)
     for process in lingering:
         _quietly(process.kill)
-    psutil.wait_procs(lingering, timeout=5)
+    wait_until_gone(lingering, KILL_TIMEOUT_SECONDS)
     return len(found)
 
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
@@ -125,6 +126,20 @@ def is_alive(pid: int | None, began: float) -> bool:
         return bool(same and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+def wait_until_gone(processes: Iterable[psutil.Process], timeout_seconds: float) -> list[psutil.Process]:
+    """Returns those that still run at the end of the time.
+
+    Not `psutil.wait_procs`: it also waits for the reaping of other people's zombies, which can take
+    seconds where process 1 is a simple one.
+    """
+    waiting = list(processes)
+    deadline = time.monotonic() + timeout_seconds
+    while waiting and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+        waiting = [process for process in waiting if is_alive(process.pid, process.create_time())]
+    return waiting
 
 
 def rotate(log: Path) -> None:

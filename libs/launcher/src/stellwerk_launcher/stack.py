@@ -18,7 +18,7 @@ from stellwerk_launcher import folder, services
 from stellwerk_launcher.errors import LauncherError
 from stellwerk_launcher.health import Check
 from stellwerk_launcher.launch import INTERRUPTED, Launch
-from stellwerk_launcher.process import is_alive
+from stellwerk_launcher.process import is_alive, wait_until_gone
 from stellwerk_launcher.report import Reporter
 
 # A detached supervisor sends its error to its starter as one line behind this mark.
@@ -116,11 +116,9 @@ def down(data_dir: Path) -> int:
     if folder.is_held(path) and is_alive(supervisor.get("pid"), supervisor.get("create_time", 0.0)):
         process = psutil.Process(supervisor["pid"])
         process.terminate()
-        try:
-            process.wait(timeout=DOWN_TIMEOUT_SECONDS)
-        except psutil.TimeoutExpired:
+        if wait_until_gone([process], DOWN_TIMEOUT_SECONDS):
             process.kill()
-            process.wait(timeout=5)
+            wait_until_gone([process], folder.KILL_TIMEOUT_SECONDS)
             _end_remains(path)
         print(f"stellwerk is down on {path}", flush=True)
         return 0

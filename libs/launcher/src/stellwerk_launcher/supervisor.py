@@ -14,6 +14,7 @@ LONGEST_DELAY_SECONDS = 10.0
 # A process that lived this long starts again with the shortest delay.
 STEADY_SECONDS = 30.0
 LOG_INTERVAL_SECONDS = 30.0
+SLOW_STOP_SECONDS = 2.0
 
 Report = Callable[[str], None]
 
@@ -115,7 +116,11 @@ class Supervisor:
             await asyncio.gather(watcher, return_exceptions=True)
         child = self.children.get(name)
         if child is not None:
+            began = time.monotonic()
             await child.stop()
+            seconds = time.monotonic() - began
+            if seconds > SLOW_STOP_SECONDS:
+                self._report(f"{name} took {seconds:.1f} s to stop")
             self._on_change()
 
     async def stop(self, order: Sequence[Sequence[str]]) -> None:

@@ -20,7 +20,7 @@ _STREAM_READS = (
     *("$JS.API.CONSUMER.NAMES.*", "$JS.API.CONSUMER.LIST.*", "$JS.API.CONSUMER.MSG.NEXT.>"),
     *("$JS.ACK.>", "$JS.FC.>"),
 )
-# Who publishes high-volume data, besides facts.
+# Who publishes high-volume data, or signals between its replicas, besides facts.
 _DATA_SUBJECTS = {"runs": ("metrics", "logs", "stored"), "inference": ("logs", "metrics")}
 
 
