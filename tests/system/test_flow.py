@@ -1,7 +1,9 @@
 """The main job through the command line, and what can be seen of it everywhere else."""
 
 import json
+import runpy
 import sys
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -28,8 +30,6 @@ def cli(stack: dict[str, Any]) -> Cli:
 @pytest.fixture(scope="module")
 def dataset(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The digits, registered by reference."""
-    import runpy
-
     runpy.run_path(str(EXAMPLE / "prepare.py"), run_name="__main__")
     created: dict[str, Any] = cli.json(
         "dataset", "create", "digits", "--path", EXAMPLE / "data" / "digits.csv"
@@ -117,7 +117,7 @@ def test_the_log_is_the_scripts_own_output(cli: Cli, run: dict[str, Any]) -> Non
     assert "epoch" in cli.ok("run", "logs", "train-1")
 
 
-def test_outputs_can_be_downloaded(cli: Cli, run: dict[str, Any], tmp_path: Any) -> None:
+def test_outputs_can_be_downloaded(cli: Cli, run: dict[str, Any], tmp_path: Path) -> None:
     cli.ok("run", "download", "train-1", "--to", tmp_path)
     assert (tmp_path / "outputs" / "model.joblib").stat().st_size > 1_000
     assert len(list((tmp_path / "outputs").iterdir())) >= 2

@@ -130,7 +130,8 @@ def run(name: str, settings_type: type[Settings], compose: Callable[[App, Any], 
     try:
         settings = settings_type.from_environment()
     except SettingsError as error:
-        sys.exit(f"{name}: {error}. See docs/interfaces.md.")
+        print(f"{name}: {error}. See docs/interfaces.md.", file=sys.stderr)
+        sys.exit(2)
     telemetry.start(name, settings)
 
     async def main() -> None:
