@@ -171,7 +171,7 @@ def score(status: dict[str, Any], endpoint: dict[str, Any]) -> dict[str, str]:
                 name="data", datatype="FP64", shape=[1, len(image)]
             ).contents.fp64_contents.extend(image)
             output = stub.ModelInfer(request, metadata=metadata, timeout=30).outputs[0].contents
-            return int((list(output.int64_contents) or list(output.fp64_contents))[0])
+            return int(output.int64_contents[0] if output.int64_contents else output.fp64_contents[0])
 
         results["gRPC Open Inference"] = measured(over_grpc, images, labels)
     return results
