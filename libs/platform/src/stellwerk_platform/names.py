@@ -21,7 +21,8 @@ WILDCARD = "-"
 def check_id(collection: str, value: str) -> str:
     """Returns `value` if it may be an id in `collection`, else raises `InvalidArgument`."""
     pattern, rule = _RULES.get(collection, _DEFAULT)
-    if not pattern.fullmatch(value) or ".." in value:
+    # Dots separate the parts of a NATS subject, none of which may be empty.
+    if not pattern.fullmatch(value) or ".." in value or value.endswith("."):
         shown = value if len(value) <= 80 else value[:77] + "..."
         raise InvalidArgument("INVALID_NAME", f"{shown!r} is not a valid id in {collection}.", f"Use {rule}.")
     return value
