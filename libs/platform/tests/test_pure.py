@@ -19,7 +19,7 @@ DIGEST = "ab" * 32
 
 
 @pytest.mark.parametrize(
-    "bad", ["", "A b", "a/b", "../x", "a..b", "x" * 64, "a\0", "a\n", "ä", "-a", " ", "x" * 10_000]
+    "bad", ["", "A b", "a/b", "../x", "a..b", "a.", "x" * 64, "a\0", "a\n", "ä", "-a", " ", "x" * 10_000]
 )
 def test_an_illegal_id_is_refused_with_the_rule(bad: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
