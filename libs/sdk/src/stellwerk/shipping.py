@@ -71,11 +71,20 @@ class Tail(Generic[P]):
         except FileNotFoundError:
             return False
 
+    def peek(self) -> Batch[P] | None:
+        """What follows what was handed out last, None when there is nothing yet. Changes nothing, so that
+        a thread may do it whose answer is then not wanted any more."""
+        return self._next(self._read)
+
+    def advance(self, batch: Batch[P]) -> None:
+        """Hands out what `peek` gave."""
+        self._read = batch.end
+
     def next(self) -> Batch[P] | None:
-        """What follows what was handed out last, None when there is nothing yet."""
-        batch = self._next(self._read)
+        """Both in one step."""
+        batch = self.peek()
         if batch is not None:
-            self._read = batch.end
+            self.advance(batch)
         return batch
 
     def _next(self, start: Position) -> Batch[P] | None:

@@ -1,0 +1,97 @@
+"""What this node holds: one worker an allocation."""
+
+import asyncio
+import logging
+from collections import OrderedDict
+
+from stellwerk_agent.connection import Connection
+from stellwerk_agent.folder import AllocationFolder
+from stellwerk_agent.node import Node
+from stellwerk_agent.replica import ReplicaWorker
+from stellwerk_agent.run import RunWorker
+from stellwerk_agent.worker import Worker
+from stellwerk_protos.compute.v1 import agents_pb2, agents_pb2_grpc, computes_pb2, workloads_pb2
+
+log = logging.getLogger(__name__)
+_KINDS: dict[int, type[Worker]] = {
+    workloads_pb2.WORKLOAD_KIND_RUN: RunWorker,
+    workloads_pb2.WORKLOAD_KIND_REPLICA: ReplicaWorker,
+}
+_REMEMBERED = 10_000
+
+
+class Agent:
+    """Takes assignments, and gives each allocation back once compute has its last report."""
+
+    def __init__(self, node: Node, stub: agents_pb2_grpc.AgentServiceAsyncStub) -> None:
+        self._node = node
+        self._folder = node.settings.folder / "allocations"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._connection = Connection(stub, node.settings, self)
+        self._workers: dict[str, Worker] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        # An assignment that was on its way when its allocation ended must not start it anew.
+        self._ended: OrderedDict[str, None] = OrderedDict()
+
+    async def run(self) -> None:
+        """For ever; when cancelled, commands live on."""
+        for folder in AllocationFolder.load_all(self._folder):
+            log.info("%s is taken up again", folder.allocation.name)
+            self._hold(folder)
+        try:
+            await self._connection.run()
+        finally:
+            tasks = list(self._tasks.values())
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _hold(self, folder: AllocationFolder) -> None:
+        name = folder.allocation.name
+        worker = _KINDS[folder.allocation.workload.kind](self._node, folder, self._connection.send)
+        self._workers[name] = worker
+        task = asyncio.create_task(worker.run(), name=name)
+        task.add_done_callback(lambda _: self._settle(name))
+        self._tasks[name] = task
+
+    def _settle(self, name: str) -> None:
+        """Lets go of an allocation that is over and fully acknowledged."""
+        worker = self._workers.get(name)
+        if worker is None or not worker.is_over or worker.folder.unacknowledged():
+            return
+        del self._workers[name], self._tasks[name]
+        self._ended[name] = None
+        if len(self._ended) > _REMEMBERED:
+            self._ended.popitem(last=False)
+        worker.folder.discard()
+
+    def held(self) -> list[str]:
+        """Allocations that this node holds."""
+        return list(self._workers)
+
+    def unacknowledged(self) -> list[agents_pb2.Report]:
+        """Reports that compute may not have, in order."""
+        return [report for worker in self._workers.values() for report in worker.folder.unacknowledged()]
+
+    def assign(self, assignment: agents_pb2.Assignment) -> None:
+        """Takes work; for what it holds already, the new token."""
+        name = assignment.allocation.name
+        if (worker := self._workers.get(name)) is not None:
+            worker.folder.write_token(assignment.token)
+        elif (
+            name not in self._ended and assignment.allocation.state == computes_pb2.ALLOCATION_STATE_ASSIGNED
+        ):
+            log.info("%s is assigned", name)
+            self._hold(AllocationFolder.create(self._folder, assignment))
+
+    def cancel(self, cancellation: agents_pb2.Cancellation) -> None:
+        """Stops an allocation; nothing happens to one that is over."""
+        worker = self._workers.get(cancellation.allocation)
+        if worker is not None and not worker.is_over:
+            worker.stop(cancellation.reason)
+
+    def acknowledge(self, ack: agents_pb2.ReportAck) -> None:
+        """Forgets a report that compute has stored."""
+        if (worker := self._workers.get(ack.allocation)) is not None:
+            worker.folder.acknowledge(ack.sequence)
+            self._settle(ack.allocation)

@@ -1,0 +1,192 @@
+"""Blobs between the node and the blob store: by presigned URL, verified, and kept by digest."""
+
+import asyncio
+import hashlib
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from pathlib import Path
+
+import httpx
+
+from stellwerk_agent.calls import FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS, call
+from stellwerk_agent.failure import StepFailed
+from stellwerk_agent.files import check_paths, copy
+from stellwerk_protos.common.v1 import common_pb2
+from stellwerk_protos.registry.v1 import blobs_pb2, blobs_pb2_grpc
+
+log = logging.getLogger(__name__)
+PARALLEL = 8
+# So few that their URLs do not expire while they wait for each other.
+_BATCH = 100
+_CHUNK_BYTES = 1 << 20
+_FULL_SIGNS = ("space", "full", "quota", "insufficientstorage")
+
+
+class Blobs:
+    """Brings files to the node and takes them away.
+
+    `patience_seconds` is how long the store may refuse uploads with a server error
+    before the files are given up; a store that does not answer is waited for.
+    """
+
+    def __init__(
+        self,
+        cache: Path,
+        registry: blobs_pb2_grpc.BlobServiceAsyncStub,
+        client: httpx.AsyncClient,
+        patience_seconds: float = 60.0,
+    ) -> None:
+        self._folder = cache / "blobs"
+        self._registry = registry
+        self._client = client
+        self._patience_seconds = patience_seconds
+        self._slots = asyncio.Semaphore(PARALLEL)
+
+    async def fetch(
+        self, workspace: str, files: Sequence[common_pb2.File], target: Path, *, writable: bool
+    ) -> int:
+        """Copies files into a new folder and returns how many blobs had to travel."""
+        check_paths(files)
+        by_digest = {file.sha256: file for file in files}
+        absent = [digest for digest in by_digest if not self._path(digest).exists()]
+        for start in range(0, len(absent), _BATCH):
+            await self._download_all(workspace, absent[start : start + _BATCH])
+        target.mkdir(parents=True)
+        await asyncio.to_thread(self._place, files, target, writable)
+        return len(absent)
+
+    def _path(self, digest: str) -> Path:
+        return self._folder / digest[:2] / digest[2:]
+
+    def _place(self, files: Iterable[common_pb2.File], target: Path, writable: bool) -> None:
+        for file in files:
+            mode = (0o644 if writable else 0o444) | (0o111 if file.executable else 0)
+            copy(self._path(file.sha256), target / file.path, mode)
+
+    async def _download_all(self, workspace: str, digests: list[str]) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for digest in digests:
+                tasks.create_task(self._download(workspace, digest))
+
+    async def _download(self, workspace: str, digest: str) -> None:
+        delay = FIRST_DELAY_SECONDS
+        async with self._slots:
+            while True:
+                request = blobs_pb2.PrepareDownloadsRequest(parent=f"workspaces/{workspace}", sha256=[digest])
+                answer = await call(self._registry.PrepareDownloads, request)
+                try:
+                    return await self._get(answer.downloads[0].url, digest)
+                except (httpx.HTTPError, ValueError) as error:
+                    log.warning("Blob %s did not come: %r; trying again", digest, error)
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, LONGEST_DELAY_SECONDS)
+
+    async def _get(self, url: str, digest: str) -> None:
+        path = self._path(digest)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
+        found = hashlib.sha256()
+        try:
+            async with self._client.stream("GET", url) as response:
+                response.raise_for_status()
+                with open(temporary, "wb") as file:
+                    async for chunk in response.aiter_raw(_CHUNK_BYTES):
+                        found.update(chunk)
+                        file.write(chunk)
+            if found.hexdigest() != digest:
+                raise ValueError("the bytes do not have the digest that they should have")
+            temporary.chmod(0o444)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    async def upload(self, workspace: str, files: Sequence[tuple[common_pb2.File, Path]]) -> int:
+        """Uploads what the store does not have yet and returns how many blobs that was."""
+        sent = 0
+        for start in range(0, len(files), _BATCH):
+            batch = files[start : start + _BATCH]
+            sent += await self._upload_batch(workspace, {file.sha256: (file, path) for file, path in batch})
+        return sent
+
+    async def _upload_batch(self, workspace: str, blobs: dict[str, tuple[common_pb2.File, Path]]) -> int:
+        sent, delay = 0, FIRST_DELAY_SECONDS
+        refusal = _Refusal(self._patience_seconds)
+        while True:
+            request = blobs_pb2.PrepareUploadsRequest(parent=f"workspaces/{workspace}")
+            for file, _ in blobs.values():
+                request.blobs.add(sha256=file.sha256, size_bytes=file.size_bytes)
+            uploads = (await call(self._registry.PrepareUploads, request)).uploads
+            if not uploads:
+                return sent
+            results = await asyncio.gather(
+                *(self._put(upload, blobs[upload.sha256][1], refusal) for upload in uploads)
+            )
+            sent += sum(results)
+            if all(results):
+                return sent
+            refusal.check()
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, LONGEST_DELAY_SECONDS)
+
+    async def _put(self, upload: blobs_pb2.Upload, path: Path, refusal: "_Refusal") -> bool:
+        async with self._slots:
+            headers = {**upload.headers, "Content-Length": str(path.stat().st_size)}
+            try:
+                response = await self._client.put(upload.url, content=_chunks(path), headers=headers)
+            except httpx.HTTPError as error:
+                log.warning("The blob store does not answer: %r; trying again", error)
+                refusal.forget()
+                return False
+        if response.is_success:
+            refusal.forget()
+            return True
+        log.warning("The blob store refuses %s: %d", upload.sha256, response.status_code)
+        refusal.note(response)
+        return False
+
+
+class _Refusal:
+    """How long the store has been answering uploads with errors."""
+
+    def __init__(self, patience_seconds: float) -> None:
+        self._patience_seconds = patience_seconds
+        self._since: float | None = None
+        self._last: httpx.Response | None = None
+        self._now: Callable[[], float] = asyncio.get_running_loop().time
+
+    def note(self, response: httpx.Response) -> None:
+        self._since = self._now() if self._since is None else self._since
+        self._last = response
+
+    def forget(self) -> None:
+        self._since = self._last = None
+
+    def check(self) -> None:
+        """Raises `StepFailed` when patience is over."""
+        if self._since is None or self._last is None or self._now() - self._since < self._patience_seconds:
+            return
+        status, body = self._last.status_code, self._last.text[:300]
+        if status == httpx.codes.INSUFFICIENT_STORAGE or any(sign in body.lower() for sign in _FULL_SIGNS):
+            raise StepFailed(
+                "BLOB_STORE_FULL",
+                f"The blob store has no room for the outputs (HTTP {status}).",
+                "Free space on the blob store's disk or enlarge it, then submit the run again.",
+            )
+        if status >= httpx.codes.INTERNAL_SERVER_ERROR:
+            raise StepFailed(
+                "BLOB_STORE_UNAVAILABLE",
+                f"The blob store keeps failing with HTTP {status}: {body}",
+                "Check the S3 server (`stellwerk status`) and its free space, then submit the run again.",
+            )
+        raise StepFailed(
+            "OUTPUT_COLLECTION_FAILED",
+            f"The blob store refuses the outputs with HTTP {status}: {body}",
+            "Check that no process still writes to the outputs, and the S3 server's log.",
+        )
+
+
+async def _chunks(path: Path) -> AsyncIterator[bytes]:
+    with open(path, "rb") as file:
+        while chunk := await asyncio.to_thread(file.read, _CHUNK_BYTES):
+            yield chunk

@@ -1,0 +1,100 @@
+"""The command of an allocation, seen from the agent: started once, found again, waited for, ended."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stellwerk_agent import processes, shim
+from stellwerk_agent.files import write_atomic
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a command ended: `code` as `subprocess` has it (negative: a signal), or why there is none.
+
+    `is_lost`: it may have run, and nobody knows how it ended.
+    """
+
+    code: int | None
+    error: str = ""
+    is_lost: bool = False
+
+
+class Command:
+    """The command whose files lie in `folder`; its processes carry `marker` (the allocation's folder)."""
+
+    def __init__(self, folder: Path, marker: Path) -> None:
+        self._folder = folder
+        self._marker = marker
+        self._shim: subprocess.Popen[bytes] | None = None
+
+    @property
+    def was_started(self) -> bool:
+        """Whether a shim has taken it: it is never started a second time."""
+        return (self._folder / "claim.json").exists()
+
+    async def start(
+        self, argv: Sequence[str], folder: Path, environment: Mapping[str, str], log: Path
+    ) -> None:
+        """Starts the command in a session of its own; returns when it runs or could not be started."""
+        spec = {
+            "argv": list(argv),
+            "folder": str(folder),
+            "environment": {**environment, processes.MARKER: str(self._marker)},
+            "log": str(log),
+        }
+        write_atomic(self._folder / "spec.json", json.dumps(spec).encode())
+        await asyncio.to_thread(self._start)
+
+    def _start(self) -> None:
+        reader, writer = os.pipe()
+        try:
+            self._shim = subprocess.Popen(
+                [sys.executable, "-I", "-S", shim.__file__, str(self._folder), str(writer)],
+                cwd="/",
+                env={"PATH": os.environ.get("PATH", os.defpath)},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+                pass_fds=[writer],
+            )
+            os.close(writer)
+            os.read(reader, 1)
+        finally:
+            os.close(reader)
+
+    async def wait(self) -> Exit:
+        """Returns when the command has ended."""
+        for name in ("claim.json", "command.json"):
+            identity = self._read(name)
+            # Without its shim the command itself is waited for; nobody knows its exit code then.
+            if self._read("exit.json") is None and identity is not None:
+                await processes.wait_for_end(identity["pid"], identity["start_ticks"])
+        if self._shim is not None:
+            await asyncio.to_thread(self._shim.wait)
+        found = self._read("exit.json")
+        if found is None:
+            return Exit(None, "the process that watched it was killed", is_lost=True)
+        return Exit(found.get("returncode"), found.get("error", ""))
+
+    async def end(self, grace_seconds: float) -> None:
+        """Ends the command and all that it started."""
+        identity = self._read("command.json")
+        session = None
+        if identity is not None:
+            session = processes.session_of(identity["pid"], identity["start_ticks"])
+        await asyncio.to_thread(processes.end, self._marker, session, grace_seconds)
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = json.loads((self._folder / name).read_bytes())
+        except FileNotFoundError:
+            return None
+        return found

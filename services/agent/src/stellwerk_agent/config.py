@@ -1,0 +1,24 @@
+"""The settings of the agent; docs/interfaces.md."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from stellwerk_platform.settings import Settings as PlatformSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(PlatformSettings):
+    """`agent_node` is `nodes/…`, `agent_slots` the number of runs at a time."""
+
+    grpc_address: str
+    vault_role_id: str
+    vault_secret_id: str
+    agent_dir: str
+    agent_node: str = "nodes/local"
+    agent_pool: str = "local"
+    agent_slots: int = 2
+
+    @property
+    def folder(self) -> Path:
+        """The folder that holds everything of this agent."""
+        return Path(self.agent_dir).absolute()

@@ -1,0 +1,183 @@
+"""Ships a run's logs and metrics: a stream to `runs` that comes back, and forgets nothing unacknowledged."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import grpc
+
+from stellwerk.shipping import LogTail, MetricFolder, Position, Tail
+from stellwerk_agent.calls import FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS, may_pass
+from stellwerk_agent.failure import StepFailed
+from stellwerk_platform.errors import PlatformError, Unavailable, from_rpc
+from stellwerk_protos.runs.v1 import ingest_pb2, ingest_pb2_grpc
+
+log = logging.getLogger(__name__)
+_POLL_SECONDS = 0.1
+_WINDOW = 32
+_SAVE_SECONDS = 0.5
+_STALL_SECONDS = 30.0
+_REFUSALS = 6
+
+
+class Shipper:
+    """Follows the files of one run until told that nothing more is written."""
+
+    def __init__(
+        self,
+        stub: ingest_pb2_grpc.IngestServiceAsyncStub,
+        run: str,
+        logs: Sequence[LogTail],
+        metrics: MetricFolder,
+    ) -> None:
+        self._stub = stub
+        self._run = run
+        self._logs = logs
+        self._metrics = metrics
+        self._pending: deque[tuple[int, Tail[Any], Position]] = deque()
+        self._changed = asyncio.Event()
+        self._finishing = False
+        self._batch = 0
+        self._saved_time = self._progress_time = 0.0
+        self._refusals = 0
+
+    def finish(self) -> None:
+        """Nothing more is written: `run` returns once everything is acknowledged."""
+        self._finishing = True
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Ships until finished; raises `StepFailed` when `runs` will never take it."""
+        delay = FIRST_DELAY_SECONDS
+        while True:
+            batch = self._batch
+            try:
+                await self._stream()
+                return
+            except grpc.aio.AioRpcError as error:
+                failure = from_rpc(error)
+            except PlatformError as error:
+                failure = error
+            finally:
+                self._reset()
+            self._judge(failure)
+            delay = FIRST_DELAY_SECONDS if self._batch > batch else min(delay * 2, LONGEST_DELAY_SECONDS)
+            await asyncio.sleep(delay)
+
+    def _judge(self, failure: PlatformError) -> None:
+        log.warning("%s: logs and metrics wait: %s", self._run, failure)
+        if may_pass(failure):
+            return
+        self._refusals += 1
+        if self._refusals >= _REFUSALS:
+            raise StepFailed(
+                "OUTPUT_COLLECTION_FAILED",
+                f"The logs and metrics are refused: {failure.reason}: {failure.message}",
+                failure.cure or "See the agent's log; the files are still on the node.",
+            )
+
+    def _reset(self) -> None:
+        self._pending.clear()
+        for tail in self._tails():
+            tail.rewind()
+        self._save()
+
+    def _tails(self) -> list[Tail[Any]]:
+        return [*self._logs, *self._metrics.tails()]
+
+    def _save(self) -> None:
+        for tail in self._tails():
+            tail.save()
+        self._saved_time = asyncio.get_running_loop().time()
+
+    async def _stream(self) -> None:
+        requests: asyncio.Queue[ingest_pb2.AppendRequest | None] = asyncio.Queue()
+        producer = asyncio.create_task(self._produce(requests))
+        call = self._stub.Append(_drain(requests))
+        watch = asyncio.create_task(self._watch(call))
+        try:
+            async for response in call:
+                self._acknowledge(response.batch)
+        except asyncio.CancelledError:
+            if not watch.done() or watch.cancelled():
+                raise
+        finally:
+            # Also the library's own task that reads the queue has to end.
+            requests.put_nowait(None)
+            call.cancel()
+            for task in (producer, watch):
+                task.cancel()
+            await asyncio.gather(producer, watch, return_exceptions=True)
+        if not self._finishing or self._pending or self._has_more():
+            raise Unavailable("STREAM_ENDED", "The stream ended before everything was acknowledged.")
+
+    async def _watch(self, call: Any) -> None:
+        """Cancels a stream that takes and never acknowledges."""
+        clock = asyncio.get_running_loop().time
+        self._progress_time = clock()
+        while clock() - self._progress_time < _STALL_SECONDS:
+            await asyncio.sleep(1)
+            if not self._pending:
+                self._progress_time = clock()
+        call.cancel()
+
+    async def _produce(self, requests: "asyncio.Queue[ingest_pb2.AppendRequest | None]") -> None:
+        while True:
+            finishing = self._finishing
+            self._changed.clear()
+            sent = False
+            for tail in self._tails():
+                while len(self._pending) >= _WINDOW:
+                    self._changed.clear()
+                    await self._changed.wait()
+                # In a thread: a large file must not hold up the leases.
+                batch = await asyncio.to_thread(tail.peek) if tail.has_more() else None
+                if batch is not None:
+                    sent = True
+                    tail.advance(batch)
+                    self._batch += 1
+                    self._pending.append((self._batch, tail, batch.end))
+                    requests.put_nowait(self._request(batch.payload))
+            if not sent:
+                if finishing and not self._pending:
+                    requests.put_nowait(None)
+                    return
+                await self._pause()
+
+    async def _pause(self) -> None:
+        try:
+            async with asyncio.timeout(_POLL_SECONDS):
+                await self._changed.wait()
+        except TimeoutError:
+            pass
+
+    def _request(self, payload: Any) -> ingest_pb2.AppendRequest:
+        request = ingest_pb2.AppendRequest(run=self._run, batch=self._batch)
+        if isinstance(payload, ingest_pb2.LogChunk):
+            request.log.CopyFrom(payload)
+        else:
+            request.metrics.CopyFrom(payload)
+        return request
+
+    def _acknowledge(self, batch: int) -> None:
+        while self._pending and self._pending[0][0] <= batch:
+            _, tail, end = self._pending.popleft()
+            tail.acknowledge(end)
+        self._refusals = 0
+        self._progress_time = asyncio.get_running_loop().time()
+        if self._progress_time - self._saved_time > _SAVE_SECONDS:
+            self._save()
+        self._changed.set()
+
+    def _has_more(self) -> bool:
+        """Whether anything whole is left; a torn last record is not."""
+        return any(tail.has_more() and tail.peek() is not None for tail in self._tails())
+
+
+async def _drain(
+    requests: "asyncio.Queue[ingest_pb2.AppendRequest | None]",
+) -> AsyncIterator[ingest_pb2.AppendRequest]:
+    while (request := await requests.get()) is not None:
+        yield request

@@ -1,0 +1,98 @@
+"""Processes of an allocation: who they are, and their end.
+
+A process belongs to an allocation by its session or by the variable
+STELLWERK_ALLOCATION, which holds the allocation's folder: a grandchild that called
+setsid still has it.
+"""
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import psutil
+
+MARKER = "STELLWERK_ALLOCATION"
+_KILL_SECONDS = 5.0
+
+
+def start_ticks(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot; None when it is gone or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def is_alive(pid: int, started_ticks: int) -> bool:
+    """Whether this very process lives: a pid alone may have been given away anew."""
+    return start_ticks(pid) == started_ticks
+
+
+def session_of(pid: int, started_ticks: int) -> int | None:
+    """The session that this process began, None when its number belongs to somebody else by now."""
+    now = start_ticks(pid)
+    return None if now is not None and now != started_ticks else pid
+
+
+async def wait_for_end(pid: int, started_ticks: int) -> None:
+    """Returns when this very process has ended."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = loop.create_future()
+    try:
+        if not is_alive(pid, started_ticks):
+            return
+        loop.add_reader(descriptor, _resolve, ended)
+        await ended
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+
+
+def _resolve(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def of_allocation(folder: Path, session: int | None) -> list[psutil.Process]:
+    """All living processes of an allocation; `session` is that of its command."""
+    found = []
+    for process in psutil.process_iter():
+        if process.pid != os.getpid() and _belongs(process, str(folder), session):
+            found.append(process)
+    return found
+
+
+def _belongs(process: psutil.Process, folder: str, session: int | None) -> bool:
+    try:
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        if session is not None and os.getsid(process.pid) == session:
+            return True
+        return process.environ().get(MARKER) == folder
+    except (psutil.Error, OSError):
+        return False
+
+
+def end(folder: Path, session: int | None, grace_seconds: float) -> None:
+    """SIGTERM to all, and after the grace SIGKILL until none is left. Blocks."""
+    living = of_allocation(folder, session)
+    _signal(living, signal.SIGTERM)
+    psutil.wait_procs(living, timeout=grace_seconds)
+    # Again from the start: what was forked in between is in nobody's list.
+    while living := of_allocation(folder, session):
+        _signal(living, signal.SIGKILL)
+        psutil.wait_procs(living, timeout=_KILL_SECONDS)
+
+
+def _signal(processes: list[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
+        try:
+            process.send_signal(number)
+        except psutil.Error:
+            continue

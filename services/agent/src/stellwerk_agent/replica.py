@@ -1,0 +1,147 @@
+"""A replica: prepare, fetch, start the scoring server, and stay until it ends."""
+
+import asyncio
+import socket
+import sys
+from pathlib import Path
+
+import httpx
+
+from stellwerk_agent.command import Exit
+from stellwerk_agent.environments import Environment, clean_environment
+from stellwerk_agent.failure import StepFailed
+from stellwerk_agent.files import tail
+from stellwerk_agent.folder import STD_LOG
+from stellwerk_agent.worker import CANCELED, FAILED, PREPARING, RUNNING, Outcome, Worker
+from stellwerk_platform import telemetry
+from stellwerk_protos.common.v1 import common_pb2
+from stellwerk_protos.compute.v1 import workloads_pb2
+
+_READY_PATH = "/v2/health/ready"
+_POLL_SECONDS = 0.1
+
+
+class ReplicaWorker(Worker):
+    """The life of a replica on the node."""
+
+    async def _live(self) -> Outcome:
+        environment = None if self.command.was_started else await self._prepare()
+        async with self.phase("run_command", PREPARING, "STARTING_REPLICA", "The scoring server starts."):
+            if environment is not None:
+                await self._start(environment)
+            announcing = asyncio.create_task(self._announce())
+            try:
+                ended, stopped = await self.wait_for_command()
+            finally:
+                announcing.cancel()
+                await asyncio.gather(announcing, return_exceptions=True)
+        if stopped:
+            return Outcome(CANCELED, self.stopped().reason)
+        return Outcome(FAILED, failure_of(ended, tail(self.folder.path / STD_LOG)), ended.code)
+
+    async def _prepare(self) -> Environment:
+        environment = await self.prepare_environment()
+        await self.fetch_snapshot()
+        await self.fetch_inputs()
+        if self._stop.is_set():
+            raise self.stopped()
+        return environment
+
+    async def _start(self, environment: Environment) -> None:
+        ports = self.folder.noted("ports")
+        if ports is None:
+            http, grpc = free_ports()
+            ports = {"http_address": f"127.0.0.1:{http}", "grpc_address": f"127.0.0.1:{grpc}"}
+            self.folder.note("ports", ports)
+        argv = [sys.executable, "-m", "stellwerk_scorer"]
+        variables = self._variables(environment, ports["http_address"], ports["grpc_address"])
+        await self.command.start(argv, self.folder.work, variables, self.folder.path / STD_LOG)
+
+    def _variables(self, environment: Environment, http_address: str, grpc_address: str) -> dict[str, str]:
+        settings = self.node.settings
+        script = (self.folder.work / self.workload.command).resolve()
+        if not script.is_relative_to(self.folder.work.resolve()) or not script.is_file():
+            raise StepFailed(
+                "SCORING_SCRIPT_NOT_FOUND",
+                f"The code has no scoring script {self.workload.command!r}.",
+                "Name a file of the source folder, relative to it.",
+            )
+        traceparent = telemetry.traceparent()
+        return {
+            **clean_environment(),
+            **environment.variables,
+            **self.workload.variables,
+            **self._model_variables(),
+            "PYTHONUNBUFFERED": "1",
+            "STELLWERK_NAMESPACE": settings.namespace,
+            "STELLWERK_WORKSPACE": f"workspaces/{self.workspace}",
+            "STELLWERK_TOKEN_FILE": str(self.folder.token),
+            "STELLWERK_GRPC_ADDRESS": settings.grpc_address,
+            "STELLWERK_SECRETS_ADDRESS": settings.grpc_address,
+            "STELLWERK_OTLP_ENDPOINT": settings.otlp_endpoint,
+            "STELLWERK_OTLP_KEY": settings.otlp_key,
+            "STELLWERK_SCORER_HTTP_LISTEN": http_address,
+            "STELLWERK_SCORER_GRPC_LISTEN": grpc_address,
+            "STELLWERK_SCORER_PYTHON": str(environment.python),
+            "STELLWERK_SCORER_SCRIPT": str(script),
+            **({"TRACEPARENT": traceparent} if traceparent else {}),
+        }
+
+    def _models(self) -> list[workloads_pb2.Input]:
+        return [item for item in self.workload.inputs if "/models/" in item.resource]
+
+    def _model_variables(self) -> dict[str, str]:
+        models = self._models()
+        if not models:
+            return {"AZUREML_MODEL_DIR": str(self.folder.inputs)}
+        _, _, _, name, _, version = models[0].resource.split("/")
+        folder = self.input_folder(models[0]) if len(models) == 1 else self.folder.inputs / "models"
+        return {
+            "AZUREML_MODEL_DIR": str(folder),
+            "STELLWERK_SCORER_MODEL_NAME": name,
+            "STELLWERK_SCORER_MODEL_VERSION": version,
+        }
+
+    def input_folder(self, item: workloads_pb2.Input) -> Path:
+        """Several models lie side by side as Azure lays them: `<model>/<version>`."""
+        if len(self._models()) > 1 and "/models/" in item.resource:
+            _, _, _, name, _, version = item.resource.split("/")
+            return self.folder.inputs / "models" / name / version
+        return super().input_folder(item)
+
+    async def _announce(self) -> None:
+        """Reports Running once the server answers, unless that was reported before a restart."""
+        ports = self.folder.noted("ports")
+        if ports is None or self._state.state == RUNNING:
+            return
+        async with httpx.AsyncClient(trust_env=False, timeout=5) as client:
+            while not await _is_ready(client, ports["http_address"]):
+                await asyncio.sleep(_POLL_SECONDS)
+        self._state.http_address = ports["http_address"]
+        self._state.grpc_address = ports["grpc_address"]
+        self.report(RUNNING, common_pb2.Reason(code="REPLICA_READY", message="The scoring server answers."))
+
+
+async def _is_ready(client: httpx.AsyncClient, address: str) -> bool:
+    try:
+        return (await client.get(f"http://{address}{_READY_PATH}")).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def free_ports() -> tuple[int, int]:
+    """Two loopback ports that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
+        return int(first.getsockname()[1]), int(second.getsockname()[1])
+
+
+def failure_of(ended: Exit, log_tail: str) -> common_pb2.Reason:
+    """Why a replica is gone, with the end of its log: nothing else keeps that log."""
+    how = ended.error or f"exited with code {ended.code}"
+    if ended.code is not None and ended.code < 0:
+        how = f"was ended by signal {-ended.code}"
+    return common_pb2.Reason(
+        code="REPLICA_FAILED",
+        message=f"The scoring server {how}.\n{log_tail}".strip(),
+        cure="Correct the scoring script or its environment, then deploy again.",
+    )

@@ -1,0 +1,191 @@
+"""A run: prepare, fetch, run the command, collect what it made."""
+
+import asyncio
+import re
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+
+from stellwerk.shipping import LogTail, MetricFolder
+from stellwerk_agent import outputs
+from stellwerk_agent.command import Exit
+from stellwerk_agent.environments import Environment, clean_environment
+from stellwerk_agent.failure import StepFailed
+from stellwerk_agent.files import tail
+from stellwerk_agent.folder import ENVIRONMENT_LOG, STD_LOG
+from stellwerk_agent.ingest import Shipper
+from stellwerk_agent.worker import CANCELED, FAILED, FINALIZING, RUNNING, SUCCEEDED, Outcome, Worker
+from stellwerk_platform import telemetry
+from stellwerk_protos.common.v1 import common_pb2
+
+_NO_MODULE = re.compile(r"ModuleNotFoundError: No module named '([^']+)'")
+# Where the name to import is not the name to install.
+_PACKAGES = {
+    "PIL": "pillow",
+    "bs4": "beautifulsoup4",
+    "cv2": "opencv-python-headless",
+    "dateutil": "python-dateutil",
+    "dotenv": "python-dotenv",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}
+_SHELL_SIGNAL_BASE = 128
+_FATAL = {int(number): number.name for number in signal.Signals if number.name != "SIGCHLD"}
+_EXIT_BY_SHELL = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS})
+
+
+class RunWorker(Worker):
+    """The life of a run on the node."""
+
+    async def _live(self) -> Outcome:
+        async with self._shipping():
+            outcome = await self._bring_to_end()
+            await self._collect(outcome)
+        return outcome
+
+    async def _bring_to_end(self) -> Outcome:
+        known = self.folder.noted("outcome")
+        if known is None:
+            environment = None if self.command.was_started else await self._prepare()
+            async with self.phase("run_command", RUNNING, "COMMAND_RUNNING", "The command runs."):
+                if environment is not None:
+                    await self._start(environment)
+                ended, stopped = await self.wait_for_command()
+            known = {**asdict(ended), "stopped": stopped}
+            self.folder.note("outcome", known)
+        if known.pop("stopped"):
+            return Outcome(CANCELED, self.stopped().reason)
+        return outcome_of(Exit(**known), tail(self.folder.path / STD_LOG))
+
+    async def _prepare(self) -> Environment:
+        environment = await self.prepare_environment()
+        await self.fetch_snapshot()
+        await self.fetch_inputs()
+        if self._stop.is_set():
+            raise self.stopped()
+        return environment
+
+    async def _start(self, environment: Environment) -> None:
+        argv = ["/bin/sh", "-c", self.workload.command]
+        variables = self._variables(environment, telemetry.traceparent())
+        await self.command.start(argv, self.folder.work, variables, self.folder.path / STD_LOG)
+
+    @asynccontextmanager
+    async def _shipping(self) -> AsyncIterator[None]:
+        """Logs and metrics travel all the while; what was written is acknowledged when this ends."""
+        path = self.folder.path
+        shipper = Shipper(
+            self.node.ingest,
+            self.allocation.owner,
+            [LogTail(path / ENVIRONMENT_LOG, ENVIRONMENT_LOG), LogTail(path / STD_LOG, STD_LOG)],
+            MetricFolder(self.folder.metrics),
+        )
+        task = asyncio.create_task(shipper.run())
+        failure: Exception | None = None
+        try:
+            try:
+                yield
+            except Exception as error:
+                failure = error
+            shipper.finish()
+            try:
+                await task
+            except StepFailed as error:
+                failure = failure or error
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        if failure is not None:
+            raise failure
+
+    def _variables(self, environment: Environment, traceparent: str) -> dict[str, str]:
+        own = clean_environment()
+        chosen = {**environment.variables, **self.workload.variables}
+        path = f"{environment.folder / 'bin'}:{chosen.get('PATH') or own.get('PATH', '/usr/bin:/bin')}"
+        python_path = [str(self.node.sdk_folder), *filter(None, [chosen.get("PYTHONPATH")])]
+        inputs = {
+            "STELLWERK_INPUT_" + re.sub("[-.]", "_", item.name).upper(): str(self.input_folder(item))
+            for item in self.workload.inputs
+        }
+        return {
+            **own,
+            **chosen,
+            **inputs,
+            "PATH": path,
+            "VIRTUAL_ENV": str(environment.folder),
+            "PYTHONPATH": ":".join(python_path),
+            "PYTHONUNBUFFERED": "1",
+            "STELLWERK_RUN": self.allocation.owner,
+            "STELLWERK_WORKSPACE": f"workspaces/{self.workspace}",
+            "STELLWERK_METRICS_DIR": str(self.folder.metrics),
+            "STELLWERK_TOKEN_FILE": str(self.folder.token),
+            "STELLWERK_GRPC_ADDRESS": self.node.settings.grpc_address,
+            **({"TRACEPARENT": traceparent} if traceparent else {}),
+        }
+
+    async def _collect(self, outcome: Outcome) -> None:
+        message = "Collecting the outputs."
+        async with self.phase("collect_outputs", FINALIZING, "COLLECTING_OUTPUTS", message) as (phase, _):
+            try:
+                phase.note = await outputs.collect(
+                    self.folder.work, self.allocation.owner, self.node.blobs, self.node.artifacts
+                )
+            except StepFailed as failure:
+                # How the command ended matters more, unless it was well.
+                if outcome.state == SUCCEEDED:
+                    raise
+                phase.note = f"{failure.reason.code}: {failure.reason.message}"
+
+
+def outcome_of(ended: Exit, log_tail: str) -> Outcome:
+    """What the end of a command means for its run."""
+    if ended.is_lost:
+        return Outcome(FAILED, _unknown("COMMAND_LOST", f"How the command ended is unknown: {ended.error}."))
+    if ended.error:
+        return Outcome(
+            FAILED, _unknown("COMMAND_NOT_STARTED", f"The command could not be started: {ended.error}.")
+        )
+    code = ended.code or 0
+    if code == 0:
+        return Outcome(SUCCEEDED, common_pb2.Reason(code="COMPLETED", message="The command succeeded."), 0)
+    number = -code if code < 0 else code - _SHELL_SIGNAL_BASE
+    if code < 0 or number in _EXIT_BY_SHELL:
+        return Outcome(FAILED, _killed(number))
+    if found := _NO_MODULE.search(log_tail):
+        return Outcome(FAILED, _no_module(found.group(1)), code)
+    last = next((line.strip() for line in reversed(log_tail.splitlines()) if line.strip()), "")
+    return Outcome(
+        FAILED,
+        common_pb2.Reason(
+            code="SCRIPT_FAILED",
+            message=f"The command exited with code {code}" + (f": {last[:500]}" if last else "."),
+            cure="See user_logs/std_log.txt: `stellwerk run logs`.",
+        ),
+        code,
+    )
+
+
+def _unknown(code: str, message: str) -> common_pb2.Reason:
+    return common_pb2.Reason(code=code, message=message, cure="Submit it again; see the agent's log.")
+
+
+def _killed(number: int) -> common_pb2.Reason:
+    name = _FATAL.get(number, "unknown")
+    cure = "See user_logs/std_log.txt."
+    if number == signal.SIGKILL:
+        cure = "Often the node ran out of memory: use less, or a larger compute. " + cure
+    return common_pb2.Reason(
+        code="SCRIPT_KILLED", message=f"The command was ended by signal {number} ({name}).", cure=cure
+    )
+
+
+def _no_module(module: str) -> common_pb2.Reason:
+    top = module.partition(".")[0]
+    package = _PACKAGES.get(top, top)
+    return common_pb2.Reason(
+        code="MODULE_NOT_FOUND",
+        message=f"The script imports {module!r}, which is not in its environment.",
+        cure=f"Add {package!r} to the environment's packages, or the file to the source folder; submit again.",
+    )

@@ -1,0 +1,249 @@
+"""The life of one allocation on the node, in steps that can be taken up again after any crash."""
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from opentelemetry.trace import Span, Status, StatusCode
+
+from stellwerk_agent.calls import call
+from stellwerk_agent.command import Command, Exit
+from stellwerk_agent.environments import Environment
+from stellwerk_agent.failure import StepFailed, Stopped, reason_of
+from stellwerk_agent.files import protect, remove
+from stellwerk_agent.folder import ENVIRONMENT_LOG, AllocationFolder
+from stellwerk_agent.node import Node
+from stellwerk_platform import names, telemetry
+from stellwerk_platform.documents import now
+from stellwerk_protos.common.v1 import common_pb2
+from stellwerk_protos.compute.v1 import agents_pb2, computes_pb2, workloads_pb2
+from stellwerk_protos.registry.v1 import datasets_pb2, models_pb2
+from stellwerk_protos.runs.v1 import snapshots_pb2
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+PREPARING = computes_pb2.ALLOCATION_STATE_PREPARING
+RUNNING = computes_pb2.ALLOCATION_STATE_RUNNING
+FINALIZING = computes_pb2.ALLOCATION_STATE_FINALIZING
+SUCCEEDED = computes_pb2.ALLOCATION_STATE_SUCCEEDED
+FAILED = computes_pb2.ALLOCATION_STATE_FAILED
+CANCELED = computes_pb2.ALLOCATION_STATE_CANCELED
+TERMINAL = frozenset({SUCCEEDED, FAILED, CANCELED})
+_DEFAULT_GRACE_SECONDS = 10.0
+_LEFTOVER_GRACE_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an allocation ended."""
+
+    state: computes_pb2.AllocationState.ValueType
+    reason: common_pb2.Reason
+    exit_code: int | None = None
+
+
+class Worker(ABC):
+    """Brings one allocation to its end and reports on the way."""
+
+    def __init__(
+        self, node: Node, folder: AllocationFolder, send: Callable[[agents_pb2.Report], None]
+    ) -> None:
+        self.node = node
+        self.folder = folder
+        self.allocation = folder.allocation
+        self.workload = folder.allocation.workload
+        self.workspace = names.workspace_of(folder.allocation.name)
+        self.command = Command(folder.command, folder.path)
+        self._send = send
+        self._state = folder.last_report()
+        self._stop = asyncio.Event()
+        if folder.stop_reason is not None:
+            self._stop.set()
+
+    @property
+    def grace_seconds(self) -> float:
+        """Between SIGTERM and SIGKILL."""
+        if self.workload.HasField("grace"):
+            return self.workload.grace.ToTimedelta().total_seconds()
+        return _DEFAULT_GRACE_SECONDS
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last report was made."""
+        return self._state.state in TERMINAL
+
+    def stop(self, reason: common_pb2.Reason) -> None:
+        """Asks it to stop; again, nothing changes."""
+        self.folder.request_stop(reason)
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Returns when the terminal report is written; raises nothing but cancellation."""
+        if self.is_over:
+            return
+        try:
+            outcome = await self._live()
+        except Stopped as stop:
+            outcome = Outcome(CANCELED, stop.reason)
+        except Exception as error:
+            if not isinstance(error, StepFailed):
+                log.exception("%s", self.allocation.name)
+            outcome = Outcome(FAILED, reason_of(error))
+        self._state.ClearField("http_address")
+        self._state.ClearField("grpc_address")
+        if outcome.exit_code is not None:
+            self._state.exit_code = outcome.exit_code
+        self.report(outcome.state, outcome.reason)
+
+    @abstractmethod
+    async def _live(self) -> Outcome:
+        """From where it stands to its end."""
+
+    def report(self, state: computes_pb2.AllocationState.ValueType, reason: common_pb2.Reason) -> None:
+        """Writes the next report down and sends it."""
+        self._state.state = state
+        self._state.reason.CopyFrom(reason)
+        self.folder.add_report(self._state)
+        report = agents_pb2.Report()
+        report.CopyFrom(self._state)
+        self._send(report)
+        log.info("%s: %s %s", self.allocation.name, report.reason.code, report.reason.message)
+
+    def is_done(self, phase: str) -> bool:
+        """Whether a step has ended, perhaps before the agent was restarted."""
+        return any(found.name == phase and found.HasField("end_time") for found in self._state.phases)
+
+    @asynccontextmanager
+    async def phase(
+        self, name: str, state: computes_pb2.AllocationState.ValueType, code: str, message: str
+    ) -> AsyncIterator[tuple[common_pb2.Phase, Span]]:
+        """A timed step: a report at its start, and a span in the trace of the submit."""
+        phase = next((found for found in self._state.phases if found.name == name), None)
+        was_done = phase is not None and phase.HasField("end_time")
+        if phase is None:
+            phase = self._state.phases.add(name=name)
+            phase.start_time.CopyFrom(now())
+            self.report(state, common_pb2.Reason(code=code, message=message))
+        context = telemetry.context_from(self.folder.assignment.traceparent)
+        with telemetry.tracer.start_as_current_span(
+            name,
+            context=context,
+            start_time=phase.start_time.ToNanoseconds(),
+            attributes={"stellwerk.resource": self.allocation.owner},
+        ) as span:
+            try:
+                yield phase, span
+            except Exception as error:
+                span.set_status(Status(StatusCode.ERROR, str(error)))
+                raise
+            finally:
+                if not was_done:
+                    phase.end_time.CopyFrom(now())
+
+    async def unless_stopped(self, work: Awaitable[T]) -> T:
+        """The result of `work`; raises `Stopped`, and ends the work, when its owner asks to stop."""
+        task = asyncio.ensure_future(work)
+        stop = asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait((task, stop), return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+        finally:
+            for pending in (task, stop):
+                pending.cancel()
+            await asyncio.gather(task, stop, return_exceptions=True)
+        raise self.stopped()
+
+    def stopped(self) -> Stopped:
+        """Why it stops."""
+        return Stopped(self.folder.stop_reason or common_pb2.Reason(code="CANCEL_REQUESTED"))
+
+    async def wait_for_command(self) -> tuple[Exit, bool]:
+        """How the command ended, and whether that was because its owner asked."""
+        stopped = False
+        try:
+            ended = await self.unless_stopped(self.command.wait())
+        except Stopped:
+            stopped = True
+            await self.command.end(self.grace_seconds)
+            ended = await self.command.wait()
+        # What the command left behind would go on writing.
+        await self.command.end(_LEFTOVER_GRACE_SECONDS)
+        return ended, stopped
+
+    async def prepare_environment(self) -> Environment:
+        """The environment; again after a restart, which takes no time then."""
+        message = "Preparing the environment."
+        async with self.phase("prepare_environment", PREPARING, "PREPARING_ENVIRONMENT", message) as (
+            phase,
+            _,
+        ):
+            log_file = self.folder.path / ENVIRONMENT_LOG
+            environment = await self.unless_stopped(
+                self.node.environments.provide(self.workload.environment, log_file)
+            )
+            phase.note = environment.note
+        return environment
+
+    async def fetch_snapshot(self) -> None:
+        """The working folder: a fresh copy of the snapshot."""
+        if self.is_done("fetch_snapshot"):
+            return
+        async with self.phase("fetch_snapshot", PREPARING, "FETCHING_SNAPSHOT", "Fetching the code.") as (
+            phase,
+            _,
+        ):
+            remove(self.folder.work)
+            if not self.workload.snapshot:
+                self.folder.work.mkdir()
+                phase.note = "no code"
+                return
+            request = snapshots_pb2.GetSnapshotRequest(name=self.workload.snapshot)
+            snapshot = await self.unless_stopped(call(self.node.snapshots.GetSnapshot, request))
+            fetched = await self.unless_stopped(
+                self.node.blobs.fetch(self.workspace, snapshot.files, self.folder.work, writable=True)
+            )
+            phase.note = f"{len(snapshot.files)} files, {fetched} new on this node"
+
+    async def fetch_inputs(self) -> None:
+        """Data and models, read-only."""
+        if self.is_done("fetch_inputs"):
+            return
+        async with self.phase("fetch_inputs", PREPARING, "FETCHING_INPUTS", "Fetching the inputs.") as (
+            phase,
+            _,
+        ):
+            remove(self.folder.inputs)
+            fetched = 0
+            for item in self.workload.inputs:
+                fetched += await self.unless_stopped(self._fetch_input(item))
+            self.folder.inputs.mkdir(exist_ok=True)
+            phase.note = f"{len(self.workload.inputs)} inputs, {fetched} blobs new on this node"
+
+    async def _fetch_input(self, item: workloads_pb2.Input) -> int:
+        names.check_id("inputs", item.name)
+        files: list[common_pb2.File]
+        if "/models/" in item.resource:
+            model = await call(
+                self.node.models.GetModelVersion, models_pb2.GetModelVersionRequest(name=item.resource)
+            )
+            files = list(model.files)
+        else:
+            dataset = await call(
+                self.node.datasets.GetDatasetVersion,
+                datasets_pb2.GetDatasetVersionRequest(name=item.resource),
+            )
+            files = list(dataset.files)
+        folder = self.input_folder(item)
+        fetched = await self.node.blobs.fetch(self.workspace, files, folder, writable=False)
+        await asyncio.to_thread(protect, folder)
+        return fetched
+
+    def input_folder(self, item: workloads_pb2.Input) -> Path:
+        """Where an input lies."""
+        return self.folder.inputs / item.name
