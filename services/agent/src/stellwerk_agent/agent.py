@@ -17,6 +17,7 @@ _KINDS: dict[int, type[Worker]] = {
     workloads_pb2.WORKLOAD_KIND_RUN: RunWorker,
     workloads_pb2.WORKLOAD_KIND_REPLICA: ReplicaWorker,
 }
+_ASSIGNED = computes_pb2.ALLOCATION_STATE_ASSIGNED
 _REMEMBERED = 10_000
 
 
@@ -78,9 +79,7 @@ class Agent:
         name = assignment.allocation.name
         if (worker := self._workers.get(name)) is not None:
             worker.folder.write_token(assignment.token)
-        elif (
-            name not in self._ended and assignment.allocation.state == computes_pb2.ALLOCATION_STATE_ASSIGNED
-        ):
+        elif name not in self._ended and assignment.allocation.state == _ASSIGNED:
             log.info("%s is assigned", name)
             self._hold(AllocationFolder.create(self._folder, assignment))
 

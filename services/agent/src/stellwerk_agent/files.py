@@ -77,7 +77,8 @@ def remove(folder: Path) -> None:
         mode = os.stat(path).st_mode
         if not mode & _WRITABLE:
             os.chmod(path, stat.S_IMODE(mode) | 0o700)
-    shutil.rmtree(folder, ignore_errors=False) if folder.exists() else None
+    if folder.exists():
+        shutil.rmtree(folder)
 
 
 def tail(path: Path, size_bytes: int = 4096) -> str:

@@ -115,7 +115,8 @@ class ReplicaWorker(Worker):
         if ports is None or self._state.state == RUNNING:
             return
         async with httpx.AsyncClient(trust_env=False, timeout=5) as client:
-            while not await _is_ready(client, ports["http_address"]):
+            # Another process cannot set an event of ours.
+            while not await _is_ready(client, ports["http_address"]):  # noqa: ASYNC110
                 await asyncio.sleep(_POLL_SECONDS)
         self._state.http_address = ports["http_address"]
         self._state.grpc_address = ports["grpc_address"]

@@ -127,7 +127,7 @@ class RunWorker(Worker):
 
     async def _collect(self, outcome: Outcome) -> None:
         message = "Collecting the outputs."
-        async with self.phase("collect_outputs", FINALIZING, "COLLECTING_OUTPUTS", message) as (phase, _):
+        async with self.phase("collect_outputs", FINALIZING, "COLLECTING_OUTPUTS", message) as phase:
             try:
                 phase.note = await outputs.collect(
                     self.folder.work, self.allocation.owner, self.node.blobs, self.node.artifacts
@@ -187,5 +187,5 @@ def _no_module(module: str) -> common_pb2.Reason:
     return common_pb2.Reason(
         code="MODULE_NOT_FOUND",
         message=f"The script imports {module!r}, which is not in its environment.",
-        cure=f"Add {package!r} to the environment's packages, or the file to the source folder; submit again.",
+        cure=f"Add {package!r} to the environment's packages, or its file to the source folder.",
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from opentelemetry.trace import Span, Status, StatusCode
+from opentelemetry.trace import Status, StatusCode
 
 from stellwerk_agent.calls import call
 from stellwerk_agent.command import Command, Exit
@@ -121,7 +121,7 @@ class Worker(ABC):
     @asynccontextmanager
     async def phase(
         self, name: str, state: computes_pb2.AllocationState.ValueType, code: str, message: str
-    ) -> AsyncIterator[tuple[common_pb2.Phase, Span]]:
+    ) -> AsyncIterator[common_pb2.Phase]:
         """A timed step: a report at its start, and a span in the trace of the submit."""
         phase = next((found for found in self._state.phases if found.name == name), None)
         was_done = phase is not None and phase.HasField("end_time")
@@ -137,7 +137,7 @@ class Worker(ABC):
             attributes={"stellwerk.resource": self.allocation.owner},
         ) as span:
             try:
-                yield phase, span
+                yield phase
             except Exception as error:
                 span.set_status(Status(StatusCode.ERROR, str(error)))
                 raise
@@ -179,10 +179,7 @@ class Worker(ABC):
     async def prepare_environment(self) -> Environment:
         """The environment; again after a restart, which takes no time then."""
         message = "Preparing the environment."
-        async with self.phase("prepare_environment", PREPARING, "PREPARING_ENVIRONMENT", message) as (
-            phase,
-            _,
-        ):
+        async with self.phase("prepare_environment", PREPARING, "PREPARING_ENVIRONMENT", message) as phase:
             log_file = self.folder.path / ENVIRONMENT_LOG
             environment = await self.unless_stopped(
                 self.node.environments.provide(self.workload.environment, log_file)
@@ -194,10 +191,9 @@ class Worker(ABC):
         """The working folder: a fresh copy of the snapshot."""
         if self.is_done("fetch_snapshot"):
             return
-        async with self.phase("fetch_snapshot", PREPARING, "FETCHING_SNAPSHOT", "Fetching the code.") as (
-            phase,
-            _,
-        ):
+        async with self.phase(
+            "fetch_snapshot", PREPARING, "FETCHING_SNAPSHOT", "Fetching the code."
+        ) as phase:
             remove(self.folder.work)
             if not self.workload.snapshot:
                 self.folder.work.mkdir()
@@ -214,10 +210,7 @@ class Worker(ABC):
         """Data and models, read-only."""
         if self.is_done("fetch_inputs"):
             return
-        async with self.phase("fetch_inputs", PREPARING, "FETCHING_INPUTS", "Fetching the inputs.") as (
-            phase,
-            _,
-        ):
+        async with self.phase("fetch_inputs", PREPARING, "FETCHING_INPUTS", "Fetching the inputs.") as phase:
             remove(self.folder.inputs)
             fetched = 0
             for item in self.workload.inputs:
