@@ -1,5 +1,6 @@
 """A gateway in this process, before one small backend that stands for all services."""
 
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,27 @@ from stellwerk_gateway.connect_door import ConnectDoor
 from stellwerk_gateway.forward import Forwarder
 from stellwerk_gateway.grpc_door import GrpcDoor
 from stellwerk_gateway.http_door import HttpDoor, HttpServer
+from stellwerk_gateway.scoring.access import Access
+from stellwerk_gateway.scoring.grpc import ScoringHandler
+from stellwerk_gateway.scoring.http import ScoringDoor, client_session
+from stellwerk_gateway.scoring.routes import RouteTable
+from stellwerk_platform.auth import Caller, StaticCredentials
+from stellwerk_platform.errors import Unauthenticated
+
+OWNER_KEY, STRANGER_KEY, GATEWAY_TOKEN = "swk_owner", "swk_stranger", "token-of-the-gateway"
+
+
+async def verify(token: str) -> Caller:
+    """Knows an owner and somebody who may only write telemetry."""
+    roles = {OWNER_KEY: "Owner", STRANGER_KEY: "TelemetryWriter"}
+    if token not in roles:
+        raise Unauthenticated("KEY_INVALID", "The key or token is not valid.")
+    return Caller(f"users/{roles[token]}", roles[token], time.time() + 60)
+
+
+@pytest.fixture
+def table() -> RouteTable:
+    return RouteTable(patience_seconds=0.05)
 
 
 @pytest.fixture
@@ -35,27 +57,32 @@ class Door:
 
 
 @pytest.fixture
-async def door(backend: EchoBackend) -> AsyncIterator[Door]:
+async def door(backend: EchoBackend, table: RouteTable) -> AsyncIterator[Door]:
     backends = Backends(dict.fromkeys(catalog.BACKENDS, f"127.0.0.1:{backend.port}"), patience_seconds=1)
     forwarder = Forwarder(backends)
-    server = GrpcDoor("127.0.0.1:0", [forwarder])
+    scoring = ScoringHandler(table, Access(verify, StaticCredentials(GATEWAY_TOKEN)), timeout_seconds=5)
+    server = GrpcDoor("127.0.0.1:0", [forwarder, scoring])
     await server.start()
     address = f"127.0.0.1:{server.port}"
     async with grpc.aio.insecure_channel(address) as channel:
         yield Door(channel, forwarder, address)
     forwarder.stop()
     await server.stop()
+    await scoring.close()
     await backends.close()
 
 
 @pytest.fixture
-async def web(backend: EchoBackend) -> AsyncIterator[aiohttp.ClientSession]:
+async def web(backend: EchoBackend, table: RouteTable) -> AsyncIterator[aiohttp.ClientSession]:
     """A client of an HTTP door whose every service is the small backend."""
     addresses = dict.fromkeys(catalog.BACKENDS, f"127.0.0.1:{backend.port}")
     backends = Backends(addresses, patience_seconds=1)
-    server = HttpServer("127.0.0.1:0", HttpDoor(backends, ConnectDoor(backends)))
-    server.start()
-    async with aiohttp.ClientSession(f"http://127.0.0.1:{server.port}") as session:
-        yield session
-    await server.stop()
+    async with client_session() as pool:
+        admission = Access(verify, StaticCredentials(GATEWAY_TOKEN))
+        scoring = ScoringDoor(table, admission, pool, timeout_seconds=1, max_body_bytes=1_000)
+        server = HttpServer("127.0.0.1:0", HttpDoor(backends, ConnectDoor(backends), scoring))
+        server.start()
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{server.port}") as session:
+            yield session
+        await server.stop()
     await backends.close()

@@ -70,14 +70,14 @@ class _Unary:
                 call = (await self._backend.unary(self._method))(
                     request, metadata=metadata, timeout=context.time_remaining()
                 )
-                return await _finish(call, context)
+                return await finish(call, context)
         except grpc.aio.AioRpcError as error:
             await pass_on(context, error, self._backend)
         except Unavailable as error:
             await abort(context, error)
 
 
-async def _finish(call: Any, context: Any) -> Any:
+async def finish(call: Any, context: Any) -> Any:
     """The response of a unary call; whoever leaves early takes the call with it."""
     try:
         if initial := received(await call.initial_metadata()):

@@ -6,25 +6,21 @@ its own time to every scoring request.
 
 import asyncio
 import contextlib
-import json
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
 
+from stellwerk_gateway.asgi import Receive, Scope, Send, send_error, send_json
 from stellwerk_gateway.backends import Backends
 from stellwerk_gateway.connect_door import ConnectDoor
-from stellwerk_platform.errors import NotFound, PlatformError
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-Header = tuple[bytes, bytes]
+from stellwerk_gateway.scoring.http import ScoringDoor
+from stellwerk_platform.errors import NotFound
 
 log = logging.getLogger(__name__)
-ENDPOINTS_PREFIX = "/endpoints/"
+_ENDPOINTS_PREFIX = "/endpoints/"
 _KEEP_ALIVE_SECONDS = 75
 _DRAIN_SECONDS = 5
 
@@ -32,8 +28,9 @@ _DRAIN_SECONDS = 5
 class HttpDoor:
     """The ASGI application."""
 
-    def __init__(self, backends: Backends, connect: ConnectDoor) -> None:
+    def __init__(self, backends: Backends, connect: ConnectDoor, scoring: ScoringDoor) -> None:
         self._backends = backends
+        self._scoring = scoring
         self._connect: Any = connect
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -41,6 +38,8 @@ class HttpDoor:
         path = scope["path"]
         if path in self._connect.paths:
             await self._connect(scope, receive, send)
+        elif path.startswith(_ENDPOINTS_PREFIX):
+            await self._scoring(scope, receive, send)
         elif path == "/healthz":
             await send_json(send, 200, {"status": "ok"})
         elif path == "/readyz":
@@ -51,29 +50,6 @@ class HttpDoor:
             await send_error(
                 send, NotFound("PATH_NOT_FOUND", f"There is no {path[:200]} here.", "See docs/interfaces.md.")
             )
-
-
-async def send_json(
-    send: Send, status: int, document: dict[str, Any], headers: Sequence[Header] = ()
-) -> None:
-    """Answers with a JSON document."""
-    body = json.dumps(document, separators=(",", ":")).encode()
-    await send_response(send, status, [(b"content-type", b"application/json"), *headers], body)
-
-
-async def send_error(send: Send, error: PlatformError, headers: Sequence[Header] = ()) -> None:
-    """Answers with `{error, reason, cure}` and the error's HTTP status."""
-    document = {"error": error.message, "reason": error.reason}
-    if error.cure:
-        document["cure"] = error.cure
-    await send_json(send, error.http_status, document, headers)
-
-
-async def send_response(send: Send, status: int, headers: Sequence[Header], body: bytes) -> None:
-    """Answers with a whole body."""
-    headers = [*headers, (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
 
 
 class _Server(uvicorn.Server):

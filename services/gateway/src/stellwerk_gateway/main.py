@@ -8,7 +8,13 @@ from stellwerk_gateway.connect_door import ConnectDoor
 from stellwerk_gateway.forward import Forwarder
 from stellwerk_gateway.grpc_door import GrpcDoor
 from stellwerk_gateway.http_door import HttpDoor, HttpServer
+from stellwerk_gateway.scoring.access import Access
+from stellwerk_gateway.scoring.grpc import ScoringHandler
+from stellwerk_gateway.scoring.http import ScoringDoor, client_session
+from stellwerk_gateway.scoring.routes import RouteTable, follow
 from stellwerk_platform import app
+from stellwerk_platform.auth import CallerCredentials, TokenVerifier
+from stellwerk_platform.grpc_client import connect
 
 log = logging.getLogger(__name__)
 
@@ -17,8 +23,18 @@ async def compose(process: app.App, settings: Settings) -> None:
     """Opens the doors."""
     backends = Backends(settings.backends())
     process.defer(backends.close)
+    secrets, inference = connect(settings.secrets_address), connect(settings.inference_address)
+    process.defer(secrets.close)
+    process.defer(inference.close)
+    credentials = CallerCredentials(secrets, settings.vault_role_id, settings.vault_secret_id)
+    admission = Access(TokenVerifier(secrets).verify, credentials)
+    routes = RouteTable()
+    process.background(follow(routes, inference, credentials))
+
     forwarder = Forwarder(backends)
-    grpc_door = GrpcDoor(settings.listen, [forwarder])
+    scoring = ScoringHandler(routes, admission, settings.scoring_timeout_seconds)
+    process.defer(scoring.close)
+    grpc_door = GrpcDoor(settings.listen, [forwarder, scoring])
     await grpc_door.start()
 
     async def stop_grpc() -> None:
@@ -26,7 +42,13 @@ async def compose(process: app.App, settings: Settings) -> None:
         await grpc_door.stop()
 
     process.defer(stop_grpc)
-    http_server = HttpServer(settings.http_listen, HttpDoor(backends, ConnectDoor(backends)))
+
+    session = await process.enter(client_session())
+    scoring_door = ScoringDoor(
+        routes, admission, session, settings.scoring_timeout_seconds, settings.scoring_max_body_bytes
+    )
+    http_door = HttpDoor(backends, ConnectDoor(backends), scoring_door)
+    http_server = HttpServer(settings.http_listen, http_door)
     http_server.start()
     process.defer(http_server.stop)
     log.info("The gateway answers HTTP on port %d and gRPC on port %d", http_server.port, grpc_door.port)
