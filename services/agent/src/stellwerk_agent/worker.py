@@ -192,7 +192,7 @@ class Worker(ABC):
         if self.is_done("fetch_snapshot"):
             return
         async with self.phase(
-            "fetch_snapshot", PREPARING, "FETCHING_SNAPSHOT", "Fetching the code."
+            "fetch_snapshot", PREPARING, "FETCHING_SNAPSHOT", "Fetching code."
         ) as phase:
             remove(self.folder.work)
             if not self.workload.snapshot:
