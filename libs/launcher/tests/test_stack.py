@@ -129,6 +129,19 @@ def test_an_interrupt_while_starting_ends_everything(own: StackProcess, moment: 
     assert _processes_of(own.data_dir) == []
 
 
+def test_a_first_start_of_vault_that_was_cut_short_is_begun_anew(tmp_path: Path) -> None:
+    process = StackProcess(tmp_path / "data", servers_only=True)
+    process.launch()
+    audit = process.data_dir / "openbao" / "audit.log"
+    # Its set-up has begun once it audits its own requests.
+    process.wait_for(lambda: audit.exists() and audit.stat().st_size > 0)
+    process.kill("openbao")
+    with pytest.raises(AssertionError, match="the stack ended with 1"):
+        process.wait_for(lambda: False)
+    with process:
+        assert {found["health"] for found in process.status()["processes"]} == {"SERVING"}
+
+
 def test_up_detach_and_down_by_command(tmp_path: Path, servers: Servers) -> None:
     data_dir = tmp_path / "detached"
     environment = os.environ | {"STELLWERK_VAULT_URL": servers.vault_url}

@@ -3,6 +3,7 @@
 import http.client
 import json
 import secrets
+import shutil
 from pathlib import Path
 
 from stellwerk_launcher.binaries import Binary, on_path, probe
@@ -13,6 +14,8 @@ from stellwerk_launcher.health import Check
 
 NAME = "openbao"
 TRANSIT_KEY = "stellwerk-tokens"
+# Exists once the first start was whole.
+COMPLETE_FILE = "complete"
 SECRETS_POLICY = f"""
 path "transit/sign/{TRANSIT_KEY}" {{ capabilities = ["update"] }}
 path "transit/sign/{TRANSIT_KEY}/*" {{ capabilities = ["update"] }}
@@ -46,6 +49,7 @@ def find() -> Binary:
 def specify(context: Context, binary: Binary) -> ProcessSpec:
     """Writes configuration and unseal key, and says how to start the server."""
     folder = context.folder(NAME)
+    _forget_half_a_start(folder)
     (folder / "raft").mkdir(exist_ok=True)
     unseal_key = folder / "unseal.key"
     if not unseal_key.exists():
@@ -60,6 +64,8 @@ def specify(context: Context, binary: Binary) -> ProcessSpec:
         check=Check("http", f"{context.address(NAME)}/v1/sys/health"),
         address=context.address(NAME),
         version=binary.version,
+        # It finishes its own set-up before it listens to a signal.
+        stop_timeout_seconds=20,
     )
 
 
@@ -78,6 +84,13 @@ def initialise(context: Context) -> None:
             f"OpenBao refuses the AppRole in credentials.json (HTTP {status}).",
             "Restore credentials.json from a copy, or start with another --data-dir.",
         )
+    (context.folder(NAME) / COMPLETE_FILE).touch()
+
+
+def _forget_half_a_start(folder: Path) -> None:
+    """A first start that was cut short cannot be resumed: its root token is gone. It holds nothing yet."""
+    if not (folder / COMPLETE_FILE).exists():
+        shutil.rmtree(folder / "raft", ignore_errors=True)
 
 
 def _variable(role: str) -> str:
