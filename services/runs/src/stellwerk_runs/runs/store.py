@@ -54,8 +54,9 @@ class RunStore:
         """
         while True:
             run = make()
+            fact = states.accept(run, now())
             try:
-                return await self._database.commit(partial(self._create_in, run, request_id))
+                return await self._database.commit(partial(self._create_in, run, fact, request_id))
             except DuplicateKeyError:
                 # The experiment, the request or the run: whoever was faster is there now.
                 if (existing := await self.runs.created_by(request_id)) is not None:
@@ -65,15 +66,11 @@ class RunStore:
                         "ALREADY_EXISTS", f"{run.name} exists already.", "Choose another run id, or none."
                     ) from None
 
-    async def _create_in(self, run: Run, request_id: str, tx: Transaction) -> Run:
+    async def _create_in(self, run: Run, fact: Fact, request_id: str, tx: Transaction) -> Run:
         if await self.experiments.find(run.experiment, tx.session) is None:
             experiment = Experiment(name=run.experiment, creator=run.creator)
             await self.experiments.create_in(tx, experiment, Fact("created", "FIRST_RUN"))
-        # A transaction may be tried again; each try starts from the run as it was made.
-        fresh = Run()
-        fresh.CopyFrom(run)
-        fact = states.accept(fresh, now())
-        return await self.runs.create_in(tx, fresh, fact, request_id)
+        return await self.runs.create_in(tx, run, fact, request_id)
 
     async def check(self, name: str) -> None:
         """Raises `NotFound` unless the run exists; runs that exist are remembered."""

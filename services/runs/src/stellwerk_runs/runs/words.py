@@ -6,8 +6,8 @@ _ADJECTIVES = """amber ample autumn azure bold brave brief bright brisk bronze c
 crisp dapper deep eager early earnest even fair fleet fond fresh gentle glad golden grand green happy hardy
 honest icy ivory jolly keen kind late level light lively lucky lunar mellow merry mild modest neat nimble
 noble olive patient placid plain polite proud quick quiet rapid ready rosy round royal sage scarlet sharp
-silent silver sleek smooth snowy solar solid spry steady still sunny swift tidy tranquil true upbeat vivid warm wise
-witty young zesty"""
+silent silver sleek smooth snowy solar solid spry steady still sunny
+swift tidy tranquil true upbeat vivid warm wise witty young zesty"""
 _NOUNS = """acorn arrow aspen badger bay beacon bear beaver birch bison brook canyon cedar cliff cloud comet
 condor coral crane creek dawn deer delta dove dune eagle elk elm ember falcon fern field finch fjord flint
 forest fox gale garden glacier grove gull harbor hare hawk hazel heron hill island ivy jay juniper kestrel
