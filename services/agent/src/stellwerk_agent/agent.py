@@ -24,7 +24,7 @@ _REMEMBERED = 10_000
 class Agent:
     """Takes assignments, and gives each allocation back once compute has its last report."""
 
-    def __init__(self, node: Node, stub: agents_pb2_grpc.AgentServiceAsyncStub) -> None:
+    def __init__(self, node: Node, stub: "agents_pb2_grpc.AgentServiceAsyncStub") -> None:
         self._node = node
         self._folder = node.settings.folder / "allocations"
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -33,7 +33,7 @@ class Blobs:
     def __init__(
         self,
         cache: Path,
-        registry: blobs_pb2_grpc.BlobServiceAsyncStub,
+        registry: "blobs_pb2_grpc.BlobServiceAsyncStub",
         client: httpx.AsyncClient,
         patience_seconds: float = 60.0,
     ) -> None:

@@ -44,7 +44,7 @@ class Connection:
     """Announces the node, beats, sends reports and hands on what compute says."""
 
     def __init__(
-        self, stub: agents_pb2_grpc.AgentServiceAsyncStub, settings: Settings, holder: Holder
+        self, stub: "agents_pb2_grpc.AgentServiceAsyncStub", settings: Settings, holder: Holder
     ) -> None:
         self._stub = stub
         self._settings = settings

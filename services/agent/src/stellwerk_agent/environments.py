@@ -60,7 +60,7 @@ def digest_of(lock: str, python_version: str) -> str:
 class Environments:
     """The environments of this node, below `cache/envs`."""
 
-    def __init__(self, cache: Path, registry: environments_pb2_grpc.EnvironmentServiceAsyncStub) -> None:
+    def __init__(self, cache: Path, registry: "environments_pb2_grpc.EnvironmentServiceAsyncStub") -> None:
         self._folder = cache / "envs"
         self._folder.mkdir(parents=True, exist_ok=True)
         self._registry = registry

@@ -27,7 +27,7 @@ class Shipper:
 
     def __init__(
         self,
-        stub: ingest_pb2_grpc.IngestServiceAsyncStub,
+        stub: "ingest_pb2_grpc.IngestServiceAsyncStub",
         run: str,
         logs: Sequence[LogTail],
         metrics: MetricFolder,

@@ -29,11 +29,11 @@ class Node:
     sdk_folder: Path
     environments: Environments
     blobs: Blobs
-    snapshots: snapshots_pb2_grpc.SnapshotServiceAsyncStub
-    datasets: datasets_pb2_grpc.DatasetServiceAsyncStub
-    models: models_pb2_grpc.ModelServiceAsyncStub
-    artifacts: artifacts_pb2_grpc.ArtifactServiceAsyncStub
-    ingest: ingest_pb2_grpc.IngestServiceAsyncStub
+    snapshots: "snapshots_pb2_grpc.SnapshotServiceAsyncStub"
+    datasets: "datasets_pb2_grpc.DatasetServiceAsyncStub"
+    models: "models_pb2_grpc.ModelServiceAsyncStub"
+    artifacts: "artifacts_pb2_grpc.ArtifactServiceAsyncStub"
+    ingest: "ingest_pb2_grpc.IngestServiceAsyncStub"
 
     @classmethod
     async def open(cls, settings: Settings, channel: grpc.aio.Channel, client: httpx.AsyncClient) -> "Node":

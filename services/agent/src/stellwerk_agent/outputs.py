@@ -18,7 +18,7 @@ _BATCH = 1_000
 
 
 async def collect(
-    work: Path, run: str, blobs: Blobs, artifacts: artifacts_pb2_grpc.ArtifactServiceAsyncStub
+    work: Path, run: str, blobs: Blobs, artifacts: "artifacts_pb2_grpc.ArtifactServiceAsyncStub"
 ) -> str:
     """Uploads `outputs/**` of the working folder, records it under the run, and says what there was."""
     files = await asyncio.to_thread(scan, work)

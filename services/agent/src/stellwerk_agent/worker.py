@@ -191,9 +191,7 @@ class Worker(ABC):
         """The working folder: a fresh copy of the snapshot."""
         if self.is_done("fetch_snapshot"):
             return
-        async with self.phase(
-            "fetch_snapshot", PREPARING, "FETCHING_SNAPSHOT", "Fetching code."
-        ) as phase:
+        async with self.phase("fetch_snapshot", PREPARING, "FETCHING_SNAPSHOT", "Fetching code.") as phase:
             remove(self.folder.work)
             if not self.workload.snapshot:
                 self.folder.work.mkdir()

@@ -33,7 +33,7 @@ class AgentService(agents_pb2_grpc.AgentServiceServicer):
         nodes: NodeStore,
         allocations: AllocationStore,
         sessions: Sessions,
-        tokens: tokens_pb2_grpc.TokenServiceAsyncStub,
+        tokens: "tokens_pb2_grpc.TokenServiceAsyncStub",
         wake: Callable[[], None],
     ) -> None:
         self._nodes = nodes

@@ -14,7 +14,9 @@ from stellwerk_protos.registry.v1 import workspaces_pb2, workspaces_pb2_grpc
 class ComputeStore:
     """The computes of all workspaces."""
 
-    def __init__(self, database: Database, workspaces: workspaces_pb2_grpc.WorkspaceServiceAsyncStub) -> None:
+    def __init__(
+        self, database: Database, workspaces: "workspaces_pb2_grpc.WorkspaceServiceAsyncStub"
+    ) -> None:
         self._collection = Collection(
             database,
             "computes",
