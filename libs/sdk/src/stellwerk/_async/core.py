@@ -111,7 +111,7 @@ class AsyncCore:
         request: Request,
         limit: int | None = None,
     ) -> list[Response]:
-        """All pages of a list, or as many as hold `limit` items."""
+        """All pages of a list, or as many as hold `limit` items, which are the first field of a page."""
         paged: Any = request
         pages: list[Response] = []
         left = limit
@@ -120,7 +120,7 @@ class AsyncCore:
             page: Any = await self.call(method, request)
             pages.append(page)
             if left is not None:
-                left -= paged.page_size
+                left -= len(getattr(page, page.DESCRIPTOR.fields[0].name))
             paged.page_token = page.next_page_token
             if not page.next_page_token or (left is not None and left <= 0):
                 return pages

@@ -66,6 +66,7 @@ class AsyncRuns:
         """
         folder = Path(code)
         experiment = experiment or _experiment(folder)
+        snapshot = await create_snapshot(self._core, self._parent, folder)
         run_inputs = [
             workloads_pb2.Input(name=key, resource=await self._input(reference))
             for key, reference in (inputs or {}).items()
@@ -78,7 +79,6 @@ class AsyncRuns:
                     python_version=python_version,
                 )
             ).name
-        snapshot = await create_snapshot(self._core, self._parent, folder)
         request = runs_pb2.CreateRunRequest(
             parent=self._parent,
             run_id=name,

@@ -67,6 +67,7 @@ class Runs:
         """
         folder = Path(code)
         experiment = experiment or _experiment(folder)
+        snapshot = create_snapshot(self._core, self._parent, folder)
         run_inputs = [
             workloads_pb2.Input(name=key, resource=self._input(reference))
             for key, reference in (inputs or {}).items()
@@ -79,7 +80,6 @@ class Runs:
                     python_version=python_version,
                 )
             ).name
-        snapshot = create_snapshot(self._core, self._parent, folder)
         request = runs_pb2.CreateRunRequest(
             parent=self._parent,
             run_id=name,

@@ -123,7 +123,8 @@ class Root(Group):
             code = errors.show(error, debug="--debug" in arguments)
         from stellwerk.cli import telemetry
 
-        telemetry.flush()
+        if code != errors.NO_ANSWER:
+            telemetry.flush()
         sys.exit(code)
 
 

@@ -1,0 +1,209 @@
+"""The command line: usage, errors, exit codes, and what is on stdout."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from stellwerk.cli import job
+from stellwerk.cli.events import _tree
+from stellwerk.cli.main import main
+from stellwerk.errors import StellwerkError
+from stellwerk_protos.telemetry.v1 import telemetry_pb2
+
+from .conftest import Platform
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments))
+
+
+def _commands(group: click.Group, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    found = []
+    for name, command in group.commands.items():
+        nested = isinstance(command, click.Group)
+        found += _commands(command, (*prefix, name)) if nested else [(*prefix, name)]  # type: ignore[arg-type]
+    return found
+
+
+@pytest.mark.parametrize("words", _commands(main), ids=" ".join)
+def test_every_command_helps_with_an_example(words: tuple[str, ...]) -> None:
+    result = call(*words, "--help")
+    assert result.exit_code == 0
+    assert f"Example:\n  stellwerk {' '.join(words)}" in result.stdout or words == ("completion",)
+    assert "--output" in result.stdout
+    assert "--debug" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "reason"),
+    [
+        (["workspace", "show", "none"], 3, "WORKSPACE_NOT_FOUND"),
+        (["workspace", "show", "crash"], 1, "UPSTREAM_INTERNAL"),
+        (["workspace", "frobnicate"], 2, "USAGE"),
+        (["workspace", "show"], 2, "USAGE"),
+        (["dataset", "list"], 2, "WORKSPACE_MISSING"),
+        (["dataset", "create", "d", "no-such-file", "-w", "demo"], 3, "PATH_NOT_FOUND"),
+        (["run", "submit", "no-such-folder", "-w", "demo"], 3, "PATH_NOT_FOUND"),
+        (["run", "submit", "--input", "digits", "-w", "demo"], 2, "USAGE"),
+        (["endpoint", "score", "e", "-w", "demo"], 2, "USAGE"),
+        (["endpoint", "traffic", "e", "blue=many", "-w", "demo"], 2, "USAGE"),
+        (["workspace", "list", "--output", "xml"], 2, "USAGE"),
+    ],
+)
+def test_errors_are_two_lines_on_stderr(
+    platform: Platform, arguments: list[str], code: int, reason: str
+) -> None:
+    result = call(*arguments, *platform.options())
+    assert result.exit_code == code
+    assert result.stdout == ""
+    assert result.stderr.startswith(f"error[{reason}]: ")
+    assert "Traceback" not in result.stderr
+
+
+def test_what_exists_is_not_created_again(platform: Platform) -> None:
+    assert call("workspace", "create", "demo", *platform.options()).exit_code == 0
+    result = call("workspace", "create", "demo", *platform.options())
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "error[NAME_TAKEN]" in result.stderr
+    assert "  cure: Use another one.\n  trace: " in result.stderr
+
+
+def test_a_wrong_key_and_no_key(platform: Platform, tmp_path: Path) -> None:
+    (tmp_path / "wrong").write_text("swk_wrong")
+    address = ["--grpc-address", platform.address]
+    wrong = call("workspace", "list", *address, "--api-key-file", str(tmp_path / "wrong"))
+    assert (wrong.exit_code, "error[KEY_INVALID]" in wrong.stderr) == (4, True)
+    none = call("workspace", "list", *address)
+    assert (none.exit_code, "error[KEY_MISSING]" in none.stderr) == (4, True)
+
+
+def test_a_server_that_is_not_there(platform: Platform) -> None:
+    options = ["--grpc-address", "127.0.0.1:1", "--api-key-file", str(platform.key_file)]
+    for command in (["run", "watch", "r", "-w", "demo"], ["workspace", "create", "x"]):
+        began = time.monotonic()
+        result = call(*command, *options)
+        assert time.monotonic() - began < 10
+        assert (result.exit_code, "error[SERVER_UNAVAILABLE]" in result.stderr) == (5, True)
+    assert call("workspace", "list").exit_code == 5
+
+
+def test_debug_shows_the_traceback(platform: Platform) -> None:
+    assert "Traceback" in call("workspace", "show", "none", "--debug", *platform.options()).stderr
+
+
+def test_json_is_one_document_of_proto_json(platform: Platform) -> None:
+    result = call("workspace", "show", "demo", "-o", "json", *platform.options())
+    assert json.loads(result.stdout)["tags"] == {"a": "ü"}
+    assert json.loads(result.stdout)["revision"] == "1"
+    result = call("workspace", "list", "-o", "json", "--limit", "3", *platform.options())
+    assert [item["name"] for item in json.loads(result.stdout)] == [f"workspaces/w{n}" for n in range(4)]
+    table = call("workspace", "list", *platform.options()).stdout.splitlines()
+    assert table[0].split() == ["NAME", "CREATED", "DESCRIPTION"]
+
+
+def test_a_run_is_shown_until_it_is_over(platform: Platform) -> None:
+    result = call("run", "watch", "torn", "-w", "demo", *platform.options())
+    assert result.exit_code == 0
+    for line in ("first ü\n", "second\n", "third\n", "step 2  loss=0.3333", "torn: Completed"):
+        assert line in result.stdout
+    assert result.stdout.count("first") == 1
+
+
+def test_a_run_that_failed_fails_the_command_with_its_reason(platform: Platform) -> None:
+    result = call("run", "watch", "bad", "-w", "demo", "-o", "json", *platform.options())
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["state"] == "RUN_STATE_FAILED"
+    assert "COMMAND_FAILED: exit code 3" in result.stderr
+    assert "See the log." in result.stderr
+
+
+def test_configuration_is_remembered_without_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call("config", "set", "workspace", "demo").exit_code == 0
+    assert call("config", "set", "api_key", "swk_x").exit_code == 2
+    below = Path.cwd() / "below"
+    below.mkdir()
+    monkeypatch.chdir(below)
+    assert call("config", "set", "grpc_address", "a:1").exit_code == 0
+    shown = json.loads(call("config", "show", "-o", "json", "-w", "other").stdout)
+    assert (shown["workspace"], shown["origins"]["workspace"]) == ("other", "flag")
+    assert shown["grpc_address"] == "a:1"
+    assert not (below / ".stellwerk").exists()
+
+
+def test_help_is_quick_and_imports_nothing_heavy() -> None:
+    script = (
+        "import sys\nfrom stellwerk.cli.main import main\n"
+        "heavy = {'grpc', 'google.protobuf', 'httpx', 'rich', 'yaml', 'opentelemetry', 'pathspec'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert found == "[]\n"
+
+
+def test_a_reader_that_goes_away_is_no_error(platform: Platform) -> None:
+    command = f"{sys.executable} -m stellwerk.cli.main --help | true"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert result.stderr == ""
+
+
+def test_jobs_are_read_from_yaml(tmp_path: Path) -> None:
+    (tmp_path / "requirements.txt").write_text("pandas  # tables\n# nothing\n\n")
+    (tmp_path / "job.yml").write_text(
+        "$schema: x\ntype: command\ncommand: python a.py ${{inputs.in-put}} ${{ inputs.rate }}\ncode: src\n"
+        "environment: {name: e, requirements: requirements.txt, packages: [numpy]}\n"
+        "experiment_name: exp\ntags: {a: 1}\n"
+        "inputs:\n  in-put: {type: uri_folder, path: 'azureml:digits:1'}\n  rate: a b\n"
+    )
+    read = job.load(tmp_path / "job.yml")
+    assert read.command == "python a.py \"$STELLWERK_INPUT_IN_PUT\" 'a b'"
+    assert (read.code, read.environment, read.packages) == (tmp_path / "src", "e", ["pandas", "numpy"])
+    assert (read.inputs, read.tags, read.experiment) == ({"in-put": "digits:1"}, {"a": "1"}, "exp")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("- a", "JOB_FILE_INVALID"),
+        ("a: [", "JOB_FILE_INVALID"),
+        ("command: [a]", "JOB_FILE_INVALID"),
+        ("distribution: {type: mpi}", "JOB_KEY_UNSUPPORTED"),
+        ("type: sweep", "JOB_KEY_UNSUPPORTED"),
+        ("inputs: {x: {type: uri_file, path: 'd:1'}}", "JOB_KEY_UNSUPPORTED"),
+        ("command: ${{inputs.none}}", "JOB_INPUT_UNKNOWN"),
+    ],
+)
+def test_a_job_that_means_nothing_here_is_refused(tmp_path: Path, text: str, reason: str) -> None:
+    (tmp_path / "job.yml").write_text(text)
+    with pytest.raises(StellwerkError, match=reason):
+        job.load(tmp_path / "job.yml")
+
+
+def test_a_trace_is_a_tree_with_orphans_as_roots() -> None:
+    def span(identity: str, parent: str, start_ms: int, duration_ms: int) -> telemetry_pb2.Span:
+        made = telemetry_pb2.Span(span_id=identity, parent_span_id=parent, name=identity, service="s")
+        made.start_time.FromMilliseconds(1_700_000_000_000 + start_ms)
+        made.duration_us = duration_ms * 1000
+        return made
+
+    lines = _tree([span("a", "", 0, 100), span("b", "a", 50, 50), span("c", "lost", 90, 0)])
+    assert [line.split("|")[0].rstrip() for line in lines] == [
+        "s  a         100.0 ms",
+        "  s  b        50.0 ms",
+        "s  c           0.0 ms",
+    ]
+    assert lines[1].split("|")[1] == " " * 15 + "█" * 15
+
+
+def test_the_installed_command_answers() -> None:
+    executable = Path(sys.executable).parent / "stellwerk"
+    result = subprocess.run(
+        [executable, "workspace", "list"], capture_output=True, text=True, env=dict(os.environ), check=False
+    )
+    assert (result.returncode, result.stdout) == (5, "")

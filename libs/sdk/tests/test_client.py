@@ -1,0 +1,209 @@
+"""The client against a server that answers like the platform."""
+
+import hashlib
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from stellwerk import AsyncClient, Client, StellwerkError, transfer, translate
+from stellwerk.pack import pack
+from stellwerk_protos.common.v1 import common_pb2
+from stellwerk_protos.registry.v1 import blobs_pb2
+
+from .conftest import KEY, Platform
+
+
+@pytest.fixture
+def client(platform: Platform) -> Iterator[Client]:
+    with Client(grpc_address=platform.address, api_key=KEY) as client:
+        yield client
+
+
+def test_an_error_keeps_reason_cure_code_and_trace(client: Client, platform: Platform) -> None:
+    with pytest.raises(StellwerkError) as caught:
+        client.workspaces.get("none")
+    error = caught.value
+    assert (error.reason, error.code, error.cure) == ("WORKSPACE_NOT_FOUND", "NOT_FOUND", "List them.")
+    assert error.message == "There is no workspaces/none."
+    assert error.trace_id == platform.workspaces.seen[-1]["traceparent"].split("-")[1]
+
+
+def test_an_error_without_details_is_still_one_of_ours(client: Client) -> None:
+    with pytest.raises(StellwerkError, match="UPSTREAM_INTERNAL: boom"):
+        client.workspaces.get("crash")
+
+
+def test_a_service_that_is_gone_for_a_moment_is_waited_for(client: Client) -> None:
+    assert client.workspaces.get("flaky").revision == 1
+
+
+def test_lists_follow_all_pages_or_stop_at_the_limit(client: Client) -> None:
+    assert len(client.workspaces.list()) == 6
+    assert len(client.workspaces.list(limit=1)) == 2
+
+
+def test_nobody_there_is_said_soon(platform: Platform) -> None:
+    began = time.monotonic()
+    with Client(grpc_address="127.0.0.1:1", api_key=KEY) as client, pytest.raises(StellwerkError) as caught:
+        client.workspaces.list()
+    assert time.monotonic() - began < 8
+    assert (caught.value.reason, caught.value.code) == ("SERVER_UNAVAILABLE", "UNAVAILABLE")
+    assert "127.0.0.1:1" in caught.value.message
+    assert "stellwerk up" in caught.value.cure
+
+
+def test_without_address_or_key_nothing_is_tried() -> None:
+    with pytest.raises(StellwerkError, match="ADDRESS_MISSING"):
+        Client()
+    with pytest.raises(StellwerkError, match="KEY_MISSING"):
+        Client(grpc_address="127.0.0.1:1")
+
+
+def test_streams_go_on_where_they_broke(client: Client) -> None:
+    run = client.workspace("demo").runs.get("torn")
+    assert "".join(run.log(follow=True)) == "first ü\nsecond\nthird"
+    steps = [point.step for update in run.watch_metrics() for point in update["loss"]]
+    assert steps == [0, 1, 2]
+    assert [now.state for now in run.watch()] == ["Running", "Completed"]
+    assert run.is_over
+
+
+def test_the_blocking_client_closes_twice_and_leaves_no_thread(platform: Platform) -> None:
+    before = threading.active_count()
+    client = Client(grpc_address=platform.address, api_key=KEY)
+    client.close()
+    client.close()
+    assert threading.active_count() == before
+
+
+async def test_the_asynchronous_client_has_the_same_names(platform: Platform) -> None:
+    async with AsyncClient(grpc_address=platform.address, api_key=KEY) as client:
+        assert (await client.workspaces.get("demo")).tags["a"] == "ü"
+        runs = client.workspace("demo").runs
+        assert [run.state async for run in runs.watch("r")] == ["Running", "Completed"]
+
+
+def test_http_errors_are_translated_too() -> None:
+    body = {"code": "not_found", "message": "No endpoint.", "details": []}
+    error = translate.from_http(httpx.Response(404, json=body), "POST /x")
+    assert (error.code, error.message) == ("NOT_FOUND", "No endpoint.")
+    error = translate.from_http(httpx.Response(502, text="<html>"), "POST /x")
+    assert error.reason == "HTTP_502"
+
+
+class _Store(BaseHTTPRequestHandler):
+    """A blob store: keeps what is put, with a bad moment now and then."""
+
+    blobs: dict[str, bytes]
+    bad_moments: int
+
+    def do_PUT(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        if type(self).bad_moments:
+            type(self).bad_moments -= 1
+            return self._answer(503, b"<Code>SlowDown</Code>")
+        if b"too much" in body:
+            return self._answer(507, b"")
+        self.blobs[self.path[1:]] = body
+        return self._answer(200, b"")
+
+    def do_GET(self) -> None:
+        self._answer(200, self.blobs[self.path[1:]])
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments: object) -> None:
+        return
+
+
+class _Blobs:
+    """The URLs of a store."""
+
+    def __init__(self) -> None:
+        self.handler: Any = type("Handler", (_Store,), {"blobs": {}, "bad_moments": 0})
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), self.handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_port}/"
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05})
+        self.thread.start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
+
+    async def uploads(self, request: blobs_pb2.PrepareUploadsRequest) -> blobs_pb2.PrepareUploadsResponse:
+        missing = [blob for blob in request.blobs if blob.sha256 not in self.handler.blobs]
+        uploads = [blobs_pb2.Upload(sha256=blob.sha256, url=self.url + blob.sha256) for blob in missing]
+        return blobs_pb2.PrepareUploadsResponse(uploads=uploads)
+
+    async def downloads(
+        self, request: blobs_pb2.PrepareDownloadsRequest
+    ) -> blobs_pb2.PrepareDownloadsResponse:
+        downloads = [blobs_pb2.Download(sha256=digest, url=self.url + digest) for digest in request.sha256]
+        return blobs_pb2.PrepareDownloadsResponse(downloads=downloads)
+
+
+@pytest.fixture
+def blobs() -> Iterator[_Blobs]:
+    blobs = _Blobs()
+    yield blobs
+    blobs.close()
+
+
+async def _send(http: httpx.AsyncClient, blobs: _Blobs, folder: Path) -> int:
+    todo = await transfer.missing(blobs.uploads, "workspaces/demo", pack(folder))
+    await transfer.upload(http, blobs.uploads, "workspaces/demo", todo, lambda moved: None)
+    return len(todo)
+
+
+async def test_only_missing_blobs_travel_and_come_back_verified(blobs: _Blobs, tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    (source / "deep").mkdir(parents=True)
+    (source / "deep" / "run.sh").write_bytes(b"x" * 3_000_000)
+    (source / "deep" / "run.sh").chmod(0o755)
+    (source / "empty").touch()
+    (source / "same").touch()
+    blobs.handler.bad_moments = 1
+    async with httpx.AsyncClient(trust_env=False) as http:
+        assert await _send(http, blobs, source) == 2
+        assert await _send(http, blobs, source) == 0
+        files = [
+            common_pb2.File(path=f.path, sha256=f.sha256, size_bytes=f.size_bytes, executable=f.executable)
+            for f in pack(source)
+        ]
+        await transfer.download(http, blobs.downloads, "workspaces/demo", files, target, lambda moved: None)
+        assert pack(target) == [
+            type(f)(f.path, target / f.path, f.size_bytes, f.executable, f.sha256) for f in pack(source)
+        ]
+        digest = hashlib.sha256(b"").hexdigest()
+        blobs.handler.blobs[digest] = b"something else"
+        with pytest.raises(StellwerkError, match=r"BLOB_CORRUPT"):
+            await transfer.download(
+                http, blobs.downloads, "workspaces/demo", files, tmp_path / "other", lambda moved: None
+            )
+        assert not [path for path in (tmp_path / "other").rglob("*") if path.name in ("empty", "same")]
+
+
+async def test_a_full_store_and_a_dead_one_are_named(blobs: _Blobs, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "big").write_bytes(b"too much")
+    async with httpx.AsyncClient(trust_env=False) as http:
+        with pytest.raises(StellwerkError, match=r"BLOB_STORE_FULL.*Free space"):
+            await _send(http, blobs, tmp_path / "source")
+
+
+@pytest.mark.parametrize("path", ["../x", "/etc/passwd", "a/../../b", ""])
+def test_no_path_leaves_the_folder(path: str) -> None:
+    with pytest.raises(StellwerkError, match="PATH_UNSAFE"):
+        transfer.safe_path(path)

@@ -1,0 +1,74 @@
+"""Where addresses and key come from."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from stellwerk.errors import StellwerkError
+from stellwerk.settings import Flags, resolve
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Path:
+    folder = tmp_path / "stack"
+    folder.mkdir()
+    (folder / "owner.key").write_text("swk_owner\n")
+    state = {
+        "grpc_address": "stack:1",
+        "gateway_url": "http://stack",
+        "owner_key_file": str(folder / "owner.key"),
+    }
+    (folder / "stack.json").write_text(json.dumps(state))
+    return folder
+
+
+def test_each_place_wins_over_those_after_it(tmp_path: Path, stack: Path) -> None:
+    environment = {"STELLWERK_DATA_DIR": str(stack)}
+    project = tmp_path / "project" / "deep"
+    project.mkdir(parents=True)
+    assert resolve(environment=environment, folder=project).grpc_address == "stack:1"
+    (project.parent / ".stellwerk").mkdir()
+    (project.parent / ".stellwerk" / "config.json").write_text(
+        '{"grpc_address": "config:1", "workspace": "c"}'
+    )
+    settings = resolve(environment=environment, folder=project)
+    assert (settings.grpc_address, settings.workspace) == ("config:1", "c")
+    assert settings.gateway_url == "http://stack"
+    assert settings.api_key == "swk_owner"
+    environment |= {"STELLWERK_GRPC_ADDRESS": "variable:1", "STELLWERK_WORKSPACE": "workspaces/v"}
+    settings = resolve(environment=environment, folder=project)
+    assert (settings.grpc_address, settings.workspace) == ("variable:1", "v")
+    flags = Flags(grpc_address="flag:1", workspace="f")
+    settings = resolve(flags, environment=environment, folder=project)
+    assert (settings.grpc_address, settings.workspace) == ("flag:1", "f")
+
+
+def test_a_data_folder_that_is_named_wins_over_variables(stack: Path, tmp_path: Path) -> None:
+    environment = {"STELLWERK_GRPC_ADDRESS": "variable:1", "STELLWERK_API_KEY": "swk_variable"}
+    settings = resolve(Flags(data_dir=stack), environment=environment, folder=tmp_path)
+    assert (settings.grpc_address, settings.api_key) == ("stack:1", "swk_owner")
+
+
+def test_the_key_comes_from_variable_then_files(stack: Path, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("of-the-run")
+    environment = {"STELLWERK_DATA_DIR": str(stack), "STELLWERK_TOKEN_FILE": str(token)}
+    assert resolve(environment=environment, folder=tmp_path).api_key == "of-the-run"
+    environment["STELLWERK_API_KEY"] = "swk_variable"
+    assert resolve(environment=environment, folder=tmp_path).api_key == "swk_variable"
+    flags = Flags(api_key_file=stack / "owner.key")
+    assert resolve(flags, environment=environment, folder=tmp_path).api_key == "swk_owner"
+
+
+def test_a_named_key_file_that_is_missing_is_an_error_and_a_key_is_never_shown(tmp_path: Path) -> None:
+    with pytest.raises(StellwerkError, match="KEY_UNREADABLE"):
+        resolve(Flags(api_key_file=tmp_path / "none"), environment={}, folder=tmp_path)
+    assert "swk_secret" not in repr(resolve(Flags(api_key="swk_secret"), environment={}, folder=tmp_path))
+
+
+def test_a_damaged_configuration_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".stellwerk").mkdir()
+    (tmp_path / ".stellwerk" / "config.json").write_text("{")
+    with pytest.raises(StellwerkError, match=r"config\.json"):
+        resolve(environment={}, folder=tmp_path)
