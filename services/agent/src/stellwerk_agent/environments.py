@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import sysconfig
+import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -64,15 +65,11 @@ class Environments:
         self._folder = cache / "envs"
         self._folder.mkdir(parents=True, exist_ok=True)
         self._registry = registry
+        self._locked: dict[str, environments_pb2.EnvironmentVersion] = {}
 
     async def provide(self, name: str, log: Path) -> Environment:
         """The environment, resolved and built where that was not done before. `log` gets what uv says."""
-        version = environments_pb2.EnvironmentVersion()
-        if name:
-            version = await call(
-                self._registry.GetEnvironmentVersion,
-                environments_pb2.GetEnvironmentVersionRequest(name=name),
-            )
+        version = await self._version(name)
         python_version = version.python_version or _own_version()
         lock = version.lock
         if not version.digest and version.packages:
@@ -82,12 +79,27 @@ class Environments:
             request = environments_pb2.LockEnvironmentVersionRequest(
                 name=version.name, lock=lock, digest=digest
             )
-            locked = await call(self._registry.LockEnvironmentVersion, request)
-            lock = locked.lock
+            # Another node may have been faster; the first lock holds for all.
+            self._locked[name] = await call(self._registry.LockEnvironmentVersion, request)
+            lock = self._locked[name].lock
             digest = digest_of(lock, python_version)
         folder, was_there = await self._materialise(digest.partition(":")[2], lock, python_version, log)
         note = "environment served from the cache" if was_there else "environment built"
+        with open(log, "a") as said:
+            said.write(f"{note}: {digest}, Python {python_version}\n")
         return Environment(folder, dict(version.variables), note)
+
+    async def _version(self, name: str) -> environments_pb2.EnvironmentVersion:
+        """The version with its lock, which never changes any more; without a name one without packages."""
+        if not name:
+            return environments_pb2.EnvironmentVersion()
+        if name in self._locked:
+            return self._locked[name]
+        request = environments_pb2.GetEnvironmentVersionRequest(name=name)
+        version = await call(self._registry.GetEnvironmentVersion, request)
+        if version.digest and version.name == name:
+            self._locked[name] = version
+        return version
 
     async def _resolve(
         self, version: environments_pb2.EnvironmentVersion, python_version: str, log: Path
@@ -167,7 +179,9 @@ async def _uv(arguments: list[str], log: Path, *, failed: str, packages: list[st
 async def _run_uv(arguments: list[str], log: Path, stdin: str) -> tuple[int, str, str]:
     environment = {**clean_environment(), "NO_COLOR": "1", "UV_NO_PROGRESS": "1", "UV_NO_CONFIG": "1"}
     log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "ab") as said:
+    with open(log, "ab") as said, tempfile.TemporaryFile() as given:
+        given.write(stdin.encode())
+        given.seek(0)
         said.write(f"$ uv {' '.join(arguments)}\n".encode())
         said.flush()
         process = await asyncio.create_subprocess_exec(
@@ -175,12 +189,12 @@ async def _run_uv(arguments: list[str], log: Path, stdin: str) -> tuple[int, str
             *arguments,
             cwd="/",
             env=environment,
-            stdin=asyncio.subprocess.PIPE,
+            stdin=given,
             stdout=asyncio.subprocess.PIPE,
             stderr=said,
         )
         try:
-            output, _ = await process.communicate(stdin.encode())
+            output, _ = await process.communicate()
         except BaseException:
             if process.returncode is None:
                 process.kill()
