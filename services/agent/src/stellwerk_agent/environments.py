@@ -204,10 +204,10 @@ async def _run_uv(arguments: list[str], log: Path, stdin: str) -> tuple[int, str
 
 
 def _explain(failed: str, said: str, packages: list[str]) -> StepFailed:
-    flat = " ".join(said.split())
+    flat = " ".join(word for line in said.splitlines() if not line.startswith("$ ") for word in line.split())
     package = next((m.group(1) for pattern in _PACKAGE if (m := pattern.search(flat))), "")
     package = package or next((name for name in packages if _bare(name) in flat), "")
-    detail = flat[flat.find("×") :] if "×" in flat else flat[-600:]
+    detail = flat[flat.find("Because") :] if "Because" in flat else flat[-600:]
     if any(sign in said for sign in _NETWORK):
         return StepFailed(
             "PACKAGE_INDEX_UNAVAILABLE",

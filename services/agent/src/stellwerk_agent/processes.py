@@ -61,21 +61,26 @@ def _resolve(future: "asyncio.Future[None]") -> None:
 
 def of_allocation(folder: Path, session: int | None) -> list[psutil.Process]:
     """All living processes of an allocation; `session` is that of its command."""
+    marker = f"{MARKER}={folder}".encode()
     found = []
-    for process in psutil.process_iter():
-        if process.pid != os.getpid() and _belongs(process, str(folder), session):
-            found.append(process)
+    # Read directly: to look at every process through psutil takes a tenth of a second.
+    for entry in os.scandir("/proc"):
+        if entry.name.isdecimal() and _belongs(int(entry.name), marker, session):
+            try:
+                found.append(psutil.Process(int(entry.name)))
+            except psutil.NoSuchProcess:
+                continue
     return found
 
 
-def _belongs(process: psutil.Process, folder: str, session: int | None) -> bool:
+def _belongs(pid: int, marker: bytes, session: int | None) -> bool:
     try:
-        if process.status() == psutil.STATUS_ZOMBIE:
+        if pid == os.getpid() or start_ticks(pid) is None:
             return False
-        if session is not None and os.getsid(process.pid) == session:
+        if session is not None and os.getsid(pid) == session:
             return True
-        return process.environ().get(MARKER) == folder
-    except (psutil.Error, OSError):
+        return marker in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
         return False
 
 
