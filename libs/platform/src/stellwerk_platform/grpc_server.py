@@ -1,9 +1,11 @@
 """The gRPC server of a service: who may call, how errors leave, health, reflection, drain."""
 
+import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
@@ -27,6 +29,7 @@ OPTIONS: list[tuple[str, Any]] = [
     ("grpc.keepalive_permit_without_calls", 1),
 ]
 _DRAIN_SECONDS = 5.0
+_UNTRACED = ("/opentelemetry.", "/grpc.health.", "/grpc.reflection.")
 _RESOURCE_FIELDS = ("name", "parent", "run", "owner", "endpoint")
 
 Verify = Callable[[str], Awaitable[auth.Caller]]
@@ -64,7 +67,7 @@ class Server:
         for registration in registrations:
             self._permissions |= permissions(registration)
         self._server = grpc.aio.server(
-            options=OPTIONS, interceptors=[_tracing(), _Interceptor(verify, self._permissions)]
+            options=OPTIONS, interceptors=[_Streams(), _tracing(), _Interceptor(verify, self._permissions)]
         )
         for registration in registrations:
             registration.add(registration.servicer, self._server)
@@ -91,8 +94,38 @@ class Server:
 
 
 def _tracing() -> grpc.aio.ServerInterceptor:
-    interceptor: grpc.aio.ServerInterceptor = aio_server_interceptor()  # type: ignore[no-untyped-call]
+    """Spans for every RPC but those that happen all the time by themselves, or are about spans."""
+    interceptor: grpc.aio.ServerInterceptor = aio_server_interceptor(  # type: ignore[no-untyped-call]
+        filter_=lambda details: not details.method.startswith(_UNTRACED)
+    )
     return interceptor
+
+
+class _Streams(grpc.aio.ServerInterceptor):
+    """Ends what answers a stream in the moment in which the RPC ends.
+
+    grpc.aio drops a generator whose client has gone while it was suspended, and leaves its
+    `finally` to the garbage collector, in another context than the one it began in.
+    """
+
+    async def intercept_service(
+        self, continuation: Any, handler_call_details: grpc.HandlerCallDetails
+    ) -> "grpc.RpcMethodHandler[Any, Any]":
+        handler: Any = await continuation(handler_call_details)
+        if handler is None or not handler.response_streaming:
+            return cast("grpc.RpcMethodHandler[Any, Any]", handler)
+        behaviour = handler.stream_stream if handler.request_streaming else handler.unary_stream
+        if not inspect.isasyncgenfunction(behaviour):
+            return cast("grpc.RpcMethodHandler[Any, Any]", handler)
+
+        async def write(request: Any, context: Any) -> None:
+            async with aclosing(behaviour(request, context)) as responses:
+                async for response in responses:
+                    await context.write(response)
+
+        return _HANDLERS[bool(handler.request_streaming), True](
+            write, handler.request_deserializer, handler.response_serializer
+        )
 
 
 class _Interceptor(grpc.aio.ServerInterceptor):
@@ -124,6 +157,13 @@ class _Interceptor(grpc.aio.ServerInterceptor):
         auth.set_caller(caller)
 
 
+# By whether requests and responses are streams.
+_HANDLERS: Mapping[tuple[bool, bool], Callable[..., "grpc.RpcMethodHandler[Any, Any]"]] = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
 _Admit = Callable[[Any, Any, str], Awaitable[None]]
 
 
@@ -142,17 +182,13 @@ def _wrap(handler: Any, permission: str, admit: _Admit) -> "grpc.RpcMethodHandle
         try:
             await admit(request, context, permission)
             behaviour = handler.stream_stream if handler.request_streaming else handler.unary_stream
-            async for response in behaviour(request, context):
-                yield response
+            async with aclosing(behaviour(request, context)) as responses:
+                async for response in responses:
+                    yield response
         except Exception as error:
             await abort(context, error)
 
-    make = {
-        (False, False): grpc.unary_unary_rpc_method_handler,
-        (False, True): grpc.unary_stream_rpc_method_handler,
-        (True, False): grpc.stream_unary_rpc_method_handler,
-        (True, True): grpc.stream_stream_rpc_method_handler,
-    }[(bool(handler.request_streaming), bool(handler.response_streaming))]
+    make = _HANDLERS[bool(handler.request_streaming), bool(handler.response_streaming)]
     behaviour: Any = stream if handler.response_streaming else unary
     return make(behaviour, handler.request_deserializer, handler.response_serializer)
 

@@ -6,8 +6,10 @@ while the last batch was written is the next one.
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import Any
 
+import nats.errors
 from pymongo.errors import PyMongoError
 
 from stellwerk_platform.bus import Bus
@@ -36,8 +38,10 @@ async def run(bus: Bus, events: Events) -> None:
         while len(messages) < _BATCH and subscription.pending_msgs:
             messages.append(await subscription.next_msg(timeout=1))
         await _store(events, [document for m in messages if (document := _document(m)) is not None])
-        for message in messages:
-            await message.ack()
+        # One that gets lost is only a repetition.
+        with suppress(nats.errors.Error):
+            for message in messages:
+                await message.ack()
 
 
 def _document(message: Any) -> Document | None:

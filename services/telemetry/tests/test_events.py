@@ -1,0 +1,163 @@
+"""The journal as it is listed and watched, and dead letters."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+
+from services.telemetry.tests.support import EMPTY, Telemetry, reason_of, until
+from stellwerk_launcher.testing import Servers
+from stellwerk_platform.errors import from_rpc
+from stellwerk_platform.journal import Event
+from stellwerk_protos.telemetry.v1 import telemetry_pb2 as pb
+
+
+async def listed(telemetry: Telemetry, count: int, **fields: Any) -> list[pb.Event]:
+    """All events of a query, once there are so many."""
+
+    async def probe() -> list[pb.Event] | None:
+        events: list[pb.Event] = []
+        token = ""
+        while True:
+            answer = await stub.ListEvents(pb.ListEventsRequest(page_size=7, page_token=token, **fields))
+            events += answer.events
+            token = answer.next_page_token
+            if not token:
+                break
+        return events if len(events) >= count else None
+
+    async with telemetry.stub() as stub:
+        return await until(probe)
+
+
+def ids(events: list[pb.Event]) -> list[str]:
+    return [json.loads(event.cloud_event)["id"] for event in events]
+
+
+async def test_events_are_listed_in_order_by_pages(telemetry: Telemetry) -> None:
+    published = await telemetry.publish("listed", 20)
+    await telemetry.publish("listed-too")
+    events = await listed(telemetry, 20, parent="workspaces/listed")
+    assert ids(events) == published
+    assert [event.sequence for event in events] == sorted(event.sequence for event in events)
+    assert {event.type for event in events} == {"stellwerk.telemetry.workspace.tested.v1"}
+    assert ids(await listed(telemetry, 20, parent="workspaces/-", resource="workspaces/listed")) == published
+
+
+async def test_bad_queries_are_refused(telemetry: Telemetry) -> None:
+    async with telemetry.stub() as stub:
+        for fields, reason in (
+            ({"parent": "workspaces/nowhere"}, "WORKSPACE_NOT_FOUND"),
+            ({"parent": "demo"}, "INVALID_NAME"),
+            ({"parent": EMPTY, "trace_id": "x"}, "INVALID_TRACE_ID"),
+            ({"parent": EMPTY, "page_token": "x"}, "INVALID_PAGE_TOKEN"),
+            ({"parent": EMPTY, "page_size": -1}, "INVALID_PAGE_SIZE"),
+        ):
+            assert await reason_of(stub.ListEvents(pb.ListEventsRequest(**fields))) == reason
+        assert not (await stub.ListEvents(pb.ListEventsRequest(parent=EMPTY))).events
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            async for _ in stub.WatchEvents(pb.WatchEventsRequest(parent=EMPTY, start_sequence=-1)):
+                pass
+    assert from_rpc(raised.value).reason == "INVALID_SEQUENCE"
+
+
+async def take(watch: AsyncIterator[pb.Event], count: int) -> list[pb.Event]:
+    events: list[pb.Event] = []
+    async with asyncio.timeout(30):
+        while len(events) < count:
+            events.append(await anext(watch))
+    return events
+
+
+async def test_a_watch_starts_with_the_next_event_and_resumes_anywhere(telemetry: Telemetry) -> None:
+    await telemetry.publish("watched", 3)
+    async with telemetry.stub() as stub:
+        call = stub.WatchEvents(pb.WatchEventsRequest(parent="workspaces/watched"))
+        await call.initial_metadata()
+        published = await telemetry.publish("watched", 300)
+        await telemetry.publish("not-watched", 3)
+        events = await take(aiter(call), 300)
+        assert ids(events) == published
+        call.cancel()
+        resumed = stub.WatchEvents(
+            pb.WatchEventsRequest(parent="workspaces/watched", start_sequence=events[99].sequence + 1)
+        )
+        assert ids(await take(aiter(resumed), 200)) == published[100:]
+        resumed.cancel()
+
+
+async def test_a_watch_that_ends_leaves_no_consumer(telemetry: Telemetry) -> None:
+    bus = telemetry.bus
+    stream = bus.names.stream("JOURNAL")
+
+    async def consumers() -> set[str]:
+        return {str(info.name) for info in await bus.jetstream.consumers_info(stream)}
+
+    before = await consumers()
+    async with telemetry.stub() as stub:
+        call = stub.WatchEvents(pb.WatchEventsRequest(parent="workspaces/-", start_sequence=1))
+        await take(aiter(call), 1)
+        assert len(await consumers() - before) == 1
+        call.cancel()
+
+        async def gone() -> bool:
+            return not await consumers() - before
+
+        assert await until(gone)
+
+
+async def test_a_watch_misses_and_repeats_nothing_over_a_kill_of_nats(
+    telemetry: Telemetry, servers: Servers
+) -> None:
+    async def connected() -> bool:
+        return bool(telemetry.bus.client.is_connected)
+
+    published = await telemetry.publish("shaken")
+    async with telemetry.stub() as stub:
+        call = stub.WatchEvents(pb.WatchEventsRequest(parent="workspaces/shaken", start_sequence=1))
+        watch = aiter(call)
+        published += await telemetry.publish("shaken", 49, first=2)
+        events = await take(watch, 50)
+        pid = servers.process.kill("nats")
+        await asyncio.to_thread(servers.process.wait_until_back, "nats", pid)
+        await until(connected)
+        published += await telemetry.publish("shaken", 50, first=51)
+        events += await take(watch, 50)
+        call.cancel()
+    assert ids(events) == published
+    assert ids(await listed(telemetry, 100, parent="workspaces/shaken")) == published
+
+
+async def test_a_dead_letter_is_listed_and_handed_back(telemetry: Telemetry) -> None:
+    handled: asyncio.Queue[str] = asyncio.Queue()
+    broken = True
+
+    async def handler(event: Event) -> None:
+        if event.resource != "workspaces/poisoned":
+            return
+        if broken:
+            raise ValueError("cannot read this")
+        handled.put_nowait(event.id)
+
+    consumer = asyncio.create_task(telemetry.bus.consume("poisoned", ["telemetry.workspace.tested"], handler))
+    (event_id,) = await telemetry.publish("poisoned")
+
+    async def dead() -> pb.DeadLetter | None:
+        letters = (await stub.ListDeadLetters(pb.ListDeadLettersRequest())).dead_letters
+        return letters[0] if letters else None
+
+    async with telemetry.stub() as stub, asyncio.timeout(60):
+        letter = await until(dead)
+        assert json.loads(letter.cloud_event)["id"] == event_id
+        assert (letter.consumer, letter.error) == ("poisoned", "ValueError: cannot read this")
+        assert letter.HasField("time")
+        broken = False
+        await stub.ReplayDeadLetter(pb.ReplayDeadLetterRequest(sequence=letter.sequence))
+        assert await handled.get() == event_id
+        assert await dead() is None
+        again = stub.ReplayDeadLetter(pb.ReplayDeadLetterRequest(sequence=letter.sequence))
+        assert await reason_of(again) == "DEAD_LETTER_NOT_FOUND"
+    consumer.cancel()
