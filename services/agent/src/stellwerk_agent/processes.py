@@ -8,12 +8,13 @@ setsid still has it.
 import asyncio
 import os
 import signal
+import time
 from pathlib import Path
 
 import psutil
 
 MARKER = "STELLWERK_ALLOCATION"
-_KILL_SECONDS = 5.0
+_POLL_SECONDS = 0.02
 
 
 def start_ticks(pid: int) -> int | None:
@@ -86,18 +87,22 @@ def _belongs(pid: int, marker: bytes, session: int | None) -> bool:
 
 def end(folder: Path, session: int | None, grace_seconds: float) -> None:
     """SIGTERM to all, and after the grace SIGKILL until none is left. Blocks."""
-    living = of_allocation(folder, session)
-    _signal(living, signal.SIGTERM)
-    psutil.wait_procs(living, timeout=grace_seconds)
-    # Again from the start: what was forked in between is in nobody's list.
+    deadline = time.monotonic() + grace_seconds
+    number = signal.SIGTERM
+    told: set[psutil.Process] = set()
+    # Looked for again each time: what was forked in between is in nobody's list.
     while living := of_allocation(folder, session):
-        _signal(living, signal.SIGKILL)
-        psutil.wait_procs(living, timeout=_KILL_SECONDS)
+        if time.monotonic() >= deadline:
+            number = signal.SIGKILL
+        for process in living:
+            if number == signal.SIGKILL or process not in told:
+                told.add(process)
+                _signal(process, number)
+        time.sleep(_POLL_SECONDS)
 
 
-def _signal(processes: list[psutil.Process], number: signal.Signals) -> None:
-    for process in processes:
-        try:
-            process.send_signal(number)
-        except psutil.Error:
-            continue
+def _signal(process: psutil.Process, number: signal.Signals) -> None:
+    try:
+        process.send_signal(number)
+    except psutil.Error:
+        return  # it was faster
