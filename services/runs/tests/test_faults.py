@@ -1,0 +1,173 @@
+"""`kill -9` of the service between any two steps: nothing that was sent is missing or double.
+
+The service is a child process that dies at a named place; a sender that keeps its
+own record sends on from its last answer, as the agent does. `registry` and `compute`
+play no part here and do not run.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import fields
+
+import grpc
+import pytest_asyncio
+
+from services.runs.tests.support import STREAMS, Client, metrics, points, settings_of, text, values
+from services.secrets.tests.support import Secrets
+from stellwerk_launcher import ports
+from stellwerk_launcher.testing import Servers
+from stellwerk_platform.auth import StaticCredentials
+from stellwerk_platform.bus import Bus
+from stellwerk_platform.documents import now
+from stellwerk_platform.grpc_client import connect
+from stellwerk_platform.journal import Fact, entry
+from stellwerk_platform.mongo import Database
+from stellwerk_protos.compute.v1.computes_pb2 import ALLOCATION_STATE_SUCCEEDED, Allocation
+from stellwerk_protos.runs.v1 import logs_pb2, runs_pb2
+from stellwerk_protos.runs.v1.ingest_pb2 import AppendRequest
+from stellwerk_runs.config import RunsSettings
+from stellwerk_runs.runs.store import RunStore
+
+RUN = "workspaces/demo/runs/steady-oak-000001"
+# Where the service dies, the how-manieth time it comes there; the last life has no end.
+LIVES = (
+    "ingest.stored:3",
+    "writer.received:3",
+    "writer.before_commit:3",
+    "writer.committed:3",
+    "writer.acknowledged:3",
+    "",
+)
+BATCH = 40
+
+
+class Child:
+    """The service, started anew whenever it has died, with the next failpoint."""
+
+    def __init__(self, settings: RunsSettings) -> None:
+        self._settings = settings
+        self._process: asyncio.subprocess.Process | None = None
+        self.deaths: list[int] = []
+
+    def _environment(self, failpoint: str) -> dict[str, str]:
+        variables = {
+            f"STELLWERK_{field.name.upper()}": str(getattr(self._settings, field.name))
+            for field in fields(self._settings)
+        }
+        return {**os.environ, **variables, "STELLWERK_FAILPOINT": failpoint}
+
+    async def live(self) -> None:
+        """All lives, one after the other."""
+        for failpoint in LIVES:
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "stellwerk_runs.main"),
+                env=self._environment(failpoint),
+                stderr=asyncio.subprocess.DEVNULL,
+            )
+            self.deaths.append(await self._process.wait())
+
+    async def stop(self) -> None:
+        """Ends the last life."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.terminate()
+            await self._process.wait()
+
+
+@pytest_asyncio.fixture
+async def secrets(servers: Servers) -> AsyncIterator[Secrets]:
+    """A namespace with nothing but `secrets`."""
+    secrets = Secrets(servers)
+    async with secrets.run():
+        yield secrets
+    async with secrets.database() as database:
+        for service in ("secrets", "runs"):
+            await database.client.drop_database(f"{secrets.namespace}_{service}")
+
+
+@asynccontextmanager
+async def submitted(settings: RunsSettings) -> AsyncIterator[Bus]:
+    """The run in the store, without those who would check it, and the bus of the namespace."""
+    database = Database(settings.mongodb_uri, settings.namespace, "runs")
+    await database.open()
+    store = RunStore(database)
+    await store.open()
+    run = runs_pb2.Run(name=RUN, experiment="workspaces/demo/experiments/e", creator="users/owner")
+    await store.create(lambda: run, "", chosen=True)
+    database.close()
+    async with Bus.connect(settings.nats_url, settings.namespace, "test") as bus:
+        yield bus
+        for stream in STREAMS:
+            await bus.jetstream.delete_stream(bus.names.stream(stream))
+
+
+async def send_all(client: Client, child: "asyncio.Task[None]", lives: Child) -> tuple[list[float], bytes]:
+    """Sends until the last life has acknowledged some; returns what was sent.
+
+    Several batches are under way at a time, and after a failure all of them are sent
+    again, cut differently.
+    """
+    sent: list[float] = []
+    log, rounds_of_last_life, tries = b"", 0, 0
+    while rounds_of_last_life < 5:
+        more = [float(len(sent) + n) for n in range(BATCH)]
+        lines = b"".join(b"line %d\n" % value for value in more)
+        while True:
+            assert not child.done(), lives.deaths
+            tries += 1
+            try:
+                await client.append(*cut(more, lines, len(sent), len(log), 3 + tries % 5))
+                break
+            except grpc.aio.AioRpcError as error:
+                if error.code() != grpc.StatusCode.UNAVAILABLE:
+                    raise
+        sent, log = sent + more, log + lines
+        rounds_of_last_life += len(lives.deaths) == len(LIVES) - 1
+    return sent, log
+
+
+def cut(more: list[float], lines: bytes, first: int, offset: int, size: int) -> list[AppendRequest]:
+    """The points and lines in requests of `size` points and four times as many bytes."""
+    requests = [
+        metrics(RUN, "loss", points(more[n : n + size], first + n), first + n)
+        for n in range(0, len(more), size)
+    ]
+    return requests + [text(RUN, lines[n : n + 4 * size], offset + n) for n in range(0, len(lines), 4 * size)]
+
+
+async def test_killed_at_every_step_it_loses_and_doubles_nothing(servers: Servers, secrets: Secrets) -> None:
+    chosen = ports.choose(["registry", "compute", "runs"], {})
+    settings = settings_of(servers, secrets, chosen)
+    lives = Child(settings)
+    async with submitted(settings) as bus:
+        child = asyncio.create_task(lives.live())
+        try:
+            async with connect(settings.listen, StaticCredentials(secrets.owner_key)) as channel:
+                client = Client(channel)
+                sent, log = await send_all(client, child, lives)
+                await end(bus)
+                request = logs_pb2.ReadLogRequest(parent=RUN, follow=True)
+                read = b"".join([part.data async for part in client.logs.ReadLog(request)])
+                assert read == log
+                history = await client.history(RUN, "loss")
+                assert values(history) == sent
+            assert lives.deaths == [-signal.SIGKILL] * (len(LIVES) - 1)
+        finally:
+            await lives.stop()
+            await child
+
+
+async def end(bus: Bus) -> None:
+    """Reports the end of the run's allocation, as `compute` does."""
+    allocation = Allocation(
+        name="workspaces/demo/allocations/a1",
+        owner=RUN,
+        revision=1,
+        state=ALLOCATION_STATE_SUCCEEDED,
+        update_time=now(),
+    )
+    event = entry(bus.names.namespace, "compute", allocation, Fact("succeeded", "SUCCEEDED", actor="test"))
+    await bus.publish(event.subject, event.body, {"Nats-Msg-Id": event.id})
