@@ -1,7 +1,6 @@
 """Stands for a scorer where the real one is not needed: says who it is and what it was sent."""
 
 import asyncio
-import json
 from typing import Any
 
 import grpc
@@ -69,9 +68,7 @@ class FakeReplica:
         if request.path == "/score" and body == b"large":
             return web.Response(body=bytes(3_000_000))
         document = {"by": self.name, "path": request.raw_path, "body": body.decode()}
-        return web.Response(
-            body=json.dumps(document).encode(), content_type="application/json", headers={"x-script": "yes"}
-        )
+        return web.json_response(document, headers={"x-script": "yes"})
 
     async def _infer(self, request: oip.ModelInferRequest, context: Any) -> oip.ModelInferResponse:
         self.metadata = dict(context.invocation_metadata())

@@ -153,6 +153,7 @@ async def test_a_replica_that_cannot_be_reached_costs_no_answer(
     await score(web)
     await a.stop()
     assert [(await score(web))[1]["by"] for _ in range(4)] == ["b"] * 4
+    table.replace([route(blue=(100, [b]))])
     b.drop_next = True
     assert (await score(web))[1]["by"] == "b"
     await b.stop()

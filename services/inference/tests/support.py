@@ -1,0 +1,258 @@
+"""`inference` on real servers, with stand-ins for the services that it asks, and for a scoring server."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from aiohttp import web
+
+from services.secrets.tests.support import Secrets
+from stellwerk_inference.config import InferenceSettings
+from stellwerk_inference.main import compose
+from stellwerk_launcher import ports
+from stellwerk_platform.app import App
+from stellwerk_platform.auth import CallerCredentials, StaticCredentials
+from stellwerk_platform.bus import Bus
+from stellwerk_platform.errors import NotFound
+from stellwerk_platform.grpc_client import connect
+from stellwerk_platform.grpc_server import abort
+from stellwerk_platform.journal import CONTENT_TYPE, Fact, entry
+from stellwerk_protos.common.v1.common_pb2 import File, Reason
+from stellwerk_protos.compute.v1 import computes_pb2 as compute
+from stellwerk_protos.inference.v1 import endpoints_pb2 as pb
+from stellwerk_protos.inference.v1 import endpoints_pb2_grpc
+from stellwerk_protos.registry.v1 import environments_pb2, models_pb2, workspaces_pb2
+from stellwerk_protos.runs.v1 import snapshots_pb2
+
+WORKSPACE = "workspaces/demo"
+SNAPSHOT = f"{WORKSPACE}/snapshots/{'a' * 64}"
+_VERBS = {
+    compute.ALLOCATION_STATE_QUEUED: "queued",
+    compute.ALLOCATION_STATE_PREPARING: "preparing",
+    compute.ALLOCATION_STATE_RUNNING: "running",
+    compute.ALLOCATION_STATE_FAILED: "failed",
+    compute.ALLOCATION_STATE_CANCELED: "canceled",
+    compute.ALLOCATION_STATE_NOT_RESPONDING: "not_responding",
+}
+
+
+class Others(grpc.GenericRpcHandler):
+    """Registry, runs and compute: they know what `KNOWN` names, in version 3 where "latest" is asked for."""
+
+    known = frozenset(
+        {
+            WORKSPACE,
+            SNAPSHOT,
+            f"{WORKSPACE}/computes/local",
+            *(f"{WORKSPACE}/environments/sklearn/versions/{version}" for version in ("3", "latest")),
+            *(f"{WORKSPACE}/models/digits/versions/{version}" for version in ("1", "3", "latest")),
+        }
+    )
+
+    def __init__(self) -> None:
+        self.server = grpc.aio.server()
+        self.server.add_generic_rpc_handlers((self,))
+        self.port = self.server.add_insecure_port("127.0.0.1:0")
+        self._methods = {
+            "GetWorkspace": (workspaces_pb2.GetWorkspaceRequest, workspaces_pb2.Workspace),
+            "GetEnvironmentVersion": (
+                environments_pb2.GetEnvironmentVersionRequest,
+                environments_pb2.EnvironmentVersion,
+            ),
+            "GetModelVersion": (models_pb2.GetModelVersionRequest, models_pb2.ModelVersion),
+            "GetSnapshot": (snapshots_pb2.GetSnapshotRequest, snapshots_pb2.Snapshot),
+            "GetCompute": (compute.GetComputeRequest, compute.Compute),
+        }
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        request_type, answer_type = self._methods[handler_call_details.method.rsplit("/", 1)[1]]
+
+        async def answer(request: Any, context: Any) -> Any:
+            if request.name not in self.known:
+                await abort(context, NotFound("NOT_FOUND_THERE", f"There is no {request.name}."))
+            result = answer_type(name=request.name.replace("latest", "3"))
+            if isinstance(result, snapshots_pb2.Snapshot):
+                result.files.extend([File(path="score.py"), File(path="data.txt")])
+            return result
+
+        return grpc.unary_unary_rpc_method_handler(
+            answer, request_type.FromString, lambda message: message.SerializeToString()
+        )
+
+
+class Scorer:
+    """Answers readiness as it is told."""
+
+    def __init__(self) -> None:
+        self.ready = True
+        self.asked = asyncio.Event()
+        application = web.Application()
+        application.router.add_get("/v2/health/ready", self._answer)
+        self._runner = web.AppRunner(application, shutdown_timeout=0.1)
+        self.address = ""
+
+    async def _answer(self, _request: web.Request) -> web.Response:
+        self.asked.set()
+        return web.json_response({}, status=200 if self.ready else 503)
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator["Scorer"]:
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        self.address = f"127.0.0.1:{self._runner.addresses[0][1]}"
+        try:
+            yield self
+        finally:
+            await self._runner.cleanup()
+
+
+@dataclass
+class Inference:
+    """The running service, its stub as the owner calls it, and compute's side of the journal."""
+
+    secrets: Secrets
+    bus: Bus
+    others: Others
+    port: int = field(default_factory=lambda: ports.choose(["inference"], {})["inference"])
+    ready_seconds: float = 30.0
+    stub: Any = None
+    routes_stub: Any = None
+    _revisions: dict[str, int] = field(default_factory=dict)
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator["Inference"]:
+        servers = self.secrets.servers
+        others = f"127.0.0.1:{self.others.port}"
+        app = App("inference")
+        settings = InferenceSettings(
+            namespace=self.bus.names.namespace,
+            listen=f"127.0.0.1:{self.port}",
+            mongodb_uri=servers.mongodb_uri,
+            nats_url=servers.nats_url,
+            secrets_address=self.secrets.address,
+            registry_address=others,
+            runs_address=others,
+            compute_address=others,
+            vault_role_id=servers.vault_role_id,
+            vault_secret_id=servers.vault_secret_id,
+            replica_ready_seconds=self.ready_seconds,
+        )
+        address = settings.listen
+        try:
+            await compose(app, settings)
+            async with (
+                connect(self.secrets.address) as anonymous,
+                connect(address, StaticCredentials(self.secrets.owner_key)) as channel,
+                connect(
+                    address, CallerCredentials(anonymous, settings.vault_role_id, settings.vault_secret_id)
+                ) as internal,
+            ):
+                self.stub = endpoints_pb2_grpc.EndpointServiceStub(channel)
+                self.routes_stub = endpoints_pb2_grpc.EndpointServiceStub(internal)
+                yield self
+        finally:
+            await app.leave()
+
+    async def create_endpoint(self, endpoint_id: str) -> pb.Endpoint:
+        request = pb.CreateEndpointRequest(parent=WORKSPACE, endpoint_id=endpoint_id)
+        return await self.stub.CreateEndpoint(request)  # type: ignore[no-any-return]
+
+    async def create_deployment(self, endpoint: str, deployment_id: str, replicas: int = 1) -> pb.Deployment:
+        return await self.stub.CreateDeployment(  # type: ignore[no-any-return]
+            deployment_request(endpoint, deployment_id, replicas)
+        )
+
+    async def allocate(
+        self, replica: str, state: compute.AllocationState.ValueType, address: str = "", code: str = "TEST"
+    ) -> None:
+        """Publishes what compute publishes when the allocation of a replica has moved."""
+        revision = self._revisions[replica] = self._revisions.get(replica, 0) + 1
+        allocation = compute.Allocation(
+            name=f"{WORKSPACE}/allocations/a{abs(hash(replica))}",
+            revision=revision,
+            owner=replica,
+            state=state,
+            reason=Reason(code=code, message=f"{code} said compute"),
+            http_address=address,
+            grpc_address=address,
+        )
+        made = entry(self.bus.names.namespace, "compute", allocation, Fact(_VERBS[state], code))
+        headers = {"Nats-Msg-Id": made.id, "Content-Type": CONTENT_TYPE}
+        await self.bus.publish(made.subject, made.body, headers)
+
+    async def deployment(self, name: str, state: pb.ProvisioningState.ValueType) -> pb.Deployment:
+        """The deployment once it has this state."""
+        request = pb.GetDeploymentRequest(name=name)
+        found: pb.Deployment = await self._until(lambda: self.stub.GetDeployment(request), state)
+        return found
+
+    async def endpoint(self, name: str, state: pb.ProvisioningState.ValueType) -> pb.Endpoint:
+        """The endpoint once it has this state."""
+        request = pb.GetEndpointRequest(name=name)
+        found: pb.Endpoint = await self._until(lambda: self.stub.GetEndpoint(request), state)
+        return found
+
+    async def _until(self, read: Callable[[], Any], state: pb.ProvisioningState.ValueType) -> Any:
+        """Reads after each event of the service until the resource has this state."""
+        changed = asyncio.Event()
+
+        async def wake(_: Any) -> None:
+            changed.set()
+
+        subject = self.bus.names.subject("journal", "*", "inference", ">")
+        subscription = await self.bus.client.subscribe(subject, cb=wake)
+        await self.bus.client.flush()
+        try:
+            async with asyncio.timeout(20):
+                while (found := await read()).state != state:
+                    await changed.wait()
+                    changed.clear()
+                return found
+        finally:
+            await subscription.unsubscribe()
+
+
+def deployment_request(endpoint: str, deployment_id: str, replicas: int = 1) -> pb.CreateDeploymentRequest:
+    return pb.CreateDeploymentRequest(
+        parent=endpoint,
+        deployment_id=deployment_id,
+        models=[f"{WORKSPACE}/models/digits/versions/latest"],
+        environment=f"{WORKSPACE}/environments/sklearn/versions/latest",
+        snapshot=SNAPSHOT,
+        scoring_script="score.py",
+        compute=f"{WORKSPACE}/computes/local",
+        replica_count=replicas,
+        variables={"THRESHOLD": "0.5"},
+    )
+
+
+class Journal:
+    """The events of `inference`, in order, from the moment it is opened."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+
+    @asynccontextmanager
+    async def follow(self, bus: Bus) -> AsyncIterator["Journal"]:
+        async def collect(message: Any) -> None:
+            await self._queue.put(json.loads(message.data))
+
+        subject = bus.names.subject("journal", "*", "inference", ">")
+        subscription = await bus.client.subscribe(subject, cb=collect)
+        await bus.client.flush()
+        try:
+            yield self
+        finally:
+            await subscription.unsubscribe()
+
+    async def next(self, kind: str) -> dict[str, Any]:
+        """The next event `<resource>.<verb>`; others are skipped."""
+        async with asyncio.timeout(20):
+            while True:
+                event: dict[str, Any] = await self._queue.get()
+                if event["type"] == f"stellwerk.inference.{kind}.v1":
+                    return event
