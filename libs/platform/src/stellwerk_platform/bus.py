@@ -22,7 +22,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, DiscardPolicy,
 from opentelemetry.trace import SpanKind
 
 from stellwerk_platform import telemetry
-from stellwerk_platform.errors import PlatformError, Unavailable
+from stellwerk_platform.errors import Unavailable, as_platform_error
 from stellwerk_platform.journal import Event, decode
 
 log = logging.getLogger(__name__)
@@ -186,7 +186,8 @@ class Bus:
                     await _traced(message, durable, handler)
                 break
             except Exception as error:
-                retryable = isinstance(error, PlatformError) and error.retryable
+                known = as_platform_error(error)
+                retryable = known is not None and known.retryable
                 tries += not retryable
                 log.warning("%s: %s (%s)", durable, error, message.subject, exc_info=not retryable)
                 if tries >= _TRIES and await self._bury(message, durable, error):

@@ -5,7 +5,7 @@ A service raises `PlatformError` subclasses; one interceptor turns them into
 same table for HTTP, and a client gets the same error back.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import grpc
@@ -123,6 +123,26 @@ class Internal(PlatformError):
 BY_CODE: dict[grpc.StatusCode, type[PlatformError]] = {
     error.grpc_code: error for error in PlatformError.__subclasses__()
 }
+
+
+_TRANSLATIONS: dict[type[Exception], Callable[[Exception], PlatformError]] = {}
+
+
+def translate(kind: type[Exception], into: Callable[[Exception], PlatformError]) -> None:
+    """Says what a driver's exception means; the module that knows the driver says it, once."""
+    _TRANSLATIONS[kind] = into
+
+
+def as_platform_error(error: Exception) -> PlatformError | None:
+    """What an exception means to a caller, None when it can only be a defect."""
+    if isinstance(error, PlatformError):
+        return error
+    if isinstance(error, grpc.aio.AioRpcError):
+        return from_rpc(error)
+    for kind, into in _TRANSLATIONS.items():
+        if isinstance(error, kind):
+            return into(error)
+    return None
 
 
 def to_status(error: PlatformError) -> status_pb2.Status:

@@ -17,7 +17,7 @@ from grpc_status import rpc_status
 from opentelemetry.instrumentation.grpc import aio_server_interceptor
 
 from stellwerk_platform import auth, telemetry
-from stellwerk_platform.errors import Internal, PlatformError, from_rpc, to_status
+from stellwerk_platform.errors import Internal, as_platform_error, to_status
 from stellwerk_protos.access.v1 import access_pb2
 
 log = logging.getLogger(__name__)
@@ -199,13 +199,12 @@ async def abort(context: Any, error: Exception) -> None:
         error, grpc.aio.AioRpcError
     ):
         raise error
-    if isinstance(error, grpc.aio.AioRpcError):
-        error = from_rpc(error)
-    if not isinstance(error, PlatformError):
+    known = as_platform_error(error)
+    if known is None:
         trace = telemetry.trace_id()
         log.error("An unexpected error (trace %s)", trace or "none", exc_info=error)
-        error = Internal("INTERNAL", f"An unexpected error; trace {trace or 'not recorded'}.", "Report it.")
-    status = rpc_status.to_status(to_status(error))
+        known = Internal("INTERNAL", f"An unexpected error; trace {trace or 'not recorded'}.", "Report it.")
+    status = rpc_status.to_status(to_status(known))
     await context.abort(status.code, status.details, status.trailing_metadata)
 
 

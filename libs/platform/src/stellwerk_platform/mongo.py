@@ -18,12 +18,18 @@ from bson.codec_options import CodecOptions
 from google.protobuf.message import Message
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorClientSession, AsyncIOMotorDatabase
 from pymongo import ASCENDING, DESCENDING, IndexModel
-from pymongo.errors import CollectionInvalid, DuplicateKeyError, OperationFailure, PyMongoError
+from pymongo.errors import (
+    CollectionInvalid,
+    ConnectionFailure,
+    DuplicateKeyError,
+    OperationFailure,
+    PyMongoError,
+)
 
 from stellwerk_platform import failpoints, paging
 from stellwerk_platform.auth import current_actor
 from stellwerk_platform.documents import Document, from_document, now, to_document
-from stellwerk_platform.errors import Aborted, AlreadyExists, NotFound, Unavailable
+from stellwerk_platform.errors import Aborted, AlreadyExists, NotFound, Unavailable, translate
 from stellwerk_platform.journal import Entry, Fact, entry
 
 log = logging.getLogger(__name__)
@@ -32,6 +38,18 @@ T = TypeVar("T")
 Session = AsyncIOMotorClientSession
 _OUTBOX = "journal_outbox"
 _REQUEST_ID = "request_id"
+
+
+def _away(error: Exception) -> Unavailable:
+    return Unavailable(
+        "MONGODB_UNAVAILABLE",
+        f"MongoDB does not answer: {str(error)[:300]}",
+        "Check that it runs as a replica set and that STELLWERK_MONGODB_URI is right.",
+    )
+
+
+# Connection lost, no primary, no server in time: the same call works later.
+translate(ConnectionFailure, _away)
 
 
 class _Conflict(Exception):
@@ -60,11 +78,7 @@ class Database:
             await self.client.admin.command("ping")
             await self.ensure(_OUTBOX)
         except PyMongoError as error:
-            raise Unavailable(
-                "MONGODB_UNAVAILABLE",
-                f"MongoDB does not answer: {str(error)[:300]}",
-                "Check that it runs as a replica set and that STELLWERK_MONGODB_URI is right.",
-            ) from error
+            raise _away(error) from error
 
     def close(self) -> None:
         """Closes the connections."""

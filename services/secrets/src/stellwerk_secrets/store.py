@@ -2,10 +2,7 @@
 
 from datetime import UTC
 
-from pymongo.errors import PyMongoError
-
 from stellwerk_platform.documents import now
-from stellwerk_platform.errors import Unavailable
 from stellwerk_platform.mongo import Database
 from stellwerk_secrets.domain import Identity
 
@@ -25,12 +22,7 @@ class ApiKeys:
 
     async def find(self, digest: str) -> Identity | None:
         """Whom the key with this digest stands for."""
-        try:
-            document = await self._raw.find_one({"_id": digest})
-        except PyMongoError as error:
-            raise Unavailable(
-                "MONGODB_UNAVAILABLE", "The store of the keys does not answer.", "Try again."
-            ) from error
+        document = await self._raw.find_one({"_id": digest})
         return None if document is None else Identity(document["subject"], document["role"])
 
     async def install(self, identity: Identity, digest: str) -> None:
