@@ -48,7 +48,8 @@ from stellwerk_runs.config import RunsSettings
 from stellwerk_runs.main import compose
 from stellwerk_runs.metrics.domain import Points, pack, unpack
 
-STREAM_BYTES = 32 * 1024 * 1024
+# Small, so that a test can fill it.
+STREAM_BYTES = 4 * 1024 * 1024
 STREAMS = ("JOURNAL", "DEADLETTER", "REDELIVERY", "METRICS", "LOGS")
 
 

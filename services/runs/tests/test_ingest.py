@@ -3,10 +3,21 @@
 import asyncio
 import math
 import random
+from itertools import pairwise
 
 import pytest
 
-from services.runs.tests.support import Client, Platform, metrics, points, refused, submit, text, values
+from services.runs.tests.support import (
+    STREAM_BYTES,
+    Client,
+    Platform,
+    metrics,
+    points,
+    refused,
+    submit,
+    text,
+    values,
+)
 from stellwerk_platform.auth import StaticCredentials
 from stellwerk_platform.grpc_client import connect
 from stellwerk_protos.compute.v1.computes_pb2 import ALLOCATION_STATE_SUCCEEDED
@@ -95,6 +106,19 @@ async def test_overlaps_repetitions_and_disorder_store_each_point_once(
     assert await whole_log(client, run) == data
 
 
+async def test_a_full_stream_holds_the_sender_back_and_loses_nothing(
+    platform: Platform, client: Client
+) -> None:
+    run = (await platform.run()).name
+    whole = points([float(n) for n in range(400_000)])
+    assert len(whole.values) * 3 > 2 * STREAM_BYTES
+    await client.append(
+        *(metrics(run, "loss", whole.slice(n, n + 10_000), n) for n in range(0, 400_000, 10_000))
+    )
+    await ended(platform, run)
+    assert await client.history(run, "loss") == whole
+
+
 async def test_two_sources_of_one_metric_are_both_whole(platform: Platform, client: Client) -> None:
     run = (await platform.run()).name
     for first in range(0, 50, 10):
@@ -133,8 +157,11 @@ async def test_a_watch_sends_all_and_resumes_after_its_cursor(platform: Platform
     run = (await platform.run()).name
     whole = points([float(n) for n in range(3_000)])
     seen: list[float] = []
-    steps: list[int] = []
     cursor = ""
+
+    async def send(first: int, end: int) -> None:
+        for start in range(first, end, 60):
+            await client.append(metrics(run, "loss", whole.slice(start, start + 60), start))
 
     async def watch(stop_after: int) -> None:
         nonlocal cursor
@@ -145,21 +172,13 @@ async def test_a_watch_sends_all_and_resumes_after_its_cursor(platform: Platform
                 seen.extend(values(Points(column.steps, column.times, column.values)))
             cursor = answer.cursor
             if len(seen) >= stop_after:
-                steps.append(len(seen))
                 return
 
-    async def send() -> None:
-        for first in range(0, 3_000, 60):
-            await client.append(metrics(run, "loss", whole.slice(first, first + 60), first))
-        await ended(platform, run)
-
-    sending = asyncio.create_task(send())
-    for stop_after in (60, 300, 1_500, 10**9):
-        await watch(stop_after)
-    await sending
-    assert seen == [float(n) for n in range(3_000)]
-    assert len(steps) == 3
-    await watch(10**9)
+    for first, end in pairwise((0, 60, 300, 1_500, 3_000)):
+        await asyncio.gather(send(first, end), watch(end))
+        assert seen == [float(n) for n in range(end)]
+    await ended(platform, run)
+    await watch(3_001)
     assert len(seen) == 3_000
 
 

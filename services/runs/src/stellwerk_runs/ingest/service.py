@@ -1,15 +1,19 @@
 """IngestService: check, publish, and answer in order once JetStream has stored it."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any, TypeAlias
 
 from stellwerk_platform import failpoints
 from stellwerk_platform.auth import Caller, authorise, current_caller
 from stellwerk_platform.bus import Bus
+from stellwerk_platform.errors import Unavailable
 from stellwerk_protos.runs.v1 import ingest_pb2 as pb
 from stellwerk_protos.runs.v1 import ingest_pb2_grpc
-from stellwerk_runs.ingest.domain import check, kind_of, message_id, pieces
+from stellwerk_runs.ingest.domain import METRICS, check, kind_of, message_id, pieces
+from stellwerk_runs.ingest.sources import Sources
 from stellwerk_runs.ingest.streams import Streams
 from stellwerk_runs.runs.store import RunStore
 
@@ -17,6 +21,9 @@ from stellwerk_runs.runs.store import RunStore
 _IN_FLIGHT_REQUESTS = 32
 # Pieces of all callers that are on their way to JetStream, of 256 KiB each at most.
 _IN_FLIGHT_PIECES = 256
+# How long a piece is tried before the sender is told to come again.
+_PATIENCE_SECONDS = 15.0
+_RETRY_SECONDS = 0.2
 
 _Queue: TypeAlias = "asyncio.Queue[tuple[int, list[asyncio.Task[None]]] | Exception | None]"
 
@@ -28,6 +35,7 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         self._bus = bus
         self._runs = runs
         self._streams = streams
+        self._sources = Sources()
         self._room = asyncio.Semaphore(_IN_FLIGHT_PIECES)
 
     async def Append(
@@ -63,21 +71,40 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
                 authorise(caller, "run.append", request.run)
                 check(request)
                 await self._runs.check(request.run)
+                if kind_of(request) == METRICS:
+                    self._sources.check(request.run, request.metrics.source)
                 tasks = []
                 for piece in pieces(request):
                     await self._room.acquire()
                     tasks.append(asyncio.create_task(self._publish(piece)))
                     publishing.add(tasks[-1])
-                    tasks[-1].add_done_callback(publishing.discard)
+                    tasks[-1].add_done_callback(partial(_forget, publishing))
                 await queue.put((request.batch, tasks))
             await queue.put(None)
         except Exception as error:
             await queue.put(error)
 
     async def _publish(self, piece: pb.AppendRequest) -> None:
+        """Returns once the piece is stored; while the stream is full, the sender is held back."""
         try:
             body = piece.SerializeToString(deterministic=True)
             subject = self._streams.subject(kind_of(piece), piece.run)
-            await self._bus.publish(subject, body, {"Nats-Msg-Id": message_id(body)})
+            headers = {"Nats-Msg-Id": message_id(body)}
+            deadline = time.monotonic() + _PATIENCE_SECONDS
+            while True:
+                try:
+                    await self._bus.publish(subject, body, headers)
+                    return
+                except Unavailable:
+                    if time.monotonic() > deadline:
+                        raise
+                await asyncio.sleep(_RETRY_SECONDS)
         finally:
             self._room.release()
+
+
+def _forget(publishing: set[asyncio.Task[None]], task: asyncio.Task[None]) -> None:
+    publishing.discard(task)
+    # Seen by the answer that waits for it; after the first error nobody waits for the others.
+    if not task.cancelled():
+        task.exception()

@@ -4,6 +4,7 @@ The head document of a run counts the writes (their number is the version of the
 points that they bring) and makes two writers of the same run wait for each other.
 """
 
+import asyncio
 import json
 from collections import defaultdict
 from collections.abc import Sequence
@@ -69,7 +70,14 @@ class IngestStore:
         waits already for something before it; they must be sent again later.
         """
 
+        tries = 0
+
         async def work(session: Session) -> set[str]:
+            # A service that was killed leaves its documents locked for some seconds; the driver
+            # would try again at once, and again.
+            nonlocal tries
+            await asyncio.sleep(min(0.005 * (2**tries - 1), 0.5))
+            tries = min(tries + 1, 10)
             refused = await self._write_in(session, kind, run, messages)
             failpoints.hit("writer.before_commit")
             return refused
