@@ -185,6 +185,18 @@ def test_a_job_that_means_nothing_here_is_refused(tmp_path: Path, text: str, rea
         job.load(tmp_path / "job.yml")
 
 
+def test_shells_get_their_completions() -> None:
+    environment = {"_STELLWERK_COMPLETE": "bash_complete", "COMP_WORDS": "stellwerk ru", "COMP_CWORD": "1"}
+    result = subprocess.run(
+        [Path(sys.executable).parent / "stellwerk"],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (result.stdout, result.stderr) == ("plain,run\n", "")
+
+
 def test_a_trace_is_a_tree_with_orphans_as_roots() -> None:
     def span(identity: str, parent: str, start_ms: int, duration_ms: int) -> telemetry_pb2.Span:
         made = telemetry_pb2.Span(span_id=identity, parent_span_id=parent, name=identity, service="s")

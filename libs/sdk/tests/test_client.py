@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from stellwerk import AsyncClient, Client, StellwerkError, transfer, translate
+from stellwerk import AsyncClient, Client, StellwerkError, progress, transfer, translate
 from stellwerk.pack import pack
 from stellwerk_protos.common.v1 import common_pb2
 from stellwerk_protos.registry.v1 import blobs_pb2
@@ -74,6 +74,13 @@ def test_streams_go_on_where_they_broke(client: Client) -> None:
     assert run.is_over
 
 
+def test_a_stream_that_is_left_may_outlive_its_client(client: Client) -> None:
+    pieces = client.workspace("demo").runs.get("r").log(follow=True)
+    assert next(iter(pieces)).startswith("first")
+    client.close()
+    del pieces
+
+
 def test_the_blocking_client_closes_twice_and_leaves_no_thread(platform: Platform) -> None:
     before = threading.active_count()
     client = Client(grpc_address=platform.address, api_key=KEY)
@@ -95,6 +102,19 @@ def test_http_errors_are_translated_too() -> None:
     assert (error.code, error.message) == ("NOT_FOUND", "No endpoint.")
     error = translate.from_http(httpx.Response(502, text="<html>"), "POST /x")
     assert error.reason == "HTTP_502"
+
+
+def test_a_long_transfer_shows_a_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "SILENT_SECONDS", 0.0)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with progress.bar("Uploading code", 10, shown=True) as advance:
+        advance(5)
+    assert "Uploading code" in capsys.readouterr().err
+    with progress.bar("Uploading code", 10) as advance:
+        advance(5)
+    assert capsys.readouterr().err == ""
 
 
 class _Store(BaseHTTPRequestHandler):

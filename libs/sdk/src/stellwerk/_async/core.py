@@ -26,6 +26,8 @@ Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
 
 DEADLINE_SECONDS = 10.0
+# A service looks each file up in the blob store.
+DEADLINE_SECONDS_PER_FILE = 0.05
 # A server that was never there is given up sooner than one that restarts.
 FIRST_CONTACT_SECONDS = 2.0
 STREAM_OUTAGE_SECONDS = 60.0
@@ -59,15 +61,15 @@ class AsyncCore:
     async def call(
         self, method: grpc.aio.UnaryUnaryMultiCallable[Request, Response], request: Request
     ) -> Response:
-        """The answer, within ten seconds; raises `StellwerkError`."""
+        """The answer, within ten seconds and some time for each file in it; raises `StellwerkError`."""
         if "request_id" in request.DESCRIPTOR.fields_by_name and not getattr(request, "request_id"):  # noqa: B009
             setattr(request, "request_id", uuid.uuid4().hex)  # noqa: B010
         safe = type(request).__name__.startswith(_SAFE) or bool(getattr(request, "request_id", ""))
-        began = time.monotonic()
+        began, limit = time.monotonic(), DEADLINE_SECONDS + DEADLINE_SECONDS_PER_FILE * _files(request)
         with tracing.client_span(_span_name(method, request)) as (traceparent, trace_id):
             metadata = (self._authorization, ("traceparent", traceparent))
             while True:
-                left = began + DEADLINE_SECONDS - time.monotonic()
+                left = began + limit - time.monotonic()
                 try:
                     answer = await method(request, timeout=max(left, 0.1), metadata=metadata)
                 except grpc.aio.AioRpcError as error:
@@ -197,6 +199,12 @@ def _span_name(method: object, request: Message) -> str:
     """`stellwerk.runs.v1.RunService/CreateRun`, as servers name their spans."""
     path = getattr(method, "_method", b"")
     return path.decode().lstrip("/") if isinstance(path, bytes) and path else type(request).__name__
+
+
+def _files(request: Message) -> int:
+    """How many files or blobs a request names."""
+    names = (name for name in ("files", "blobs", "sha256") if name in request.DESCRIPTOR.fields_by_name)
+    return sum(len(getattr(request, name)) for name in names)
 
 
 def _options(local: bool) -> list[tuple[str, Any]]:

@@ -44,8 +44,8 @@ class AsyncRuns:
         command: str,
         *,
         code: str | Path = ".",
-        environment: str | None = None,
-        packages: Sequence[str] | None = None,
+        environment: str = "",
+        packages: Sequence[str] = (),
         python_version: str = "",
         compute: str = "local",
         inputs: Mapping[str, str] | None = None,
@@ -62,7 +62,8 @@ class AsyncRuns:
 
         `environment` is `sklearn:1` or `sklearn`; with `packages` (requirement lines) a version with
         those is made, called `environment` or else like the experiment, which is the folder's name
-        unless given. `inputs` maps names to datasets (`digits:1`) or models (`models/digits:1`).
+        unless given; with neither the command has Python and its standard library. `inputs` maps
+        names to datasets (`digits:1`) or models (`models/digits:1`).
         """
         folder = Path(code)
         experiment = experiment or _experiment(folder)
@@ -71,11 +72,11 @@ class AsyncRuns:
             workloads_pb2.Input(name=key, resource=await self._input(reference))
             for key, reference in (inputs or {}).items()
         ]
-        if packages is not None or environment is None:
+        if packages:
             environment = (
                 await self._environments.create_version(
-                    environment or _environment(experiment, packages or ()),
-                    packages=packages or (),
+                    environment or _experiment(Path(experiment)).lower()[:63],
+                    packages=packages,
                     python_version=python_version,
                 )
             ).name
@@ -89,7 +90,7 @@ class AsyncRuns:
             properties=properties,
             command=command,
             snapshot=snapshot,
-            environment=names.version(self._parent, "environments", environment),
+            environment=names.version(self._parent, "environments", environment) if environment else "",
             compute=names.resource(self._parent, "computes", compute.removeprefix("azureml:")),
             inputs=run_inputs,
             variables=variables,
@@ -288,10 +289,6 @@ async def create_snapshot(core: AsyncCore, parent: str, folder: Path) -> str:
 def _experiment(folder: Path) -> str:
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", folder.resolve().name).strip("-._")
     return re.sub(r"\.{2,}", ".", name) or "default"
-
-
-def _environment(experiment: str, packages: Sequence[str]) -> str:
-    return _experiment(Path(experiment)).lower()[:63] if packages else "no-packages"
 
 
 def _duration(seconds: float) -> Duration:

@@ -68,7 +68,9 @@ class Core:
             while (answer := self._run(_next(answers))) is not None:
                 yield answer
         finally:
-            self._run(_close(answers))
+            # A stream that nobody reads to its end may outlive its client.
+            if not self._loop.is_closed():
+                self._run(_close(answers))
 
     def pages(
         self,

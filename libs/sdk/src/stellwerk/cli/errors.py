@@ -26,6 +26,8 @@ def show(error: BaseException, *, debug: bool) -> int:
     """Prints an error and returns the exit code."""
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else FAILED
     if debug:
         traceback.print_exception(error)
     if isinstance(error, KeyboardInterrupt | click.Abort):

@@ -77,8 +77,9 @@ def _print_event(session: Session, event: Any) -> None:
     reason = data.get("reason") or {}
     kind = event.type.removeprefix("stellwerk.").removesuffix(".v1")
     resource = event.resource.split("/", 2)[-1]
-    why = f"  {reason.get('code', '')}: {reason.get('message', '')}" if reason.get("code") else ""
-    click.echo(f"{event.sequence:>7}  {output.when(event.time)}  {kind:<36}  {resource}{why}")
+    parts = (reason.get("code"), str(reason.get("message") or "").partition("\n")[0])
+    why = ": ".join(part for part in parts if part)
+    click.echo(f"{event.sequence:>7}  {output.when(event.time)}  {kind:<36}  {resource}  {why}".rstrip())
 
 
 @click.command(cls=Command, example="stellwerk trace RUN")
@@ -161,6 +162,6 @@ def compute_nodes(session: Session) -> None:
             states.node(item),
             item.pool,
             item.slots,
-            output.reason(item.reason),
+            output.reason_line(item.reason),
         ),
     )

@@ -37,7 +37,7 @@ class Display:
 
     def state(self, run: "AsyncRun") -> None:
         """A change of state."""
-        why = output.reason(run.message.reason)
+        why = output.reason_line(run.message.reason)
         self.line(f"[{time.strftime('%H:%M:%S')}] {run.state}{f'  {why}' if why else ''}")
 
     def log(self, text: str) -> None:

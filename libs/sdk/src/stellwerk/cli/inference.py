@@ -160,7 +160,7 @@ def _wait(deployments: Any, endpoint_name: str, created: Any) -> Any:
     newest = created
     for newest in deployments.watch(endpoint_name, names.last(created.name)):
         ready = f"{newest.ready_replica_count}/{newest.replica_count} ready"
-        text = f"{_state(newest)}  {ready}  {output.reason(newest.reason)}".rstrip()
+        text = f"{_state(newest)}  {ready}  {output.reason_line(newest.reason)}".rstrip()
         if text != shown:
             click.echo(text, err=True)
         shown = text
@@ -180,7 +180,7 @@ def deployment_list(session: Session, endpoint_name: str) -> None:
             _state(item),
             f"{item.ready_replica_count}/{item.replica_count}",
             _models(item),
-            output.reason(item.reason),
+            output.reason_line(item.reason),
         ),
     )
 

@@ -30,7 +30,7 @@ class Job:
 
     command: str = ""
     code: Path = Path()
-    environment: str | None = None
+    environment: str = ""
     packages: list[str] | None = None
     python_version: str = ""
     compute: str = "local"
@@ -83,7 +83,7 @@ def _read_environment(job: Job, given: Any, path: Path) -> None:
         job.environment = given.removeprefix("azureml:")
     elif isinstance(given, dict):
         _refuse(given, _ENVIRONMENT_KEYS, f"environment in {path}")
-        job.environment = _text(given, "name") or None
+        job.environment = _text(given, "name")
         job.packages = [str(package) for package in given.get("packages") or ()]
         if "requirements" in given:
             job.packages = requirements(path.parent / _text(given, "requirements")) + job.packages

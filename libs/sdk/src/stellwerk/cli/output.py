@@ -81,8 +81,13 @@ def size(count_bytes: int) -> str:
 
 
 def reason(given: "common_pb2.Reason") -> str:
-    """`CODE: message`, "" without a reason."""
-    return f"{given.code}: {given.message}" if given.code else given.message
+    """`CODE: message`, or what there is of it."""
+    return ": ".join(part for part in (given.code, given.message) if part)
+
+
+def reason_line(given: "common_pb2.Reason") -> str:
+    """The first line of a reason: further ones are the end of a log."""
+    return reason(given).partition("\n")[0]
 
 
 def files(given: Iterable["common_pb2.File"]) -> str:

@@ -69,7 +69,7 @@ def _apply(job: Job, options: dict[str, Any]) -> None:
     elif given is not None:
         job.packages = given
     beside = job.code / "requirements.txt"
-    if job.environment is None and job.packages is None and beside.is_file():
+    if not job.environment and job.packages is None and beside.is_file():
         job.packages = arguments.requirements(beside)
     job.command = job.command or DEFAULT_COMMAND
 
@@ -94,7 +94,7 @@ async def _create(workspace: "AsyncWorkspace", job: Job) -> "AsyncRun":
         job.command,
         code=job.code,
         environment=job.environment,
-        packages=job.packages,
+        packages=job.packages or (),
         python_version=job.python_version,
         compute=job.compute,
         inputs=job.inputs,
@@ -148,7 +148,7 @@ def list_(session: Session, experiment: str, limit: int) -> None:
             states.run(item),
             names.last(item.experiment),
             output.when(item.create_time),
-            output.reason(item.reason),
+            output.reason_line(item.reason),
         ),
     )
 
