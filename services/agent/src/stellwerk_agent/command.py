@@ -12,6 +12,7 @@ from typing import Any
 
 from stellwerk_agent import processes, shim
 from stellwerk_agent.files import write_atomic
+from stellwerk_platform import failpoints
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,9 @@ class Command:
             "log": str(log),
         }
         write_atomic(self._folder / "spec.json", json.dumps(spec).encode())
+        failpoints.hit("agent.before_start")
         await asyncio.to_thread(self._start)
+        failpoints.hit("agent.started")
 
     def _start(self) -> None:
         reader, writer = os.pipe()

@@ -1,6 +1,7 @@
 """Composition of the agent."""
 
 import fcntl
+import logging
 import os
 
 import httpx
@@ -19,6 +20,8 @@ _HTTP_TIMEOUT_SECONDS = 30
 
 async def compose(process: app.App, settings: Settings) -> None:
     """Takes the folder, and goes on where the last agent on it stopped."""
+    # It would write presigned URLs, which are secrets, into the log.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     settings.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     _take(settings)
     anonymous = connect(settings.grpc_address)

@@ -16,7 +16,7 @@ from stellwerk_agent.files import tail
 from stellwerk_agent.folder import ENVIRONMENT_LOG, STD_LOG
 from stellwerk_agent.ingest import Shipper
 from stellwerk_agent.worker import CANCELED, FAILED, FINALIZING, RUNNING, SUCCEEDED, Outcome, Worker
-from stellwerk_platform import telemetry
+from stellwerk_platform import failpoints, telemetry
 from stellwerk_protos.common.v1 import common_pb2
 
 _NO_MODULE = re.compile(r"ModuleNotFoundError: No module named '([^']+)'")
@@ -55,6 +55,7 @@ class RunWorker(Worker):
                 ended, stopped = await self.wait_for_command()
             known = {**asdict(ended), "stopped": stopped}
             self.folder.note("outcome", known)
+            failpoints.hit("agent.ended")
         if known.pop("stopped"):
             return Outcome(CANCELED, self.stopped().reason)
         return outcome_of(Exit(**known), tail(self.folder.path / STD_LOG))
@@ -132,6 +133,7 @@ class RunWorker(Worker):
                 phase.note = await outputs.collect(
                     self.folder.work, self.allocation.owner, self.node.blobs, self.node.artifacts
                 )
+                failpoints.hit("agent.collected")
             except StepFailed as failure:
                 # How the command ended matters more, unless it was well.
                 if outcome.state == SUCCEEDED:

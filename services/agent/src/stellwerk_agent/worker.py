@@ -18,7 +18,7 @@ from stellwerk_agent.failure import StepFailed, Stopped, reason_of
 from stellwerk_agent.files import protect, remove
 from stellwerk_agent.folder import ENVIRONMENT_LOG, AllocationFolder
 from stellwerk_agent.node import Node
-from stellwerk_platform import names, telemetry
+from stellwerk_platform import failpoints, names, telemetry
 from stellwerk_platform.documents import now
 from stellwerk_protos.common.v1 import common_pb2
 from stellwerk_protos.compute.v1 import agents_pb2, computes_pb2, workloads_pb2
@@ -109,6 +109,7 @@ class Worker(ABC):
         self._state.state = state
         self._state.reason.CopyFrom(reason)
         self.folder.add_report(self._state)
+        failpoints.hit("agent.reported")
         report = agents_pb2.Report()
         report.CopyFrom(self._state)
         self._send(report)
