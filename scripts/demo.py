@@ -30,6 +30,7 @@ from stellwerk_protos.open_inference import grpc_predict_v2_pb2_grpc as oip_grpc
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "digits"
 DATA_DIR = ROOT / ".stellwerk" / "demo"
+FILES = DATA_DIR.with_name("demo-files")
 STELLWERK = Path(sys.executable).with_name("stellwerk")
 WORKSPACE = "demo"
 GOAL_ACCURACY = 0.95
@@ -69,15 +70,23 @@ class Demo:
 
     def python(self, script: Path) -> None:
         """Runs one of the example's scripts in the platform's environment."""
-        self._start([sys.executable, script], capture=False, show=True)
+        FILES.mkdir(parents=True, exist_ok=True)
+        self._start([sys.executable, script], capture=False, show=True, folder=FILES)
 
-    def _start(self, command: list[str | Path], *, capture: bool, show: bool) -> str:
+    def _start(
+        self, command: list[str | Path], *, capture: bool, show: bool, folder: Path | None = None
+    ) -> str:
         words = [str(word) for word in command]
         if show:
             short = [Path(words[0]).name, *(word.removeprefix(f"{ROOT}/") for word in words[1:])]
             console.print(f"[cyan]$ {shlex.join(short)}[/cyan]")
         done = subprocess.run(
-            words, env=self.environment, stdout=subprocess.PIPE if capture else None, text=True, check=False
+            words,
+            env=self.environment,
+            cwd=folder,
+            stdout=subprocess.PIPE if capture else None,
+            text=True,
+            check=False,
         )
         if done.returncode != 0:
             raise DemoError(f"{shlex.join(words[:3])} … ended with exit code {done.returncode}")
@@ -89,7 +98,7 @@ def start(demo: Demo) -> dict[str, Any]:
     demo.run("up", "--detach")
     status: dict[str, Any] = demo.ask("status", show=False)
     demo.environment["STELLWERK_API_KEY_FILE"] = status["owner_key_file"]
-    names = {item["name"] for item in demo.ask("workspace", "list", show=False)["workspaces"]}
+    names = {item["name"] for item in demo.ask("workspace", "list", show=False)}
     if f"workspaces/{WORKSPACE}" not in names:
         demo.run("workspace", "create", WORKSPACE)
     return status
@@ -98,7 +107,7 @@ def start(demo: Demo) -> dict[str, Any]:
 def prepare(demo: Demo) -> str:
     """Writes and registers the digits; returns the dataset version's number."""
     demo.python(EXAMPLE / "prepare.py")
-    dataset = demo.ask("dataset", "create", "digits", "--path", EXAMPLE / "data" / "digits.csv")
+    dataset = demo.ask("dataset", "create", "digits", FILES / "digits.csv")
     return str(dataset["version"])
 
 
@@ -110,7 +119,7 @@ def train(demo: Demo, dataset_version: str) -> dict[str, Any]:
         *("--input", f"digits=digits:{dataset_version}"),
     )
     run: dict[str, Any] = demo.ask("run", "show", name, show=False)
-    metrics = demo.ask("run", "metrics", name, show=False)["metrics"]
+    metrics = demo.ask("run", "metrics", name, show=False)
     run["accuracy"] = next(float(metric["last"]) for metric in metrics if metric["metric"] == "accuracy")
     return run
 
@@ -119,7 +128,7 @@ def deploy(demo: Demo, run_id: str) -> tuple[str, dict[str, Any], str]:
     """Registers the model and puts it behind the endpoint; returns version, endpoint and deployment."""
     model = demo.ask("model", "register", "digits", "--run", run_id, "--path", "outputs/model.joblib")
     version = str(model["version"])
-    names = {item["name"] for item in demo.ask("endpoint", "list", show=False).get("endpoints", [])}
+    names = {item["name"] for item in demo.ask("endpoint", "list", show=False)}
     if f"workspaces/{WORKSPACE}/endpoints/digits" not in names:
         demo.run("endpoint", "create", "digits")
     deployment = f"v{version}"
@@ -129,17 +138,17 @@ def deploy(demo: Demo, run_id: str) -> tuple[str, dict[str, Any], str]:
     )
     demo.run("endpoint", "traffic", "digits", f"{deployment}=100")
     endpoint: dict[str, Any] = demo.ask("endpoint", "show", "digits", show=False)
-    for old in demo.ask("deployment", "list", "--endpoint", "digits", show=False)["deployments"]:
+    for old in demo.ask("deployment", "list", "--endpoint", "digits", show=False):
         old_id = old["name"].rsplit("/", 1)[-1]
         if old_id != deployment and old["state"] != "PROVISIONING_STATE_DELETED":
-            demo.run("deployment", "delete", old_id, "--endpoint", "digits", "--yes", show=False)
+            demo.run("deployment", "delete", old_id, "--endpoint", "digits", show=False)
     return version, endpoint, deployment
 
 
 def score(status: dict[str, Any], endpoint: dict[str, Any]) -> dict[str, str]:
     """Scores the held-out images in the three ways an endpoint can be called."""
-    holdout = json.loads((EXAMPLE / "data" / "holdout.json").read_text())
-    images, labels = holdout["data"], holdout["target"]
+    holdout = json.loads((FILES / "holdout.json").read_text())
+    images, labels = holdout["request"]["data"], holdout["digits"]
     key = Path(status["owner_key_file"]).read_text().strip()
     url = status["gateway_url"] + endpoint["path"]
     headers = {"authorization": f"Bearer {key}"}
@@ -218,10 +227,13 @@ def main_job(demo: Demo) -> None:
         for name, result in results.items():
             console.print(f"{name}: {result}")
     with demo.phase("explain"):
-        demo.run("trace", run_id)
-        events = demo.ask("events", "list", show=False)["events"]
-        for event in events[-5:]:
-            console.print(f"{event['sequence']:>6} {event['time']} {event['type']} {event['resource']}")
+        demo.run("events", "list", "--resource", f"runs/{run_id}")
+        spans = demo.ask("trace", run_id)["spans"]
+        for span in spans:
+            if span["service"] == "agent" and "/" not in span["name"]:
+                console.print(f"agent  {span['name']:<20} {int(span['durationUs']) / 1e3:>9.1f} ms")
+        services = ", ".join(sorted({span["service"] for span in spans}))
+        events = demo.ask("events", "list", "--limit", "100000", show=False)
     summarise(
         demo,
         {
@@ -231,7 +243,7 @@ def main_job(demo: Demo) -> None:
             "endpoint": f"{status['gateway_url']}{endpoint['path']}/score (deployment {deployment})",
             **results,
             "journal events": str(len(events)),
-            "trace": run["traceId"],
+            "trace": f"{run['traceId']}: {len(spans)} spans of {services}",
         },
     )
     if run["accuracy"] <= GOAL_ACCURACY:

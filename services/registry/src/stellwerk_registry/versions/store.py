@@ -45,7 +45,12 @@ class VersionStore(Collection[V]):
                 return_document=ReturnDocument.AFTER,
                 session=tx.session,
             )
-            return await self.create_in(tx, build(counter["last"]), Fact("created", "REQUESTED"), request_id)
+            return await self.create_in(
+                tx,
+                build(counter["last"]),
+                Fact("created", "REQUESTED", f"Version {counter['last']}."),
+                request_id,
+            )
 
         while True:
             if (existing := await self.created_by(request_id)) is not None:

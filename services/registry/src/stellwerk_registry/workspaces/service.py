@@ -27,7 +27,9 @@ class WorkspaceService(workspaces_pb2_grpc.WorkspaceServiceServicer):
             description=request.description,
             tags=request.tags,
         )
-        return await self._store.create(workspace, Fact("created", "REQUESTED"), request.request_id)
+        return await self._store.create(
+            workspace, Fact("created", "REQUESTED", f"{workspace.creator} created it."), request.request_id
+        )
 
     async def GetWorkspace(self, request: pb.GetWorkspaceRequest, context: Any) -> pb.Workspace:
         (workspace,) = names.parse("workspaces/*", request.name)
