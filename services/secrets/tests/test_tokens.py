@@ -241,3 +241,16 @@ async def test_no_secret_is_written_down(fresh: Secrets, caplog: pytest.LogCaptu
     text = caplog.text + "".join(stored)
     for secret in (fresh.owner_key, fresh.otlp_key, fresh.servers.vault_secret_id, *tokens):
         assert secret not in text
+
+
+async def test_a_restart_of_vault_is_waited_for(secrets: Secrets) -> None:
+    servers = secrets.servers
+    pid = servers.process.kill("openbao")
+    async with secrets.as_service() as stub, secrets.stub() as anonymous:
+        request = tokens_pb2.IssueWorkloadTokenRequest(owner="workspaces/demo/runs/a")
+        await asyncio.gather(
+            stub.IssueWorkloadToken(request),
+            anonymous.ListSigningKeys(tokens_pb2.ListSigningKeysRequest()),
+            exchange(secrets, secrets.owner_key),
+        )
+    await asyncio.to_thread(servers.process.wait_until_back, "openbao", pid)

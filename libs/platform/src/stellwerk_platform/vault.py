@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,6 +14,7 @@ import requests
 
 from stellwerk_platform.errors import FailedPrecondition, Unauthenticated, Unavailable
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -102,8 +104,8 @@ class Vault:
             hvac.exceptions.RateLimitExceeded,
             hvac.exceptions.InternalServerError,
         ) as error:
+            # The text names addresses, which are nothing for callers.
+            log.warning("Vault does not answer: %s", str(error)[:300])
             raise Unavailable(
-                "VAULT_UNAVAILABLE",
-                f"Vault does not answer: {str(error)[:300]}",
-                "Check that it runs and is unsealed.",
+                "VAULT_UNAVAILABLE", "Vault does not answer.", "Check that it runs and is unsealed."
             ) from error

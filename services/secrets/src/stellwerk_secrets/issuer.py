@@ -8,39 +8,18 @@ than half its life is left, and what waits for Vault is bounded.
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 
 import hvac.exceptions
 
-from stellwerk_platform.errors import FailedPrecondition, ResourceExhausted, Unavailable
+from stellwerk_platform.errors import FailedPrecondition, Unavailable
 from stellwerk_platform.vault import Vault
 from stellwerk_protos.secrets.v1 import tokens_pb2
 from stellwerk_secrets.domain import Identity, key_id, signing_input
+from stellwerk_secrets.limits import Gate, patiently
 
 KEY = "stellwerk-tokens"
 _KEYS_SECONDS = 5.0
-_RETRY_SECONDS = 3.0
-_RETRY_DELAY_SECONDS = 0.2
-
-
-class Gate:
-    """Lets some callers in, some wait, and turns the rest away with `ResourceExhausted`."""
-
-    def __init__(self, running: int, waiting: int) -> None:
-        self._semaphore = asyncio.Semaphore(running)
-        self._free = running + waiting
-
-    @asynccontextmanager
-    async def __call__(self) -> AsyncIterator[None]:
-        if self._free == 0:
-            raise ResourceExhausted("SECRETS_BUSY", "Too many requests for tokens.", "Try again in a moment.")
-        self._free -= 1
-        try:
-            async with self._semaphore:
-                yield
-        finally:
-            self._free += 1
 
 
 class SigningKeys:
@@ -121,19 +100,12 @@ class Issuer:
         return token
 
     async def _sign(self, version: int, payload: bytes) -> str:
-        """A Vault that is just being restarted is waited for."""
-        give_up = time.monotonic() + _RETRY_SECONDS
-        while True:
-            try:
-                return await self._vault.sign(KEY, version, payload)
-            except hvac.exceptions.VaultError as error:
-                # The version may have been retired in this very moment.
-                self._keys.forget()
-                raise _no_key(error) from error
-            except Unavailable:
-                if time.monotonic() > give_up:
-                    raise
-            await asyncio.sleep(_RETRY_DELAY_SECONDS)
+        try:
+            return await patiently(lambda: self._vault.sign(KEY, version, payload))
+        except hvac.exceptions.VaultError as error:
+            # The version may have been retired in this very moment.
+            self._keys.forget()
+            raise _no_key(error) from error
 
 
 def _no_key(error: Exception) -> FailedPrecondition:

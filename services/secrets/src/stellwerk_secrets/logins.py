@@ -6,7 +6,7 @@ import time
 from stellwerk_platform.errors import Unauthenticated
 from stellwerk_platform.vault import Vault
 from stellwerk_secrets.domain import Identity, identity_of_approle
-from stellwerk_secrets.issuer import Gate
+from stellwerk_secrets.limits import Gate, patiently
 
 _REMEMBER_SECONDS = 60.0
 _LIMIT = 200
@@ -30,7 +30,7 @@ class Logins:
         digest = hashlib.sha256(f"{role_id}\0{secret_id}".encode()).hexdigest()
         if self._proven.get(digest, 0.0) < time.monotonic():
             async with self._gate():
-                await self._vault.check_login(role_id, secret_id)
+                await patiently(lambda: self._vault.check_login(role_id, secret_id))
             self._remember(digest)
         return identity_of_approle(role_id)
 

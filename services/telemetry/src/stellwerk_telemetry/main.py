@@ -1,7 +1,9 @@
 """Composition root of `telemetry`."""
 
+import asyncio
 from datetime import timedelta
 
+from stellwerk_platform import telemetry
 from stellwerk_platform.app import App, Service, run
 from stellwerk_platform.grpc_server import Registration
 from stellwerk_protos.telemetry.v1 import telemetry_pb2, telemetry_pb2_grpc
@@ -35,6 +37,8 @@ async def compose(app: App, settings: TelemetrySettings) -> None:
     )
     sink = otlp.TraceSink(buffer, timedelta(days=settings.trace_days))
     await app.serve(settings.listen, service.verify, [registration, *otlp.registrations(sink)])
+    # Its own last spans must leave while it still takes spans.
+    app.defer(lambda: asyncio.to_thread(telemetry.stop))
 
 
 if __name__ == "__main__":
