@@ -94,6 +94,12 @@ def test_a_server_that_is_not_there(platform: Platform) -> None:
     assert call("workspace", "list").exit_code == 5
 
 
+def test_a_stack_that_is_down(tmp_path: Path) -> None:
+    assert call("status", "--data-dir", str(tmp_path)).exit_code == 5
+    result = call("logs", "runs", "--data-dir", str(tmp_path))
+    assert (result.exit_code, "error[LOG_NOT_FOUND]" in result.stderr) == (3, True)
+
+
 def test_debug_shows_the_traceback(platform: Platform) -> None:
     assert "Traceback" in call("workspace", "show", "none", "--debug", *platform.options()).stderr
 

@@ -29,7 +29,7 @@ DEADLINE_SECONDS = 10.0
 # A service looks each file up in the blob store.
 DEADLINE_SECONDS_PER_FILE = 0.05
 # A server that was never there is given up sooner than one that restarts.
-FIRST_CONTACT_SECONDS = 2.0
+FIRST_CONTACT_SECONDS = 4.0
 STREAM_OUTAGE_SECONDS = 60.0
 _RETRY_SECONDS = 0.2
 # Repeating these is harmless; so is what carries a request id.

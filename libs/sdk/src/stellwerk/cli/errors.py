@@ -58,7 +58,8 @@ def _parts(error: Any) -> tuple[str, str, str, str, str]:
         return error.reason, error.message, error.cure, error.trace_id, error.code
     # The launcher's error, looked at by its shape so that it need not be imported.
     if type(error).__name__ == "LauncherError":
-        code = "UNAVAILABLE" if error.reason == "STACK_DOWN" else "UNKNOWN"
+        known = {"STACK_DOWN": "UNAVAILABLE", "LOG_NOT_FOUND": "NOT_FOUND"}
+        code = known.get(error.reason, "UNKNOWN")
         return error.reason, error.message, error.cure, "", code
     message = f"{type(error).__name__}: {error}".rstrip(": ")
     return "INTERNAL", message, "Run the command again with --debug and report what it prints.", "", ""
