@@ -128,6 +128,8 @@ class LogTail(Tail[ingest_pb2.LogChunk]):
 class MetricTail(Tail[ingest_pb2.MetricBatch]):
     """Follows a write-ahead file."""
 
+    _is_damaged = False
+
     def _next(self, start: Position) -> Batch[ingest_pb2.MetricBatch] | None:
         try:
             records, offset = wal.read(self.path, start.offset)
@@ -135,7 +137,9 @@ class MetricTail(Tail[ingest_pb2.MetricBatch]):
             return None
         except wal.WalError as error:
             # What lies behind cannot be found any more; everything before it has been handed out.
-            log.error("%s is damaged at byte %d: %s", self.path, start.offset, error)
+            if not self._is_damaged:
+                log.error("%s is damaged at byte %d: %s", self.path, start.offset, error)
+            self._is_damaged = True
             return None
         if not records:
             return None

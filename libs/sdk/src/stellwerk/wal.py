@@ -84,10 +84,15 @@ def read(path: str | Path, offset: int, limit_bytes: int = READ_BYTES) -> tuple[
     records = []
     position = 0
     while position + _LENGTH.size <= len(data):
-        end = position + _length(data, position)
-        if end > len(data):
-            break
-        records.append(_unpack(data, position + _LENGTH.size, end))
+        try:
+            end = position + _length(data, position)
+            if end > len(data):
+                break
+            records.append(_unpack(data, position + _LENGTH.size, end))
+        except WalError:
+            if not records:
+                raise
+            break  # what was whole comes first; the next read tells
         position = end
     return records, offset + position
 
