@@ -6,7 +6,7 @@ from typing import Any
 import grpc
 from aiohttp import web
 
-from stellwerk_platform.errors import InvalidArgument
+from stellwerk_platform.errors import InvalidArgument, Unavailable
 from stellwerk_platform.grpc_server import abort
 from stellwerk_protos.inference.v1 import endpoints_pb2 as pb
 from stellwerk_protos.open_inference import grpc_predict_v2_pb2 as oip
@@ -22,6 +22,7 @@ class FakeReplica:
         self.requests: list[web.Request] = []
         self.metadata: dict[str, Any] = {}
         self.drop_next = False
+        self.starting = False
         application = web.Application()
         application.router.add_route("*", "/{path:.*}", self._answer)
         self._runner = web.AppRunner(application, shutdown_timeout=0.1)
@@ -61,6 +62,8 @@ class FakeReplica:
             request.transport.abort()
         body = await request.read()
         self.requests.append(request)
+        if self.starting:
+            return web.json_response({"error": "starting", "reason": "WORKER_NOT_READY"}, status=503)
         if request.path == "/score" and body == b"hang":
             await asyncio.sleep(30)
         if request.path == "/score" and body == b"bad":
@@ -72,6 +75,8 @@ class FakeReplica:
 
     async def _infer(self, request: oip.ModelInferRequest, context: Any) -> oip.ModelInferResponse:
         self.metadata = dict(context.invocation_metadata())
+        if self.starting:
+            await abort(context, Unavailable("WORKER_NOT_READY", "starting"))
         if request.model_name == "unknown":
             await abort(context, InvalidArgument("BAD", "bad"))
         return oip.ModelInferResponse(model_name=self.name, id=request.id)

@@ -161,6 +161,24 @@ async def test_a_replica_that_cannot_be_reached_costs_no_answer(
     assert (status, document["reason"]) == (503, "REPLICA_UNREACHABLE")
 
 
+async def test_a_replica_whose_worker_starts_is_passed_over(
+    web: aiohttp.ClientSession, door: Door, table: RouteTable, replicas: list[FakeReplica]
+) -> None:
+    a, b, _ = replicas
+    a.starting = True
+    table.replace([route(blue=(100, [a, b]))])
+    stub = oip_grpc.GRPCInferenceServiceStub(door.channel)
+    for _ in range(3):
+        assert (await score(web))[1]["by"] == "b"
+        assert (await stub.ModelInfer(oip.ModelInferRequest(), metadata=METADATA)).model_name == "b"
+    b.starting = True
+    status, document = await score(web)
+    assert (status, document["reason"]) == (503, "WORKER_NOT_READY")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.ModelInfer(oip.ModelInferRequest(), metadata=METADATA)
+    assert from_rpc(caught.value).reason == "WORKER_NOT_READY"
+
+
 async def test_limits(web: aiohttp.ClientSession, table: RouteTable, replicas: list[FakeReplica]) -> None:
     table.replace([route(blue=(100, replicas[:1]))])
     status, document = await score(web, "x" * 1_001)

@@ -10,12 +10,14 @@ from stellwerk_gateway.forward import Metadata, finish, is_lost_connection, onwa
 from stellwerk_gateway.scoring import access
 from stellwerk_gateway.scoring.access import REQUEST_ID, Access
 from stellwerk_gateway.scoring.routes import RouteTable
-from stellwerk_platform.errors import PlatformError, Unavailable
+from stellwerk_platform.errors import PlatformError, Unavailable, from_rpc
 from stellwerk_platform.grpc_client import OPTIONS
 from stellwerk_platform.grpc_server import abort
 
 _PREFIX = f"/{catalog.SCORING_SERVICE}/"
 _DROPPED = frozenset({"authorization", access.ENDPOINT_KEY, REQUEST_ID})
+# The scorer's reasons for which the request has not reached the script.
+_ASK_ANOTHER = frozenset({"WORKER_NOT_READY"})
 # Calls that still run when a replica leaves the table get this long.
 _CLOSE_GRACE_SECONDS = 30.0
 
@@ -71,13 +73,17 @@ class ScoringHandler(grpc.GenericRpcHandler):
         replicas = await self._routes.next(endpoint)
         remaining = context.time_remaining()
         timeout = self._timeout_seconds if remaining is None else min(remaining, self._timeout_seconds)
+        problem: grpc.aio.AioRpcError | None = None
         for replica in (replicas[0], replicas[1 % len(replicas)]):
             call: Any = self._channel(replica.grpc_address).unary_unary(method)
             try:
                 return await finish(call(request, metadata=metadata, timeout=timeout), context)
             except grpc.aio.AioRpcError as error:
-                if not is_lost_connection(error):
+                if not is_lost_connection(error) and from_rpc(error).reason not in _ASK_ANOTHER:
                     raise
+                problem = error
+        if problem is not None and not is_lost_connection(problem):
+            raise problem
         raise Unavailable(
             "REPLICA_UNREACHABLE",
             "The replica ended while it was asked.",

@@ -147,6 +147,9 @@ class ScoringDoor:
                 async with self._session.request(
                     method, url, headers=headers, data=body, timeout=self._timeout, allow_redirects=False
                 ) as response:
+                    # Its worker is being started: the request has not reached the script.
+                    if response.status == 503 and replica is first and second is not first:
+                        continue
                     return await answer.relay(response)
             except TimeoutError as error:
                 raise DeadlineExceeded(
