@@ -35,6 +35,7 @@ class Registry:
 
     address: str
     channel: grpc.aio.Channel
+    secrets: Secrets
 
     @property
     def workspaces(self) -> "workspaces_pb2_grpc.WorkspaceServiceAsyncStub":
@@ -95,6 +96,6 @@ async def running(servers: Servers) -> AsyncIterator[Registry]:
             await compose(app, settings)
             address = f"127.0.0.1:{port}"
             async with connect(address, StaticCredentials(secrets.owner_key)) as channel:
-                yield Registry(address, channel)
+                yield Registry(address, channel, secrets)
         finally:
             await app.leave()

@@ -95,14 +95,16 @@ class EnvironmentService(environments_pb2_grpc.EnvironmentServiceServicer):
         self, request: pb.LockEnvironmentVersionRequest, context: Any
     ) -> pb.EnvironmentVersion:
         names.parse(f"{_PARENT}/versions/*", request.name)
-        if not request.lock or len(request.lock) > _LOCK_BYTES or not request.digest.startswith("sha256:"):
+        if len(request.lock) > _LOCK_BYTES or not request.digest.startswith("sha256:"):
             raise InvalidArgument(
-                "INVALID_LOCK", "The lock is empty or too large.", "Resolve the environment again."
+                "INVALID_LOCK", "The lock is too large or has no digest.", "Resolve the environment again."
             )
 
         def lock(version: pb.EnvironmentVersion) -> Fact | None:
-            if version.lock:
+            if version.digest:
                 return None
+            if version.packages and not request.lock:
+                raise InvalidArgument("INVALID_LOCK", "The lock is empty.", "Resolve the environment again.")
             version.lock, version.digest = request.lock, request.digest
             return Fact("locked", "RESOLVED", f"{len(request.lock.splitlines())} lines")
 
