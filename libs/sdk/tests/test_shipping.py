@@ -51,7 +51,7 @@ def test_whatever_is_torn_cut_or_sent_twice_each_point_arrives_once(
     folder = tmp_path_factory.mktemp("wal")
     path = folder / "1-0a0b0c0d.wal"
     whole = b"".join(wal.pack(time_ms, points) for time_ms, points in records)
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=5))) + [len(whole)]
+    cuts = [*sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=5))), len(whole)]
     sent: list[MetricBatch] = []
     tail = MetricTail(path)
     for cut in cuts:
@@ -102,10 +102,9 @@ def test_a_record_longer_than_one_read_still_comes(tmp_path: Path) -> None:
 def test_a_damaged_file_says_so_and_keeps_what_was_whole(tmp_path: Path, rest: bytes) -> None:
     path = tmp_path / "1-00000000.wal"
     good = wal.pack(1, [("a", 1, 1.0)])
-    path.write_bytes(good)
+    path.write_bytes(good + rest)
     tail = MetricTail(path)
     assert tail.next() is not None
-    path.write_bytes(good + rest)
     with pytest.raises(wal.WalError):
         wal.read(path, len(good))
     assert tail.next() is None

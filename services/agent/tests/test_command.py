@@ -1,0 +1,131 @@
+"""The shim and the processes of a command: started once, found again, ended with all descendants."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stellwerk_agent import processes, shim
+from stellwerk_agent.command import Command, Exit
+from stellwerk_agent.folder import STD_LOG
+from stellwerk_agent.run import outcome_of
+from stellwerk_agent.sweep import sweep
+from stellwerk_agent.worker import FAILED, SUCCEEDED
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An allocation's folder, in a place with a space in its name."""
+    path = tmp_path / "an agent" / "allocations" / "demo.one"
+    for name in ("command", "user_logs", "work"):
+        (path / name).mkdir(parents=True)
+    return path
+
+
+async def start(folder: Path, command: str) -> Command:
+    started = Command(folder / "command", folder)
+    argv = ["/bin/sh", "-c", command]
+    await started.start(argv, folder / "work", {"PATH": "/usr/bin:/bin"}, folder / STD_LOG)
+    return started
+
+
+def text(folder: Path) -> str:
+    return (folder / STD_LOG).read_text()
+
+
+@pytest.mark.parametrize(
+    ("command", "code"), [("echo one; echo two >&2", 0), ("exit 3", 3), ("kill -9 $$", -9)]
+)
+async def test_a_command_runs_and_its_end_is_known(folder: Path, command: str, code: int) -> None:
+    started = await start(folder, command)
+    assert await started.wait() == Exit(code)
+    assert await Command(folder / "command", folder).wait() == Exit(code), "also after a restart"
+    if code == 0:
+        assert text(folder) == "one\ntwo\n"
+
+
+async def test_a_command_that_cannot_be_started_says_why(folder: Path) -> None:
+    started = Command(folder / "command", folder)
+    await started.start(["/no/such/program"], folder / "work", {}, folder / STD_LOG)
+    ended = await started.wait()
+    assert "No such file" in ended.error
+    assert outcome_of(ended, "").reason.code == "COMMAND_NOT_STARTED"
+
+
+async def test_two_agents_start_it_once(folder: Path) -> None:
+    started = await start(folder, "echo ran; sleep 0.2")
+    again = [sys.executable, "-I", "-S", shim.__file__, str(folder / "command")]
+    assert (await asyncio.to_thread(subprocess.run, again, check=True)).returncode == 0
+    await started.wait()
+    assert text(folder) == "ran\n"
+
+
+async def test_a_lost_shim_is_not_mistaken_for_success(folder: Path) -> None:
+    started = await start(folder, "sleep 60")
+    claim = json.loads((folder / "command" / "claim.json").read_bytes())
+    subprocess.run(["kill", "-9", str(claim["pid"])], check=True)
+    waiting = asyncio.create_task(started.wait())
+    await started.end(1)
+    ended = await waiting
+    assert ended.is_lost
+    assert outcome_of(ended, "").reason.code == "COMMAND_LOST"
+
+
+async def test_the_end_reaches_grandchildren_that_hide(folder: Path) -> None:
+    started = await start(
+        folder,
+        "trap '' TERM; (setsid sh -c 'trap \"\" TERM; sleep 60' &); echo up; while :; do sleep 1; done",
+    )
+    await until_it_says(folder, "up")
+    await started.end(0.2)
+    assert await started.wait() == Exit(-9)
+    assert not processes.of_allocation(folder, None)
+
+
+async def test_a_polite_command_ends_within_its_grace(folder: Path) -> None:
+    started = await start(folder, "trap 'echo saved; exit 0' TERM; echo up; while :; do sleep 0.05; done")
+    await until_it_says(folder, "up")
+    await started.end(10)
+    assert await started.wait() == Exit(0)
+    assert text(folder) == "up\nsaved\n"
+
+
+async def test_a_sweep_ends_what_an_agent_left(folder: Path) -> None:
+    started = await start(folder, "sleep 60")
+    await asyncio.to_thread(sweep, folder.parent.parent)
+    assert await started.wait() == Exit(-15)
+
+
+async def until_it_says(folder: Path, word: str) -> None:
+    """Returns when the log holds the word; a file has no event to wait for."""
+    async with asyncio.timeout(10):
+        while word not in text(folder):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("ended", "log", "code", "part"),
+    [
+        (Exit(3), "a\nboom\n\n", "SCRIPT_FAILED", "exited with code 3: boom"),
+        (Exit(-9), "", "SCRIPT_KILLED", "signal 9 (SIGKILL)"),
+        (Exit(137), "", "SCRIPT_KILLED", "signal 9 (SIGKILL)"),
+        (Exit(1), "ModuleNotFoundError: No module named 'sklearn.svm'\n", "MODULE_NOT_FOUND", "sklearn.svm"),
+    ],
+)
+def test_each_end_has_a_reason(ended: Exit, log: str, code: str, part: str) -> None:
+    outcome = outcome_of(ended, log)
+    assert (outcome.state, outcome.reason.code) == (FAILED, code)
+    assert part in outcome.reason.message
+    assert outcome.reason.cure
+
+
+def test_success_needs_no_cure() -> None:
+    assert outcome_of(Exit(0), "ModuleNotFoundError: No module named 'x'").state == SUCCEEDED
+
+
+def test_the_package_of_a_module_is_named() -> None:
+    reason = outcome_of(Exit(1), "ModuleNotFoundError: No module named 'sklearn'").reason
+    assert "scikit-learn" in reason.cure
