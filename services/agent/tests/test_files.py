@@ -139,7 +139,11 @@ async def test_a_store_that_keeps_refusing_is_given_up(
 
 
 async def test_a_store_that_comes_back_gets_everything(tmp_path: Path) -> None:
-    answers = [httpx.ConnectError("nobody there"), httpx.Response(503), httpx.Response(200)]
+    answers: list[httpx.Response | Exception] = [
+        httpx.ConnectError("nobody there"),
+        httpx.Response(503),
+        httpx.Response(200),
+    ]
 
     def answer(request: httpx.Request) -> httpx.Response:
         found = answers.pop(0)

@@ -65,9 +65,13 @@ class Blobs:
             copy(self._path(file.sha256), target / file.path, mode)
 
     async def _download_all(self, workspace: str, digests: list[str]) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            for digest in digests:
-                tasks.create_task(self._download(workspace, digest))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for digest in digests:
+                    tasks.create_task(self._download(workspace, digest))
+        except ExceptionGroup as group:
+            # One reason is what a run can have.
+            raise group.exceptions[0] from group
 
     async def _download(self, workspace: str, digest: str) -> None:
         delay = FIRST_DELAY_SECONDS
@@ -91,7 +95,7 @@ class Blobs:
             async with self._client.stream("GET", url) as response:
                 response.raise_for_status()
                 with open(temporary, "wb") as file:
-                    async for chunk in response.aiter_raw(_CHUNK_BYTES):
+                    async for chunk in response.aiter_bytes(_CHUNK_BYTES):
                         found.update(chunk)
                         file.write(chunk)
             if found.hexdigest() != digest:
