@@ -87,6 +87,7 @@ def test_a_run_remembers_what_it_was(run: dict[str, Any]) -> None:
     assert run["state"] == "RUN_STATE_COMPLETED"
     assert run["exitCode"] == 0
     assert len(run["traceId"]) == 32
+    assert len(run["git"]["commit"]) == 40
     assert [phase["name"] for phase in run["phases"]] == [
         "prepare_environment",
         "fetch_snapshot",

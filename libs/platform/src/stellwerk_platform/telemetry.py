@@ -22,6 +22,8 @@ _EXPORT_DELAY_MS = 500
 def start(service: str, settings: Settings) -> None:
     """Configures logging and, if an endpoint is set, the export of spans."""
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # Its lines name whole URLs, and a presigned URL is a credential.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     # A sink that is down for a moment must not fill the log of every process.
     logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
     propagate.set_global_textmap(_PROPAGATOR)
