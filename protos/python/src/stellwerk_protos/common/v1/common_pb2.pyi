@@ -97,6 +97,7 @@ class File(_message.Message):
     SHA256_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     EXECUTABLE_FIELD_NUMBER: _builtins.int
+    LINK_TARGET_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     """Path relative to the root, "/" as separator, never ".."."""
     sha256: _builtins.str
@@ -105,6 +106,10 @@ class File(_message.Message):
     """Bytes."""
     executable: _builtins.bool
     """Whether the owner's execute bit is set."""
+    link_target: _builtins.str
+    """For a symbolic link: the path that it points to, relative to the root and inside
+    it; digest and size are then empty.
+    """
     def __init__(
         self,
         *,
@@ -112,10 +117,11 @@ class File(_message.Message):
         sha256: _builtins.str = ...,
         size_bytes: _builtins.int = ...,
         executable: _builtins.bool = ...,
+        link_target: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["executable", b"executable", "path", b"path", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["executable", b"executable", "link_target", b"link_target", "path", b"path", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -80,6 +80,7 @@ class Workload(_message.Message):
     VARIABLES_FIELD_NUMBER: _builtins.int
     INPUTS_FIELD_NUMBER: _builtins.int
     GRACE_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
     kind: Global___WorkloadKind.ValueType
     """The kind."""
     compute: _builtins.str
@@ -102,6 +103,10 @@ class Workload(_message.Message):
     def grace(self) -> _duration_pb2.Duration:
         """Between SIGTERM and SIGKILL."""
 
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """Wall time of the command after which it is stopped; absent means none."""
+
     def __init__(
         self,
         *,
@@ -113,10 +118,11 @@ class Workload(_message.Message):
         variables: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         inputs: _abc.Iterable[Global___Input] | None = ...,
         grace: _duration_pb2.Duration | None = ...,
+        timeout: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "compute", b"compute", "environment", b"environment", "grace", b"grace", "inputs", b"inputs", "kind", b"kind", "snapshot", b"snapshot", "variables", b"variables"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "compute", b"compute", "environment", b"environment", "grace", b"grace", "inputs", b"inputs", "kind", b"kind", "snapshot", b"snapshot", "timeout", b"timeout", "variables", b"variables"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from stellwerk_protos.access.v1 import access_pb2 as stellwerk_dot_access_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!stellwerk/registry/v1/blobs.proto\x12\x15stellwerk.registry.v1\x1a stellwerk/access/v1/access.proto\"S\n\x15PrepareUploadsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12*\n\x05\x62lobs\x18\x02 \x03(\x0b\x32\x1b.stellwerk.registry.v1.Blob\"*\n\x04\x42lob\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"H\n\x16PrepareUploadsResponse\x12.\n\x07uploads\x18\x01 \x03(\x0b\x32\x1d.stellwerk.registry.v1.Upload\"\x92\x01\n\x06Upload\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12;\n\x07headers\x18\x03 \x03(\x0b\x32*.stellwerk.registry.v1.Upload.HeadersEntry\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"9\n\x17PrepareDownloadsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x03(\t\"N\n\x18PrepareDownloadsResponse\x12\x32\n\tdownloads\x18\x01 \x03(\x0b\x32\x1f.stellwerk.registry.v1.Download\"\'\n\x08\x44ownload\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t2\x91\x02\n\x0b\x42lobService\x12}\n\x0ePrepareUploads\x12,.stellwerk.registry.v1.PrepareUploadsRequest\x1a-.stellwerk.registry.v1.PrepareUploadsResponse\"\x0e\xa2\xbb\x18\nblob.write\x12\x82\x01\n\x10PrepareDownloads\x12..stellwerk.registry.v1.PrepareDownloadsRequest\x1a/.stellwerk.registry.v1.PrepareDownloadsResponse\"\r\xa2\xbb\x18\tblob.readb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!stellwerk/registry/v1/blobs.proto\x12\x15stellwerk.registry.v1\x1a stellwerk/access/v1/access.proto\"S\n\x15PrepareUploadsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12*\n\x05\x62lobs\x18\x02 \x03(\x0b\x32\x1b.stellwerk.registry.v1.Blob\"*\n\x04\x42lob\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"H\n\x16PrepareUploadsResponse\x12.\n\x07uploads\x18\x01 \x03(\x0b\x32\x1d.stellwerk.registry.v1.Upload\"\x92\x01\n\x06Upload\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12;\n\x07headers\x18\x03 \x03(\x0b\x32*.stellwerk.registry.v1.Upload.HeadersEntry\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"9\n\x17PrepareDownloadsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x03(\t\"N\n\x18PrepareDownloadsResponse\x12\x32\n\tdownloads\x18\x01 \x03(\x0b\x32\x1f.stellwerk.registry.v1.Download\"\'\n\x08\x44ownload\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\"L\n\x13ReleaseBlobsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x03(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\">\n\x14ReleaseBlobsResponse\x12\x12\n\nblob_count\x18\x01 \x01(\x03\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x32\x88\x03\n\x0b\x42lobService\x12}\n\x0ePrepareUploads\x12,.stellwerk.registry.v1.PrepareUploadsRequest\x1a-.stellwerk.registry.v1.PrepareUploadsResponse\"\x0e\xa2\xbb\x18\nblob.write\x12u\n\x0cReleaseBlobs\x12*.stellwerk.registry.v1.ReleaseBlobsRequest\x1a+.stellwerk.registry.v1.ReleaseBlobsResponse\"\x0c\xa2\xbb\x18\x08internal\x12\x82\x01\n\x10PrepareDownloads\x12..stellwerk.registry.v1.PrepareDownloadsRequest\x1a/.stellwerk.registry.v1.PrepareDownloadsResponse\"\r\xa2\xbb\x18\tblob.readb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,6 +36,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPLOAD_HEADERSENTRY']._serialized_options = b'8\001'
   _globals['_BLOBSERVICE'].methods_by_name['PrepareUploads']._loaded_options = None
   _globals['_BLOBSERVICE'].methods_by_name['PrepareUploads']._serialized_options = b'\242\273\030\nblob.write'
+  _globals['_BLOBSERVICE'].methods_by_name['ReleaseBlobs']._loaded_options = None
+  _globals['_BLOBSERVICE'].methods_by_name['ReleaseBlobs']._serialized_options = b'\242\273\030\010internal'
   _globals['_BLOBSERVICE'].methods_by_name['PrepareDownloads']._loaded_options = None
   _globals['_BLOBSERVICE'].methods_by_name['PrepareDownloads']._serialized_options = b'\242\273\030\tblob.read'
   _globals['_PREPAREUPLOADSREQUEST']._serialized_start=94
@@ -54,6 +56,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREPAREDOWNLOADSRESPONSE']._serialized_end=583
   _globals['_DOWNLOAD']._serialized_start=585
   _globals['_DOWNLOAD']._serialized_end=624
-  _globals['_BLOBSERVICE']._serialized_start=627
-  _globals['_BLOBSERVICE']._serialized_end=900
+  _globals['_RELEASEBLOBSREQUEST']._serialized_start=626
+  _globals['_RELEASEBLOBSREQUEST']._serialized_end=702
+  _globals['_RELEASEBLOBSRESPONSE']._serialized_start=704
+  _globals['_RELEASEBLOBSRESPONSE']._serialized_end=766
+  _globals['_BLOBSERVICE']._serialized_start=769
+  _globals['_BLOBSERVICE']._serialized_end=1161
 # @@protoc_insertion_point(module_scope)

@@ -41,6 +41,11 @@ class BlobServiceStub:
                 request_serializer=stellwerk_dot_registry_dot_v1_dot_blobs__pb2.PrepareUploadsRequest.SerializeToString,
                 response_deserializer=stellwerk_dot_registry_dot_v1_dot_blobs__pb2.PrepareUploadsResponse.FromString,
                 _registered_method=True)
+        self.ReleaseBlobs = channel.unary_unary(
+                '/stellwerk.registry.v1.BlobService/ReleaseBlobs',
+                request_serializer=stellwerk_dot_registry_dot_v1_dot_blobs__pb2.ReleaseBlobsRequest.SerializeToString,
+                response_deserializer=stellwerk_dot_registry_dot_v1_dot_blobs__pb2.ReleaseBlobsResponse.FromString,
+                _registered_method=True)
         self.PrepareDownloads = channel.unary_unary(
                 '/stellwerk.registry.v1.BlobService/PrepareDownloads',
                 request_serializer=stellwerk_dot_registry_dot_v1_dot_blobs__pb2.PrepareDownloadsRequest.SerializeToString,
@@ -60,6 +65,14 @@ class BlobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReleaseBlobs(self, request, context):
+        """Removes those of the blobs that no dataset or model refers to and that nobody was
+        given an upload or found present lately. For services that have given them up.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PrepareDownloads(self, request, context):
         """Gives a URL for each blob. NOT_FOUND names the first that is missing. Up to 1,000 a call.
         """
@@ -74,6 +87,11 @@ def add_BlobServiceServicer_to_server(servicer, server):
                     servicer.PrepareUploads,
                     request_deserializer=stellwerk_dot_registry_dot_v1_dot_blobs__pb2.PrepareUploadsRequest.FromString,
                     response_serializer=stellwerk_dot_registry_dot_v1_dot_blobs__pb2.PrepareUploadsResponse.SerializeToString,
+            ),
+            'ReleaseBlobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseBlobs,
+                    request_deserializer=stellwerk_dot_registry_dot_v1_dot_blobs__pb2.ReleaseBlobsRequest.FromString,
+                    response_serializer=stellwerk_dot_registry_dot_v1_dot_blobs__pb2.ReleaseBlobsResponse.SerializeToString,
             ),
             'PrepareDownloads': grpc.unary_unary_rpc_method_handler(
                     servicer.PrepareDownloads,
@@ -110,6 +128,33 @@ class BlobService:
             '/stellwerk.registry.v1.BlobService/PrepareUploads',
             stellwerk_dot_registry_dot_v1_dot_blobs__pb2.PrepareUploadsRequest.SerializeToString,
             stellwerk_dot_registry_dot_v1_dot_blobs__pb2.PrepareUploadsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseBlobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stellwerk.registry.v1.BlobService/ReleaseBlobs',
+            stellwerk_dot_registry_dot_v1_dot_blobs__pb2.ReleaseBlobsRequest.SerializeToString,
+            stellwerk_dot_registry_dot_v1_dot_blobs__pb2.ReleaseBlobsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,10 @@ class BlobServiceStub:
     def __new__(cls, channel: _aio.Channel) -> BlobServiceAsyncStub: ...
     PrepareUploads: _grpc.UnaryUnaryMultiCallable[_blobs_pb2.PrepareUploadsRequest, _blobs_pb2.PrepareUploadsResponse]
     """Says which blobs are missing and where to put them. Up to 1,000 a call."""
+    ReleaseBlobs: _grpc.UnaryUnaryMultiCallable[_blobs_pb2.ReleaseBlobsRequest, _blobs_pb2.ReleaseBlobsResponse]
+    """Removes those of the blobs that no dataset or model refers to and that nobody was
+    given an upload or found present lately. For services that have given them up.
+    """
     PrepareDownloads: _grpc.UnaryUnaryMultiCallable[_blobs_pb2.PrepareDownloadsRequest, _blobs_pb2.PrepareDownloadsResponse]
     """Gives a URL for each blob. NOT_FOUND names the first that is missing. Up to 1,000 a call."""
 
@@ -49,6 +53,10 @@ class BlobServiceAsyncStub(BlobServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     PrepareUploads: _aio.UnaryUnaryMultiCallable[_blobs_pb2.PrepareUploadsRequest, _blobs_pb2.PrepareUploadsResponse]  # type: ignore[assignment]
     """Says which blobs are missing and where to put them. Up to 1,000 a call."""
+    ReleaseBlobs: _aio.UnaryUnaryMultiCallable[_blobs_pb2.ReleaseBlobsRequest, _blobs_pb2.ReleaseBlobsResponse]  # type: ignore[assignment]
+    """Removes those of the blobs that no dataset or model refers to and that nobody was
+    given an upload or found present lately. For services that have given them up.
+    """
     PrepareDownloads: _aio.UnaryUnaryMultiCallable[_blobs_pb2.PrepareDownloadsRequest, _blobs_pb2.PrepareDownloadsResponse]  # type: ignore[assignment]
     """Gives a URL for each blob. NOT_FOUND names the first that is missing. Up to 1,000 a call."""
 
@@ -64,6 +72,16 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_blobs_pb2.PrepareUploadsResponse, _abc.Awaitable[_blobs_pb2.PrepareUploadsResponse]]:
         """Says which blobs are missing and where to put them. Up to 1,000 a call."""
+
+    @_abc_1.abstractmethod
+    def ReleaseBlobs(
+        self,
+        request: _blobs_pb2.ReleaseBlobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_blobs_pb2.ReleaseBlobsResponse, _abc.Awaitable[_blobs_pb2.ReleaseBlobsResponse]]:
+        """Removes those of the blobs that no dataset or model refers to and that nobody was
+        given an upload or found present lately. For services that have given them up.
+        """
 
     @_abc_1.abstractmethod
     def PrepareDownloads(

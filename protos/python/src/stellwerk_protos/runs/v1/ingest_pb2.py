@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from stellwerk_protos.access.v1 import access_pb2 as stellwerk_dot_access_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1estellwerk/runs/v1/ingest.proto\x12\x11stellwerk.runs.v1\x1a stellwerk/access/v1/access.proto\"\x95\x01\n\rAppendRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05\x62\x61tch\x18\x02 \x01(\x03\x12\x31\n\x07metrics\x18\x03 \x01(\x0b\x32\x1e.stellwerk.runs.v1.MetricBatchH\x00\x12*\n\x03log\x18\x04 \x01(\x0b\x32\x1b.stellwerk.runs.v1.LogChunkH\x00\x42\t\n\x07payload\"P\n\x0bMetricBatch\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x31\n\x07\x63olumns\x18\x02 \x03(\x0b\x32 .stellwerk.runs.v1.MetricColumns\"e\n\rMetricColumns\x12\x0e\n\x06metric\x18\x01 \x01(\t\x12\x16\n\x0e\x66irst_sequence\x18\x02 \x01(\x03\x12\r\n\x05steps\x18\x03 \x01(\x0c\x12\r\n\x05times\x18\x04 \x01(\x0c\x12\x0e\n\x06values\x18\x05 \x01(\x0c\"5\n\x08LogChunk\x12\x0b\n\x03log\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x1f\n\x0e\x41ppendResponse\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\x03\x32r\n\rIngestService\x12\x61\n\x06\x41ppend\x12 .stellwerk.runs.v1.AppendRequest\x1a!.stellwerk.runs.v1.AppendResponse\"\x0e\xa2\xbb\x18\nrun.append(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1estellwerk/runs/v1/ingest.proto\x12\x11stellwerk.runs.v1\x1a stellwerk/access/v1/access.proto\"\xc8\x01\n\rAppendRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05\x62\x61tch\x18\x02 \x01(\x03\x12\x31\n\x07metrics\x18\x03 \x01(\x0b\x32\x1e.stellwerk.runs.v1.MetricBatchH\x00\x12*\n\x03log\x18\x04 \x01(\x0b\x32\x1b.stellwerk.runs.v1.LogChunkH\x00\x12\x31\n\x07records\x18\x05 \x01(\x0b\x32\x1e.stellwerk.runs.v1.RecordBatchH\x00\x42\t\n\x07payload\"P\n\x0bMetricBatch\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x31\n\x07\x63olumns\x18\x02 \x03(\x0b\x32 .stellwerk.runs.v1.MetricColumns\"e\n\rMetricColumns\x12\x0e\n\x06metric\x18\x01 \x01(\t\x12\x16\n\x0e\x66irst_sequence\x18\x02 \x01(\x03\x12\r\n\x05steps\x18\x03 \x01(\x0c\x12\r\n\x05times\x18\x04 \x01(\x0c\x12\x0e\n\x06values\x18\x05 \x01(\x0c\"C\n\x08LogChunk\x12\x0b\n\x03log\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0c\n\x04time\x18\x04 \x01(\x03\"a\n\x0bRecordBatch\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x16\n\x0e\x66irst_sequence\x18\x02 \x01(\x03\x12*\n\x07records\x18\x03 \x03(\x0b\x32\x19.stellwerk.runs.v1.Record\"\x80\x01\n\x06Record\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\x04kind\x18\x02 \x01(\x0e\x32\x1d.stellwerk.runs.v1.RecordKind\x12\x0c\n\x04step\x18\x03 \x01(\x03\x12\x0c\n\x04time\x18\x04 \x01(\x03\x12\r\n\x05value\x18\x05 \x01(\t\x12\x10\n\x08\x61rtifact\x18\x06 \x01(\t\"\x1f\n\x0e\x41ppendResponse\x12\r\n\x05\x62\x61tch\x18\x01 \x01(\x03*\xa8\x02\n\nRecordKind\x12\x1b\n\x17RECORD_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10RECORD_KIND_LIST\x10\x01\x12\x13\n\x0fRECORD_KIND_ROW\x10\x02\x12\x15\n\x11RECORD_KIND_TABLE\x10\x03\x12\x15\n\x11RECORD_KIND_IMAGE\x10\x04\x12 \n\x1cRECORD_KIND_CONFUSION_MATRIX\x10\x05\x12\x1e\n\x1aRECORD_KIND_ACCURACY_TABLE\x10\x06\x12\x19\n\x15RECORD_KIND_RESIDUALS\x10\x07\x12\x1b\n\x17RECORD_KIND_PREDICTIONS\x10\x08\x12\x15\n\x11RECORD_KIND_PARAM\x10\t\x12\x13\n\x0fRECORD_KIND_TAG\x10\n2r\n\rIngestService\x12\x61\n\x06\x41ppend\x12 .stellwerk.runs.v1.AppendRequest\x1a!.stellwerk.runs.v1.AppendResponse\"\x0e\xa2\xbb\x18\nrun.append(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,16 +34,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_INGESTSERVICE'].methods_by_name['Append']._loaded_options = None
   _globals['_INGESTSERVICE'].methods_by_name['Append']._serialized_options = b'\242\273\030\nrun.append'
+  _globals['_RECORDKIND']._serialized_start=808
+  _globals['_RECORDKIND']._serialized_end=1104
   _globals['_APPENDREQUEST']._serialized_start=88
-  _globals['_APPENDREQUEST']._serialized_end=237
-  _globals['_METRICBATCH']._serialized_start=239
-  _globals['_METRICBATCH']._serialized_end=319
-  _globals['_METRICCOLUMNS']._serialized_start=321
-  _globals['_METRICCOLUMNS']._serialized_end=422
-  _globals['_LOGCHUNK']._serialized_start=424
-  _globals['_LOGCHUNK']._serialized_end=477
-  _globals['_APPENDRESPONSE']._serialized_start=479
-  _globals['_APPENDRESPONSE']._serialized_end=510
-  _globals['_INGESTSERVICE']._serialized_start=512
-  _globals['_INGESTSERVICE']._serialized_end=626
+  _globals['_APPENDREQUEST']._serialized_end=288
+  _globals['_METRICBATCH']._serialized_start=290
+  _globals['_METRICBATCH']._serialized_end=370
+  _globals['_METRICCOLUMNS']._serialized_start=372
+  _globals['_METRICCOLUMNS']._serialized_end=473
+  _globals['_LOGCHUNK']._serialized_start=475
+  _globals['_LOGCHUNK']._serialized_end=542
+  _globals['_RECORDBATCH']._serialized_start=544
+  _globals['_RECORDBATCH']._serialized_end=641
+  _globals['_RECORD']._serialized_start=644
+  _globals['_RECORD']._serialized_end=772
+  _globals['_APPENDRESPONSE']._serialized_start=774
+  _globals['_APPENDRESPONSE']._serialized_end=805
+  _globals['_INGESTSERVICE']._serialized_start=1106
+  _globals['_INGESTSERVICE']._serialized_end=1220
 # @@protoc_insertion_point(module_scope)

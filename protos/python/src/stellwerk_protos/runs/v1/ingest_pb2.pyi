@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -18,6 +19,62 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _RecordKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RecordKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RecordKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RECORD_KIND_UNSPECIFIED: _RecordKind.ValueType  # 0
+    """Not set."""
+    RECORD_KIND_LIST: _RecordKind.ValueType  # 1
+    """A JSON list of numbers."""
+    RECORD_KIND_ROW: _RecordKind.ValueType  # 2
+    """One row, a JSON object of columns; rows of the same name make a table."""
+    RECORD_KIND_TABLE: _RecordKind.ValueType  # 3
+    """A whole table: a JSON object of equally long lists."""
+    RECORD_KIND_IMAGE: _RecordKind.ValueType  # 4
+    """An artifact that is a picture."""
+    RECORD_KIND_CONFUSION_MATRIX: _RecordKind.ValueType  # 5
+    """{"class_labels": [...], "matrix": [[...]]}"""
+    RECORD_KIND_ACCURACY_TABLE: _RecordKind.ValueType  # 6
+    """Azure's accuracy table: {"probability_tables": ..., "percentile_tables": ..., ...}"""
+    RECORD_KIND_RESIDUALS: _RecordKind.ValueType  # 7
+    """{"bin_edges": [...], "bin_counts": [...], ...}"""
+    RECORD_KIND_PREDICTIONS: _RecordKind.ValueType  # 8
+    """{"bin_averages": [...], "bin_errors": [...], ...}"""
+    RECORD_KIND_PARAM: _RecordKind.ValueType  # 9
+    """A parameter: name and text. The first value stays."""
+    RECORD_KIND_TAG: _RecordKind.ValueType  # 10
+    """A tag: name and text. The last value stays."""
+
+class RecordKind(_RecordKind, metaclass=_RecordKindEnumTypeWrapper):
+    """What a record is."""
+
+RECORD_KIND_UNSPECIFIED: RecordKind.ValueType  # 0
+"""Not set."""
+RECORD_KIND_LIST: RecordKind.ValueType  # 1
+"""A JSON list of numbers."""
+RECORD_KIND_ROW: RecordKind.ValueType  # 2
+"""One row, a JSON object of columns; rows of the same name make a table."""
+RECORD_KIND_TABLE: RecordKind.ValueType  # 3
+"""A whole table: a JSON object of equally long lists."""
+RECORD_KIND_IMAGE: RecordKind.ValueType  # 4
+"""An artifact that is a picture."""
+RECORD_KIND_CONFUSION_MATRIX: RecordKind.ValueType  # 5
+"""{"class_labels": [...], "matrix": [[...]]}"""
+RECORD_KIND_ACCURACY_TABLE: RecordKind.ValueType  # 6
+"""Azure's accuracy table: {"probability_tables": ..., "percentile_tables": ..., ...}"""
+RECORD_KIND_RESIDUALS: RecordKind.ValueType  # 7
+"""{"bin_edges": [...], "bin_counts": [...], ...}"""
+RECORD_KIND_PREDICTIONS: RecordKind.ValueType  # 8
+"""{"bin_averages": [...], "bin_errors": [...], ...}"""
+RECORD_KIND_PARAM: RecordKind.ValueType  # 9
+"""A parameter: name and text. The first value stays."""
+RECORD_KIND_TAG: RecordKind.ValueType  # 10
+"""A tag: name and text. The last value stays."""
+Global___RecordKind: _TypeAlias = RecordKind  # noqa: Y015
+
 @_typing.final
 class AppendRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -26,6 +83,7 @@ class AppendRequest(_message.Message):
     BATCH_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
     LOG_FIELD_NUMBER: _builtins.int
+    RECORDS_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     """workspaces/{workspace}/runs/{run}"""
     batch: _builtins.int
@@ -38,6 +96,10 @@ class AppendRequest(_message.Message):
     def log(self) -> Global___LogChunk:
         """Log text."""
 
+    @_builtins.property
+    def records(self) -> Global___RecordBatch:
+        """What is logged and is no scalar point."""
+
     def __init__(
         self,
         *,
@@ -45,12 +107,13 @@ class AppendRequest(_message.Message):
         batch: _builtins.int = ...,
         metrics: Global___MetricBatch | None = ...,
         log: Global___LogChunk | None = ...,
+        records: Global___RecordBatch | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["log", b"log", "metrics", b"metrics", "payload", b"payload"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["log", b"log", "metrics", b"metrics", "payload", b"payload", "records", b"records"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "log", b"log", "metrics", b"metrics", "payload", b"payload", "run", b"run"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "log", b"log", "metrics", b"metrics", "payload", b"payload", "records", b"records", "run", b"run"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["metrics", "log"]  # noqa: Y015
+    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["metrics", "log", "records"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
 
@@ -131,26 +194,104 @@ class LogChunk(_message.Message):
     LOG_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
     log: _builtins.str
     """Path of the log, for example user_logs/std_log.txt."""
     offset: _builtins.int
     """Position of the first byte in the log."""
     data: _builtins.bytes
     """The text as written, up to 1 MiB."""
+    time: _builtins.int
+    """When it was read from the file: milliseconds since 1970-01-01 UTC."""
     def __init__(
         self,
         *,
         log: _builtins.str = ...,
         offset: _builtins.int = ...,
         data: _builtins.bytes = ...,
+        time: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "log", b"log", "offset", b"offset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "log", b"log", "offset", b"offset", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LogChunk: _TypeAlias = LogChunk  # noqa: Y015
+
+@_typing.final
+class RecordBatch(_message.Message):
+    """Consecutive records of one source."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    FIRST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    RECORDS_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    """The write-ahead file; unique within the run."""
+    first_sequence: _builtins.int
+    """Number of records of this source before the first one here."""
+    @_builtins.property
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___Record]:
+        """The records."""
+
+    def __init__(
+        self,
+        *,
+        source: _builtins.str = ...,
+        first_sequence: _builtins.int = ...,
+        records: _abc.Iterable[Global___Record] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_sequence", b"first_sequence", "records", b"records", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordBatch: _TypeAlias = RecordBatch  # noqa: Y015
+
+@_typing.final
+class Record(_message.Message):
+    """Something logged that is no scalar point."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    ARTIFACT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Any text of 1 to 500 characters."""
+    kind: Global___RecordKind.ValueType
+    """The kind."""
+    step: _builtins.int
+    """The step; counts by itself when the script gives none."""
+    time: _builtins.int
+    """Milliseconds since 1970-01-01 UTC."""
+    value: _builtins.str
+    """JSON as the kind says, or the text of a parameter or tag; up to 1 MiB."""
+    artifact: _builtins.str
+    """Path of the artifact, for an image."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        kind: Global___RecordKind.ValueType = ...,
+        step: _builtins.int = ...,
+        time: _builtins.int = ...,
+        value: _builtins.str = ...,
+        artifact: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact", b"artifact", "kind", b"kind", "name", b"name", "step", b"step", "time", b"time", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Record: _TypeAlias = Record  # noqa: Y015
 
 @_typing.final
 class AppendResponse(_message.Message):

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from stellwerk_protos.access.v1 import access_pb2 as stellwerk_dot_access_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cstellwerk/runs/v1/logs.proto\x12\x11stellwerk.runs.v1\x1a stellwerk/access/v1/access.proto\"&\n\x03Log\x12\x0b\n\x03log\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"!\n\x0fListLogsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\"8\n\x10ListLogsResponse\x12$\n\x04logs\x18\x01 \x03(\x0b\x32\x16.stellwerk.runs.v1.Log\"M\n\x0eReadLogRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0b\n\x03log\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x03\x12\x0e\n\x06\x66ollow\x18\x04 \x01(\x08\"/\n\x0fReadLogResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x32\xd1\x01\n\nLogService\x12\x61\n\x08ListLogs\x12\".stellwerk.runs.v1.ListLogsRequest\x1a#.stellwerk.runs.v1.ListLogsResponse\"\x0c\xa2\xbb\x18\x08run.read\x12`\n\x07ReadLog\x12!.stellwerk.runs.v1.ReadLogRequest\x1a\".stellwerk.runs.v1.ReadLogResponse\"\x0c\xa2\xbb\x18\x08run.read0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cstellwerk/runs/v1/logs.proto\x12\x11stellwerk.runs.v1\x1a stellwerk/access/v1/access.proto\"&\n\x03Log\x12\x0b\n\x03log\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"!\n\x0fListLogsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\"8\n\x10ListLogsResponse\x12$\n\x04logs\x18\x01 \x03(\x0b\x32\x16.stellwerk.runs.v1.Log\"a\n\x0eReadLogRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0b\n\x03log\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x03\x12\x0e\n\x06\x66ollow\x18\x04 \x01(\x08\x12\x12\n\ntail_bytes\x18\x05 \x01(\x03\"=\n\x0fReadLogResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0c\n\x04time\x18\x03 \x01(\x03\"e\n\x10SearchLogRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0b\n\x03log\x18\x02 \x01(\t\x12\r\n\x05query\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"W\n\x11SearchLogResponse\x12)\n\x05lines\x18\x01 \x03(\x0b\x32\x1a.stellwerk.runs.v1.LogLine\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"5\n\x07LogLine\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0c\n\x04time\x18\x03 \x01(\x03\x32\xb7\x02\n\nLogService\x12\x61\n\x08ListLogs\x12\".stellwerk.runs.v1.ListLogsRequest\x1a#.stellwerk.runs.v1.ListLogsResponse\"\x0c\xa2\xbb\x18\x08run.read\x12`\n\x07ReadLog\x12!.stellwerk.runs.v1.ReadLogRequest\x1a\".stellwerk.runs.v1.ReadLogResponse\"\x0c\xa2\xbb\x18\x08run.read0\x01\x12\x64\n\tSearchLog\x12#.stellwerk.runs.v1.SearchLogRequest\x1a$.stellwerk.runs.v1.SearchLogResponse\"\x0c\xa2\xbb\x18\x08run.readb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,6 +36,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOGSERVICE'].methods_by_name['ListLogs']._serialized_options = b'\242\273\030\010run.read'
   _globals['_LOGSERVICE'].methods_by_name['ReadLog']._loaded_options = None
   _globals['_LOGSERVICE'].methods_by_name['ReadLog']._serialized_options = b'\242\273\030\010run.read'
+  _globals['_LOGSERVICE'].methods_by_name['SearchLog']._loaded_options = None
+  _globals['_LOGSERVICE'].methods_by_name['SearchLog']._serialized_options = b'\242\273\030\010run.read'
   _globals['_LOG']._serialized_start=85
   _globals['_LOG']._serialized_end=123
   _globals['_LISTLOGSREQUEST']._serialized_start=125
@@ -43,9 +45,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTLOGSRESPONSE']._serialized_start=160
   _globals['_LISTLOGSRESPONSE']._serialized_end=216
   _globals['_READLOGREQUEST']._serialized_start=218
-  _globals['_READLOGREQUEST']._serialized_end=295
-  _globals['_READLOGRESPONSE']._serialized_start=297
-  _globals['_READLOGRESPONSE']._serialized_end=344
-  _globals['_LOGSERVICE']._serialized_start=347
-  _globals['_LOGSERVICE']._serialized_end=556
+  _globals['_READLOGREQUEST']._serialized_end=315
+  _globals['_READLOGRESPONSE']._serialized_start=317
+  _globals['_READLOGRESPONSE']._serialized_end=378
+  _globals['_SEARCHLOGREQUEST']._serialized_start=380
+  _globals['_SEARCHLOGREQUEST']._serialized_end=481
+  _globals['_SEARCHLOGRESPONSE']._serialized_start=483
+  _globals['_SEARCHLOGRESPONSE']._serialized_end=570
+  _globals['_LOGLINE']._serialized_start=572
+  _globals['_LOGLINE']._serialized_end=625
+  _globals['_LOGSERVICE']._serialized_start=628
+  _globals['_LOGSERVICE']._serialized_end=939
 # @@protoc_insertion_point(module_scope)

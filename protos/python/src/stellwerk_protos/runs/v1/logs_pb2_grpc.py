@@ -45,6 +45,11 @@ class LogServiceStub:
                 request_serializer=stellwerk_dot_runs_dot_v1_dot_logs__pb2.ReadLogRequest.SerializeToString,
                 response_deserializer=stellwerk_dot_runs_dot_v1_dot_logs__pb2.ReadLogResponse.FromString,
                 _registered_method=True)
+        self.SearchLog = channel.unary_unary(
+                '/stellwerk.runs.v1.LogService/SearchLog',
+                request_serializer=stellwerk_dot_runs_dot_v1_dot_logs__pb2.SearchLogRequest.SerializeToString,
+                response_deserializer=stellwerk_dot_runs_dot_v1_dot_logs__pb2.SearchLogResponse.FromString,
+                _registered_method=True)
 
 
 class LogServiceServicer:
@@ -65,6 +70,13 @@ class LogServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SearchLog(self, request, context):
+        """Finds the lines that hold a text, first to last.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LogServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +89,11 @@ def add_LogServiceServicer_to_server(servicer, server):
                     servicer.ReadLog,
                     request_deserializer=stellwerk_dot_runs_dot_v1_dot_logs__pb2.ReadLogRequest.FromString,
                     response_serializer=stellwerk_dot_runs_dot_v1_dot_logs__pb2.ReadLogResponse.SerializeToString,
+            ),
+            'SearchLog': grpc.unary_unary_rpc_method_handler(
+                    servicer.SearchLog,
+                    request_deserializer=stellwerk_dot_runs_dot_v1_dot_logs__pb2.SearchLogRequest.FromString,
+                    response_serializer=stellwerk_dot_runs_dot_v1_dot_logs__pb2.SearchLogResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +151,33 @@ class LogService:
             '/stellwerk.runs.v1.LogService/ReadLog',
             stellwerk_dot_runs_dot_v1_dot_logs__pb2.ReadLogRequest.SerializeToString,
             stellwerk_dot_runs_dot_v1_dot_logs__pb2.ReadLogResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SearchLog(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stellwerk.runs.v1.LogService/SearchLog',
+            stellwerk_dot_runs_dot_v1_dot_logs__pb2.SearchLogRequest.SerializeToString,
+            stellwerk_dot_runs_dot_v1_dot_logs__pb2.SearchLogResponse.FromString,
             options,
             channel_credentials,
             insecure,

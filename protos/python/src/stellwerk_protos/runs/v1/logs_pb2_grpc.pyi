@@ -37,6 +37,8 @@ class LogServiceStub:
     """The logs of a run and their sizes."""
     ReadLog: _grpc.UnaryStreamMultiCallable[_logs_pb2.ReadLogRequest, _logs_pb2.ReadLogResponse]
     """Sends the text from `offset`; with `follow` until the run is over."""
+    SearchLog: _grpc.UnaryUnaryMultiCallable[_logs_pb2.SearchLogRequest, _logs_pb2.SearchLogResponse]
+    """Finds the lines that hold a text, first to last."""
 
 @_typing.type_check_only
 class LogServiceAsyncStub(LogServiceStub):
@@ -47,6 +49,8 @@ class LogServiceAsyncStub(LogServiceStub):
     """The logs of a run and their sizes."""
     ReadLog: _aio.UnaryStreamMultiCallable[_logs_pb2.ReadLogRequest, _logs_pb2.ReadLogResponse]  # type: ignore[assignment]
     """Sends the text from `offset`; with `follow` until the run is over."""
+    SearchLog: _aio.UnaryUnaryMultiCallable[_logs_pb2.SearchLogRequest, _logs_pb2.SearchLogResponse]  # type: ignore[assignment]
+    """Finds the lines that hold a text, first to last."""
 
 class LogServiceServicer(metaclass=_abc_1.ABCMeta):
     """Logs of runs."""
@@ -66,5 +70,13 @@ class LogServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_logs_pb2.ReadLogResponse], _abc.AsyncIterator[_logs_pb2.ReadLogResponse]]:
         """Sends the text from `offset`; with `follow` until the run is over."""
+
+    @_abc_1.abstractmethod
+    def SearchLog(
+        self,
+        request: _logs_pb2.SearchLogRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_logs_pb2.SearchLogResponse, _abc.Awaitable[_logs_pb2.SearchLogResponse]]:
+        """Finds the lines that hold a text, first to last."""
 
 def add_LogServiceServicer_to_server(servicer: LogServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

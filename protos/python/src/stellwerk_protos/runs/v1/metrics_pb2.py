@@ -27,7 +27,7 @@ from stellwerk_protos.access.v1 import access_pb2 as stellwerk_dot_access_dot_v1
 from stellwerk_protos.runs.v1 import ingest_pb2 as stellwerk_dot_runs_dot_v1_dot_ingest__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fstellwerk/runs/v1/metrics.proto\x12\x11stellwerk.runs.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a stellwerk/access/v1/access.proto\x1a\x1estellwerk/runs/v1/ingest.proto\"\x98\x01\n\rMetricSummary\x12\x0e\n\x06metric\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\x12\x0b\n\x03min\x18\x03 \x01(\x01\x12\x0b\n\x03max\x18\x04 \x01(\x01\x12\x11\n\tlast_step\x18\x05 \x01(\x03\x12-\n\tlast_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04last\x18\x07 \x01(\x01\"K\n\x12ListMetricsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"a\n\x13ListMetricsResponse\x12\x31\n\x07metrics\x18\x01 \x03(\x0b\x32 .stellwerk.runs.v1.MetricSummary\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"`\n\x17GetMetricHistoryRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06metric\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"f\n\x18GetMetricHistoryResponse\x12\x31\n\x07\x63olumns\x18\x01 \x01(\x0b\x32 .stellwerk.runs.v1.MetricColumns\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"5\n\x13WatchMetricsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\"Y\n\x14WatchMetricsResponse\x12\x31\n\x07\x63olumns\x18\x01 \x03(\x0b\x32 .stellwerk.runs.v1.MetricColumns\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t2\xe7\x02\n\rMetricService\x12j\n\x0bListMetrics\x12%.stellwerk.runs.v1.ListMetricsRequest\x1a&.stellwerk.runs.v1.ListMetricsResponse\"\x0c\xa2\xbb\x18\x08run.read\x12y\n\x10GetMetricHistory\x12*.stellwerk.runs.v1.GetMetricHistoryRequest\x1a+.stellwerk.runs.v1.GetMetricHistoryResponse\"\x0c\xa2\xbb\x18\x08run.read\x12o\n\x0cWatchMetrics\x12&.stellwerk.runs.v1.WatchMetricsRequest\x1a\'.stellwerk.runs.v1.WatchMetricsResponse\"\x0c\xa2\xbb\x18\x08run.read0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fstellwerk/runs/v1/metrics.proto\x12\x11stellwerk.runs.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a stellwerk/access/v1/access.proto\x1a\x1estellwerk/runs/v1/ingest.proto\"\x98\x01\n\rMetricSummary\x12\x0e\n\x06metric\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\x12\x0b\n\x03min\x18\x03 \x01(\x01\x12\x0b\n\x03max\x18\x04 \x01(\x01\x12\x11\n\tlast_step\x18\x05 \x01(\x03\x12-\n\tlast_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04last\x18\x07 \x01(\x01\"K\n\x12ListMetricsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"a\n\x13ListMetricsResponse\x12\x31\n\x07metrics\x18\x01 \x03(\x0b\x32 .stellwerk.runs.v1.MetricSummary\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"`\n\x17GetMetricHistoryRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06metric\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"f\n\x18GetMetricHistoryResponse\x12\x31\n\x07\x63olumns\x18\x01 \x01(\x0b\x32 .stellwerk.runs.v1.MetricColumns\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"5\n\x13WatchMetricsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\"Y\n\x14WatchMetricsResponse\x12\x31\n\x07\x63olumns\x18\x01 \x03(\x0b\x32 .stellwerk.runs.v1.MetricColumns\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\"\x8d\x01\n\x19GetMetricHistoriesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0c\n\x04runs\x18\x02 \x03(\t\x12\x0f\n\x07metrics\x18\x03 \x03(\t\x12-\n\x08sampling\x18\x04 \x01(\x0e\x32\x1b.stellwerk.runs.v1.Sampling\x12\x12\n\nmax_points\x18\x05 \x01(\x05\"G\n\x1aGetMetricHistoriesResponse\x12)\n\x06series\x18\x01 \x03(\x0b\x32\x19.stellwerk.runs.v1.Series\"W\n\x06Series\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\x12\x31\n\x07\x63olumns\x18\x03 \x01(\x0b\x32 .stellwerk.runs.v1.MetricColumns\"[\n\x12ListRecordsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06record\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"Z\n\x13ListRecordsResponse\x12*\n\x07records\x18\x01 \x03(\x0b\x32\x19.stellwerk.runs.v1.Record\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*a\n\x08Sampling\x12\x18\n\x14SAMPLING_UNSPECIFIED\x10\x00\x12\x12\n\x0eSAMPLING_EXACT\x10\x01\x12\x11\n\rSAMPLING_LTTB\x10\x02\x12\x14\n\x10SAMPLING_MIN_MAX\x10\x03\x32\xd4\x04\n\rMetricService\x12j\n\x0bListMetrics\x12%.stellwerk.runs.v1.ListMetricsRequest\x1a&.stellwerk.runs.v1.ListMetricsResponse\"\x0c\xa2\xbb\x18\x08run.read\x12y\n\x10GetMetricHistory\x12*.stellwerk.runs.v1.GetMetricHistoryRequest\x1a+.stellwerk.runs.v1.GetMetricHistoryResponse\"\x0c\xa2\xbb\x18\x08run.read\x12\x7f\n\x12GetMetricHistories\x12,.stellwerk.runs.v1.GetMetricHistoriesRequest\x1a-.stellwerk.runs.v1.GetMetricHistoriesResponse\"\x0c\xa2\xbb\x18\x08run.read\x12j\n\x0bListRecords\x12%.stellwerk.runs.v1.ListRecordsRequest\x1a&.stellwerk.runs.v1.ListRecordsResponse\"\x0c\xa2\xbb\x18\x08run.read\x12o\n\x0cWatchMetrics\x12&.stellwerk.runs.v1.WatchMetricsRequest\x1a\'.stellwerk.runs.v1.WatchMetricsResponse\"\x0c\xa2\xbb\x18\x08run.read0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,8 +38,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_METRICSERVICE'].methods_by_name['ListMetrics']._serialized_options = b'\242\273\030\010run.read'
   _globals['_METRICSERVICE'].methods_by_name['GetMetricHistory']._loaded_options = None
   _globals['_METRICSERVICE'].methods_by_name['GetMetricHistory']._serialized_options = b'\242\273\030\010run.read'
+  _globals['_METRICSERVICE'].methods_by_name['GetMetricHistories']._loaded_options = None
+  _globals['_METRICSERVICE'].methods_by_name['GetMetricHistories']._serialized_options = b'\242\273\030\010run.read'
+  _globals['_METRICSERVICE'].methods_by_name['ListRecords']._loaded_options = None
+  _globals['_METRICSERVICE'].methods_by_name['ListRecords']._serialized_options = b'\242\273\030\010run.read'
   _globals['_METRICSERVICE'].methods_by_name['WatchMetrics']._loaded_options = None
   _globals['_METRICSERVICE'].methods_by_name['WatchMetrics']._serialized_options = b'\242\273\030\010run.read'
+  _globals['_SAMPLING']._serialized_start=1323
+  _globals['_SAMPLING']._serialized_end=1420
   _globals['_METRICSUMMARY']._serialized_start=154
   _globals['_METRICSUMMARY']._serialized_end=306
   _globals['_LISTMETRICSREQUEST']._serialized_start=308
@@ -54,6 +60,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHMETRICSREQUEST']._serialized_end=739
   _globals['_WATCHMETRICSRESPONSE']._serialized_start=741
   _globals['_WATCHMETRICSRESPONSE']._serialized_end=830
-  _globals['_METRICSERVICE']._serialized_start=833
-  _globals['_METRICSERVICE']._serialized_end=1192
+  _globals['_GETMETRICHISTORIESREQUEST']._serialized_start=833
+  _globals['_GETMETRICHISTORIESREQUEST']._serialized_end=974
+  _globals['_GETMETRICHISTORIESRESPONSE']._serialized_start=976
+  _globals['_GETMETRICHISTORIESRESPONSE']._serialized_end=1047
+  _globals['_SERIES']._serialized_start=1049
+  _globals['_SERIES']._serialized_end=1136
+  _globals['_LISTRECORDSREQUEST']._serialized_start=1138
+  _globals['_LISTRECORDSREQUEST']._serialized_end=1229
+  _globals['_LISTRECORDSRESPONSE']._serialized_start=1231
+  _globals['_LISTRECORDSRESPONSE']._serialized_end=1321
+  _globals['_METRICSERVICE']._serialized_start=1423
+  _globals['_METRICSERVICE']._serialized_end=2019
 # @@protoc_insertion_point(module_scope)

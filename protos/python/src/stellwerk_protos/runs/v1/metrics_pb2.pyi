@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from stellwerk_protos.runs.v1 import ingest_pb2 as _ingest_pb2
 import builtins as _builtins
 import sys
@@ -19,6 +20,34 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Sampling:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SamplingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Sampling.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SAMPLING_UNSPECIFIED: _Sampling.ValueType  # 0
+    """Not set: LTTB."""
+    SAMPLING_EXACT: _Sampling.ValueType  # 1
+    """Every point."""
+    SAMPLING_LTTB: _Sampling.ValueType  # 2
+    """Largest Triangle Three Buckets (Steinarsson 2013): keeps the look of the line."""
+    SAMPLING_MIN_MAX: _Sampling.ValueType  # 3
+    """The smallest and the largest point of each bucket: keeps every extreme."""
+
+class Sampling(_Sampling, metaclass=_SamplingEnumTypeWrapper):
+    """How a history is made shorter."""
+
+SAMPLING_UNSPECIFIED: Sampling.ValueType  # 0
+"""Not set: LTTB."""
+SAMPLING_EXACT: Sampling.ValueType  # 1
+"""Every point."""
+SAMPLING_LTTB: Sampling.ValueType  # 2
+"""Largest Triangle Three Buckets (Steinarsson 2013): keeps the look of the line."""
+SAMPLING_MIN_MAX: Sampling.ValueType  # 3
+"""The smallest and the largest point of each bucket: keeps every extreme."""
+Global___Sampling: _TypeAlias = Sampling  # noqa: Y015
 
 @_typing.final
 class MetricSummary(_message.Message):
@@ -229,3 +258,157 @@ class WatchMetricsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchMetricsResponse: _TypeAlias = WatchMetricsResponse  # noqa: Y015
+
+@_typing.final
+class GetMetricHistoriesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    RUNS_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    SAMPLING_FIELD_NUMBER: _builtins.int
+    MAX_POINTS_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """workspaces/{workspace}"""
+    sampling: Global___Sampling.ValueType
+    """The method."""
+    max_points: _builtins.int
+    """Points a series when sampled, 3 to 10,000; 0 means 1,000."""
+    @_builtins.property
+    def runs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Up to 100 runs by name."""
+
+    @_builtins.property
+    def metrics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Up to 100 metrics; empty means all."""
+
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        runs: _abc.Iterable[_builtins.str] | None = ...,
+        metrics: _abc.Iterable[_builtins.str] | None = ...,
+        sampling: Global___Sampling.ValueType = ...,
+        max_points: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_points", b"max_points", "metrics", b"metrics", "parent", b"parent", "runs", b"runs", "sampling", b"sampling"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMetricHistoriesRequest: _TypeAlias = GetMetricHistoriesRequest  # noqa: Y015
+
+@_typing.final
+class GetMetricHistoriesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def series(self) -> _containers.RepeatedCompositeFieldContainer[Global___Series]:
+        """One a run and metric that has points. EXACT is refused with TOO_MANY_POINTS
+        over 1,000,000 points in all; read single histories by page then.
+        """
+
+    def __init__(
+        self,
+        *,
+        series: _abc.Iterable[Global___Series] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["series", b"series"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMetricHistoriesResponse: _TypeAlias = GetMetricHistoriesResponse  # noqa: Y015
+
+@_typing.final
+class Series(_message.Message):
+    """Points of one metric of one run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    """workspaces/{workspace}/runs/{run}"""
+    count: _builtins.int
+    """Number of points that the metric has."""
+    @_builtins.property
+    def columns(self) -> _ingest_pb2.MetricColumns:
+        """The points sent."""
+
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        count: _builtins.int = ...,
+        columns: _ingest_pb2.MetricColumns | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "count", b"count", "run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Series: _TypeAlias = Series  # noqa: Y015
+
+@_typing.final
+class ListRecordsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    RECORD_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """workspaces/{workspace}/runs/{run}"""
+    record: _builtins.str
+    """Only records of this name; empty means all."""
+    page_size: _builtins.int
+    """At most this many, up to 1,000; 0 means 100."""
+    page_token: _builtins.str
+    """From the last answer."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        record: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "record", b"record"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRecordsRequest: _TypeAlias = ListRecordsRequest  # noqa: Y015
+
+@_typing.final
+class ListRecordsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORDS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty at the end, and only there."""
+    @_builtins.property
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[_ingest_pb2.Record]:
+        """The page. Parameters and tags are on the run instead."""
+
+    def __init__(
+        self,
+        *,
+        records: _abc.Iterable[_ingest_pb2.Record] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "records", b"records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRecordsResponse: _TypeAlias = ListRecordsResponse  # noqa: Y015

@@ -45,6 +45,16 @@ class MetricServiceStub:
                 request_serializer=stellwerk_dot_runs_dot_v1_dot_metrics__pb2.GetMetricHistoryRequest.SerializeToString,
                 response_deserializer=stellwerk_dot_runs_dot_v1_dot_metrics__pb2.GetMetricHistoryResponse.FromString,
                 _registered_method=True)
+        self.GetMetricHistories = channel.unary_unary(
+                '/stellwerk.runs.v1.MetricService/GetMetricHistories',
+                request_serializer=stellwerk_dot_runs_dot_v1_dot_metrics__pb2.GetMetricHistoriesRequest.SerializeToString,
+                response_deserializer=stellwerk_dot_runs_dot_v1_dot_metrics__pb2.GetMetricHistoriesResponse.FromString,
+                _registered_method=True)
+        self.ListRecords = channel.unary_unary(
+                '/stellwerk.runs.v1.MetricService/ListRecords',
+                request_serializer=stellwerk_dot_runs_dot_v1_dot_metrics__pb2.ListRecordsRequest.SerializeToString,
+                response_deserializer=stellwerk_dot_runs_dot_v1_dot_metrics__pb2.ListRecordsResponse.FromString,
+                _registered_method=True)
         self.WatchMetrics = channel.unary_stream(
                 '/stellwerk.runs.v1.MetricService/WatchMetrics',
                 request_serializer=stellwerk_dot_runs_dot_v1_dot_metrics__pb2.WatchMetricsRequest.SerializeToString,
@@ -70,6 +80,20 @@ class MetricServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetMetricHistories(self, request, context):
+        """Several metrics of several runs at once, exact or down-sampled by the service.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRecords(self, request, context):
+        """Lists, tables, images and charts of a run, in the order stored.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchMetrics(self, request, context):
         """First what is stored, then what arrives. Resumes after `cursor` without gap or
         repeat. Ends when the run is over and everything has been sent.
@@ -90,6 +114,16 @@ def add_MetricServiceServicer_to_server(servicer, server):
                     servicer.GetMetricHistory,
                     request_deserializer=stellwerk_dot_runs_dot_v1_dot_metrics__pb2.GetMetricHistoryRequest.FromString,
                     response_serializer=stellwerk_dot_runs_dot_v1_dot_metrics__pb2.GetMetricHistoryResponse.SerializeToString,
+            ),
+            'GetMetricHistories': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMetricHistories,
+                    request_deserializer=stellwerk_dot_runs_dot_v1_dot_metrics__pb2.GetMetricHistoriesRequest.FromString,
+                    response_serializer=stellwerk_dot_runs_dot_v1_dot_metrics__pb2.GetMetricHistoriesResponse.SerializeToString,
+            ),
+            'ListRecords': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRecords,
+                    request_deserializer=stellwerk_dot_runs_dot_v1_dot_metrics__pb2.ListRecordsRequest.FromString,
+                    response_serializer=stellwerk_dot_runs_dot_v1_dot_metrics__pb2.ListRecordsResponse.SerializeToString,
             ),
             'WatchMetrics': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchMetrics,
@@ -152,6 +186,60 @@ class MetricService:
             '/stellwerk.runs.v1.MetricService/GetMetricHistory',
             stellwerk_dot_runs_dot_v1_dot_metrics__pb2.GetMetricHistoryRequest.SerializeToString,
             stellwerk_dot_runs_dot_v1_dot_metrics__pb2.GetMetricHistoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMetricHistories(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stellwerk.runs.v1.MetricService/GetMetricHistories',
+            stellwerk_dot_runs_dot_v1_dot_metrics__pb2.GetMetricHistoriesRequest.SerializeToString,
+            stellwerk_dot_runs_dot_v1_dot_metrics__pb2.GetMetricHistoriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRecords(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stellwerk.runs.v1.MetricService/ListRecords',
+            stellwerk_dot_runs_dot_v1_dot_metrics__pb2.ListRecordsRequest.SerializeToString,
+            stellwerk_dot_runs_dot_v1_dot_metrics__pb2.ListRecordsResponse.FromString,
             options,
             channel_credentials,
             insecure,

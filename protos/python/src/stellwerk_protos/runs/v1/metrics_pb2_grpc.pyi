@@ -37,6 +37,10 @@ class MetricServiceStub:
     """One summary a metric, without touching points."""
     GetMetricHistory: _grpc.UnaryUnaryMultiCallable[_metrics_pb2.GetMetricHistoryRequest, _metrics_pb2.GetMetricHistoryResponse]
     """The exact points of one metric, in the order stored."""
+    GetMetricHistories: _grpc.UnaryUnaryMultiCallable[_metrics_pb2.GetMetricHistoriesRequest, _metrics_pb2.GetMetricHistoriesResponse]
+    """Several metrics of several runs at once, exact or down-sampled by the service."""
+    ListRecords: _grpc.UnaryUnaryMultiCallable[_metrics_pb2.ListRecordsRequest, _metrics_pb2.ListRecordsResponse]
+    """Lists, tables, images and charts of a run, in the order stored."""
     WatchMetrics: _grpc.UnaryStreamMultiCallable[_metrics_pb2.WatchMetricsRequest, _metrics_pb2.WatchMetricsResponse]
     """First what is stored, then what arrives. Resumes after `cursor` without gap or
     repeat. Ends when the run is over and everything has been sent.
@@ -51,6 +55,10 @@ class MetricServiceAsyncStub(MetricServiceStub):
     """One summary a metric, without touching points."""
     GetMetricHistory: _aio.UnaryUnaryMultiCallable[_metrics_pb2.GetMetricHistoryRequest, _metrics_pb2.GetMetricHistoryResponse]  # type: ignore[assignment]
     """The exact points of one metric, in the order stored."""
+    GetMetricHistories: _aio.UnaryUnaryMultiCallable[_metrics_pb2.GetMetricHistoriesRequest, _metrics_pb2.GetMetricHistoriesResponse]  # type: ignore[assignment]
+    """Several metrics of several runs at once, exact or down-sampled by the service."""
+    ListRecords: _aio.UnaryUnaryMultiCallable[_metrics_pb2.ListRecordsRequest, _metrics_pb2.ListRecordsResponse]  # type: ignore[assignment]
+    """Lists, tables, images and charts of a run, in the order stored."""
     WatchMetrics: _aio.UnaryStreamMultiCallable[_metrics_pb2.WatchMetricsRequest, _metrics_pb2.WatchMetricsResponse]  # type: ignore[assignment]
     """First what is stored, then what arrives. Resumes after `cursor` without gap or
     repeat. Ends when the run is over and everything has been sent.
@@ -74,6 +82,22 @@ class MetricServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_metrics_pb2.GetMetricHistoryResponse, _abc.Awaitable[_metrics_pb2.GetMetricHistoryResponse]]:
         """The exact points of one metric, in the order stored."""
+
+    @_abc_1.abstractmethod
+    def GetMetricHistories(
+        self,
+        request: _metrics_pb2.GetMetricHistoriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_metrics_pb2.GetMetricHistoriesResponse, _abc.Awaitable[_metrics_pb2.GetMetricHistoriesResponse]]:
+        """Several metrics of several runs at once, exact or down-sampled by the service."""
+
+    @_abc_1.abstractmethod
+    def ListRecords(
+        self,
+        request: _metrics_pb2.ListRecordsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_metrics_pb2.ListRecordsResponse, _abc.Awaitable[_metrics_pb2.ListRecordsResponse]]:
+        """Lists, tables, images and charts of a run, in the order stored."""
 
     @_abc_1.abstractmethod
     def WatchMetrics(

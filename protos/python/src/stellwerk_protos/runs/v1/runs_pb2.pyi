@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -87,6 +88,30 @@ RUN_STATE_PAUSED: RunState.ValueType  # 12
 """Paused by a person."""
 Global___RunState: _TypeAlias = RunState  # noqa: Y015
 
+class _RunKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RunKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RUN_KIND_UNSPECIFIED: _RunKind.ValueType  # 0
+    """Not set: a command."""
+    RUN_KIND_COMMAND: _RunKind.ValueType  # 1
+    """A command that is placed on a compute."""
+    RUN_KIND_INTERACTIVE: _RunKind.ValueType  # 2
+    """A process that somebody started by hand, a notebook for example; it holds a lease itself."""
+
+class RunKind(_RunKind, metaclass=_RunKindEnumTypeWrapper):
+    """Where a run's process comes from."""
+
+RUN_KIND_UNSPECIFIED: RunKind.ValueType  # 0
+"""Not set: a command."""
+RUN_KIND_COMMAND: RunKind.ValueType  # 1
+"""A command that is placed on a compute."""
+RUN_KIND_INTERACTIVE: RunKind.ValueType  # 2
+"""A process that somebody started by hand, a notebook for example; it holds a lease itself."""
+Global___RunKind: _TypeAlias = RunKind  # noqa: Y015
+
 @_typing.final
 class Experiment(_message.Message):
     """Groups runs."""
@@ -139,6 +164,7 @@ class GitInfo(_message.Message):
     BRANCH_FIELD_NUMBER: _builtins.int
     COMMIT_FIELD_NUMBER: _builtins.int
     DIRTY_FIELD_NUMBER: _builtins.int
+    PATCH_FIELD_NUMBER: _builtins.int
     repository_uri: _builtins.str
     """`git ls-remote --get-url`"""
     branch: _builtins.str
@@ -147,6 +173,8 @@ class GitInfo(_message.Message):
     """`git rev-parse HEAD`"""
     dirty: _builtins.bool
     """Whether the folder had uncommitted changes."""
+    patch: _builtins.str
+    """SHA-256 of the blob with `git diff HEAD --binary` of the folder; empty when clean."""
     def __init__(
         self,
         *,
@@ -154,10 +182,11 @@ class GitInfo(_message.Message):
         branch: _builtins.str = ...,
         commit: _builtins.str = ...,
         dirty: _builtins.bool = ...,
+        patch: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "commit", b"commit", "dirty", b"dirty", "repository_uri", b"repository_uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "commit", b"commit", "dirty", b"dirty", "patch", b"patch", "repository_uri", b"repository_uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -209,6 +238,26 @@ class Run(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class ParamsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
@@ -231,6 +280,12 @@ class Run(_message.Message):
     GIT_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
     ALLOCATION_REVISION_FIELD_NUMBER: _builtins.int
+    PARAMS_FIELD_NUMBER: _builtins.int
+    PARENT_RUN_FIELD_NUMBER: _builtins.int
+    ROOT_RUN_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    ARCHIVE_TIME_FIELD_NUMBER: _builtins.int
+    CLONED_FROM_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """workspaces/{workspace}/runs/{run}"""
     revision: _builtins.int
@@ -255,6 +310,14 @@ class Run(_message.Message):
     """The revision of the allocation that state, reason, phases and times come from;
     an older one that arrives later changes nothing.
     """
+    parent_run: _builtins.str
+    """workspaces/{workspace}/runs/{run} of the run that this one is a part of; empty at the top."""
+    root_run: _builtins.str
+    """The topmost run of the tree; the run itself at the top."""
+    kind: Global___RunKind.ValueType
+    """The kind."""
+    cloned_from: _builtins.str
+    """The run that this one repeats; empty for the first of its kind."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was submitted."""
@@ -299,6 +362,14 @@ class Run(_message.Message):
     def git(self) -> Global___GitInfo:
         """Facts about the source folder."""
 
+    @_builtins.property
+    def params(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What the script was told, as it logged it: up to 1,000 pairs, each written once."""
+
+    @_builtins.property
+    def archive_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was archived; absent while it is not."""
+
     def __init__(
         self,
         *,
@@ -324,10 +395,16 @@ class Run(_message.Message):
         git: Global___GitInfo | None = ...,
         trace_id: _builtins.str = ...,
         allocation_revision: _builtins.int = ...,
+        params: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        parent_run: _builtins.str = ...,
+        root_run: _builtins.str = ...,
+        kind: Global___RunKind.ValueType = ...,
+        archive_time: _timestamp_pb2.Timestamp | None = ...,
+        cloned_from: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "create_time", b"create_time", "end_time", b"end_time", "exit_code", b"exit_code", "git", b"git", "reason", b"reason", "start_time", b"start_time", "state_time", b"state_time", "update_time", b"update_time", "workload", b"workload"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "archive_time", b"archive_time", "create_time", b"create_time", "end_time", b"end_time", "exit_code", b"exit_code", "git", b"git", "reason", b"reason", "start_time", b"start_time", "state_time", b"state_time", "update_time", b"update_time", "workload", b"workload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "allocation", b"allocation", "allocation_revision", b"allocation_revision", "create_time", b"create_time", "creator", b"creator", "description", b"description", "display_name", b"display_name", "end_time", b"end_time", "exit_code", b"exit_code", "experiment", b"experiment", "git", b"git", "name", b"name", "phases", b"phases", "properties", b"properties", "reason", b"reason", "revision", b"revision", "start_time", b"start_time", "state", b"state", "state_time", b"state_time", "tags", b"tags", "trace_id", b"trace_id", "update_time", b"update_time", "workload", b"workload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "allocation", b"allocation", "allocation_revision", b"allocation_revision", "archive_time", b"archive_time", "cloned_from", b"cloned_from", "create_time", b"create_time", "creator", b"creator", "description", b"description", "display_name", b"display_name", "end_time", b"end_time", "exit_code", b"exit_code", "experiment", b"experiment", "git", b"git", "kind", b"kind", "name", b"name", "params", b"params", "parent_run", b"parent_run", "phases", b"phases", "properties", b"properties", "reason", b"reason", "revision", b"revision", "root_run", b"root_run", "start_time", b"start_time", "state", b"state", "state_time", b"state_time", "tags", b"tags", "trace_id", b"trace_id", "update_time", b"update_time", "workload", b"workload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
     _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015
@@ -414,6 +491,10 @@ class CreateRunRequest(_message.Message):
     VARIABLES_FIELD_NUMBER: _builtins.int
     GRACE_FIELD_NUMBER: _builtins.int
     GIT_FIELD_NUMBER: _builtins.int
+    PARENT_RUN_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    CLONED_FROM_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """workspaces/{workspace}"""
@@ -433,6 +514,12 @@ class CreateRunRequest(_message.Message):
     """workspaces/{workspace}/environments/{environment}/versions/{number or "latest"}"""
     compute: _builtins.str
     """workspaces/{workspace}/computes/{compute}"""
+    parent_run: _builtins.str
+    """The run that this one is a part of; empty at the top."""
+    kind: Global___RunKind.ValueType
+    """INTERACTIVE needs no command, snapshot, environment or compute and is Running at once."""
+    cloned_from: _builtins.str
+    """The run that this one repeats."""
     request_id: _builtins.str
     """Repeating a request with the same id returns the first answer."""
     @_builtins.property
@@ -459,6 +546,10 @@ class CreateRunRequest(_message.Message):
     def git(self) -> Global___GitInfo:
         """Facts about the source folder."""
 
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """Wall time of the command after which it is stopped; absent means none."""
+
     def __init__(
         self,
         *,
@@ -477,11 +568,15 @@ class CreateRunRequest(_message.Message):
         variables: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         grace: _duration_pb2.Duration | None = ...,
         git: Global___GitInfo | None = ...,
+        parent_run: _builtins.str = ...,
+        kind: Global___RunKind.ValueType = ...,
+        cloned_from: _builtins.str = ...,
+        timeout: _duration_pb2.Duration | None = ...,
         request_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["git", b"git", "grace", b"grace"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["git", b"git", "grace", b"grace", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "compute", b"compute", "description", b"description", "display_name", b"display_name", "environment", b"environment", "experiment", b"experiment", "git", b"git", "grace", b"grace", "inputs", b"inputs", "parent", b"parent", "properties", b"properties", "request_id", b"request_id", "run_id", b"run_id", "snapshot", b"snapshot", "tags", b"tags", "variables", b"variables"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cloned_from", b"cloned_from", "command", b"command", "compute", b"compute", "description", b"description", "display_name", b"display_name", "environment", b"environment", "experiment", b"experiment", "git", b"git", "grace", b"grace", "inputs", b"inputs", "kind", b"kind", "parent", b"parent", "parent_run", b"parent_run", "properties", b"properties", "request_id", b"request_id", "run_id", b"run_id", "snapshot", b"snapshot", "tags", b"tags", "timeout", b"timeout", "variables", b"variables"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -515,6 +610,8 @@ class ListRunsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     EXPERIMENT_FIELD_NUMBER: _builtins.int
+    PARENT_RUN_FIELD_NUMBER: _builtins.int
+    INCLUDE_ARCHIVED_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """workspaces/{workspace}"""
     page_size: _builtins.int
@@ -523,6 +620,10 @@ class ListRunsRequest(_message.Message):
     """From the last answer."""
     experiment: _builtins.str
     """Only runs of this experiment; empty means all."""
+    parent_run: _builtins.str
+    """Only children of this run; empty means all."""
+    include_archived: _builtins.bool
+    """Whether archived runs are among them."""
     def __init__(
         self,
         *,
@@ -530,10 +631,12 @@ class ListRunsRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         experiment: _builtins.str = ...,
+        parent_run: _builtins.str = ...,
+        include_archived: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["experiment", b"experiment", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["experiment", b"experiment", "include_archived", b"include_archived", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "parent_run", b"parent_run"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -662,3 +765,367 @@ class ListExperimentsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListExperimentsResponse: _TypeAlias = ListExperimentsResponse  # noqa: Y015
+
+@_typing.final
+class SearchRunsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    ORDER_BY_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    INCLUDE_ARCHIVED_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """workspaces/{workspace}"""
+    filter: _builtins.str
+    """For example: metrics.accuracy > 0.9 AND params.model = "mlp" AND NOT tags.bad LIKE "%"."""
+    order_by: _builtins.str
+    """For example "metrics.accuracy desc"; empty means newest first. Ties by name."""
+    page_size: _builtins.int
+    """At most this many, up to 1,000; 0 means 100."""
+    page_token: _builtins.str
+    """From the last answer to the same search."""
+    include_archived: _builtins.bool
+    """Whether archived runs are searched too."""
+    @_builtins.property
+    def metrics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Metrics whose last values come with each run, up to 100."""
+
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        filter: _builtins.str = ...,
+        order_by: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        metrics: _abc.Iterable[_builtins.str] | None = ...,
+        include_archived: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "include_archived", b"include_archived", "metrics", b"metrics", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchRunsRequest: _TypeAlias = SearchRunsRequest  # noqa: Y015
+
+@_typing.final
+class SearchRunsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUNS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty at the end, and only there."""
+    @_builtins.property
+    def runs(self) -> _containers.RepeatedCompositeFieldContainer[Global___FoundRun]:
+        """The page."""
+
+    def __init__(
+        self,
+        *,
+        runs: _abc.Iterable[Global___FoundRun] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "runs", b"runs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchRunsResponse: _TypeAlias = SearchRunsResponse  # noqa: Y015
+
+@_typing.final
+class FoundRun(_message.Message):
+    """A run that a search found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MetricsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    RUN_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def run(self) -> Global___Run:
+        """The run."""
+
+    @_builtins.property
+    def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Last value by metric, of those asked for that the run has."""
+
+    def __init__(
+        self,
+        *,
+        run: Global___Run | None = ...,
+        metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["metrics", b"metrics", "run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FoundRun: _TypeAlias = FoundRun  # noqa: Y015
+
+@_typing.final
+class CompareRunsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    RUNS_FIELD_NUMBER: _builtins.int
+    INCLUDE_EQUAL_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """workspaces/{workspace}"""
+    include_equal: _builtins.bool
+    """Whether rows that are equal everywhere are sent too."""
+    @_builtins.property
+    def runs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """2 to 100 runs by name."""
+
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        runs: _abc.Iterable[_builtins.str] | None = ...,
+        include_equal: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["include_equal", b"include_equal", "parent", b"parent", "runs", b"runs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareRunsRequest: _TypeAlias = CompareRunsRequest  # noqa: Y015
+
+@_typing.final
+class CompareRunsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUNS_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def runs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Run]:
+        """The runs, in the order asked."""
+
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___Difference]:
+        """One row a thing that can be compared."""
+
+    def __init__(
+        self,
+        *,
+        runs: _abc.Iterable[Global___Run] | None = ...,
+        rows: _abc.Iterable[Global___Difference] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows", "runs", b"runs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareRunsResponse: _TypeAlias = CompareRunsResponse  # noqa: Y015
+
+@_typing.final
+class Difference(_message.Message):
+    """One thing, as each run has it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    EQUAL_FIELD_NUMBER: _builtins.int
+    group: _builtins.str
+    """params, metrics, tags, code, environment, data or attributes."""
+    key: _builtins.str
+    """Within the group, for example "learning_rate", "train.py" or "scikit-learn"."""
+    equal: _builtins.bool
+    """Whether all are equal."""
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """One text a run, in the order asked; empty where the run has none."""
+
+    def __init__(
+        self,
+        *,
+        group: _builtins.str = ...,
+        key: _builtins.str = ...,
+        values: _abc.Iterable[_builtins.str] | None = ...,
+        equal: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["equal", b"equal", "group", b"group", "key", b"key", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Difference: _TypeAlias = Difference  # noqa: Y015
+
+@_typing.final
+class UpdateRunRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    etag: _builtins.str
+    """The revision as text, to refuse a lost update (ABORTED); empty means any."""
+    @_builtins.property
+    def run(self) -> Global___Run:
+        """The run with its new values."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Which of display_name, description and tags to take."""
+
+    def __init__(
+        self,
+        *,
+        run: Global___Run | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "run", b"run", "update_mask", b"update_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateRunRequest: _TypeAlias = UpdateRunRequest  # noqa: Y015
+
+@_typing.final
+class ArchiveRunRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """workspaces/{workspace}/runs/{run}"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ArchiveRunRequest: _TypeAlias = ArchiveRunRequest  # noqa: Y015
+
+@_typing.final
+class RestoreRunRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """workspaces/{workspace}/runs/{run}"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreRunRequest: _TypeAlias = RestoreRunRequest  # noqa: Y015
+
+@_typing.final
+class RenewRunRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """workspaces/{workspace}/runs/{run}"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenewRunRequest: _TypeAlias = RenewRunRequest  # noqa: Y015
+
+@_typing.final
+class RenewRunResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
+    cancel_requested: _builtins.bool
+    """Whether somebody asked the run to stop."""
+    @_builtins.property
+    def lease_expire_time(self) -> _timestamp_pb2.Timestamp:
+        """Until when the lease holds."""
+
+    def __init__(
+        self,
+        *,
+        lease_expire_time: _timestamp_pb2.Timestamp | None = ...,
+        cancel_requested: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lease_expire_time", b"lease_expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "lease_expire_time", b"lease_expire_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenewRunResponse: _TypeAlias = RenewRunResponse  # noqa: Y015
+
+@_typing.final
+class FinishRunRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """workspaces/{workspace}/runs/{run}"""
+    state: Global___RunState.ValueType
+    """COMPLETED, FAILED or CANCELED."""
+    @_builtins.property
+    def reason(self) -> _common_pb2.Reason:
+        """Why."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        state: Global___RunState.ValueType = ...,
+        reason: _common_pb2.Reason | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reason", b"reason", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FinishRunRequest: _TypeAlias = FinishRunRequest  # noqa: Y015

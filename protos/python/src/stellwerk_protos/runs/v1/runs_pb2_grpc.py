@@ -50,6 +50,41 @@ class RunServiceStub:
                 request_serializer=stellwerk_dot_runs_dot_v1_dot_runs__pb2.ListRunsRequest.SerializeToString,
                 response_deserializer=stellwerk_dot_runs_dot_v1_dot_runs__pb2.ListRunsResponse.FromString,
                 _registered_method=True)
+        self.SearchRuns = channel.unary_unary(
+                '/stellwerk.runs.v1.RunService/SearchRuns',
+                request_serializer=stellwerk_dot_runs_dot_v1_dot_runs__pb2.SearchRunsRequest.SerializeToString,
+                response_deserializer=stellwerk_dot_runs_dot_v1_dot_runs__pb2.SearchRunsResponse.FromString,
+                _registered_method=True)
+        self.CompareRuns = channel.unary_unary(
+                '/stellwerk.runs.v1.RunService/CompareRuns',
+                request_serializer=stellwerk_dot_runs_dot_v1_dot_runs__pb2.CompareRunsRequest.SerializeToString,
+                response_deserializer=stellwerk_dot_runs_dot_v1_dot_runs__pb2.CompareRunsResponse.FromString,
+                _registered_method=True)
+        self.UpdateRun = channel.unary_unary(
+                '/stellwerk.runs.v1.RunService/UpdateRun',
+                request_serializer=stellwerk_dot_runs_dot_v1_dot_runs__pb2.UpdateRunRequest.SerializeToString,
+                response_deserializer=stellwerk_dot_runs_dot_v1_dot_runs__pb2.Run.FromString,
+                _registered_method=True)
+        self.ArchiveRun = channel.unary_unary(
+                '/stellwerk.runs.v1.RunService/ArchiveRun',
+                request_serializer=stellwerk_dot_runs_dot_v1_dot_runs__pb2.ArchiveRunRequest.SerializeToString,
+                response_deserializer=stellwerk_dot_runs_dot_v1_dot_runs__pb2.Run.FromString,
+                _registered_method=True)
+        self.RestoreRun = channel.unary_unary(
+                '/stellwerk.runs.v1.RunService/RestoreRun',
+                request_serializer=stellwerk_dot_runs_dot_v1_dot_runs__pb2.RestoreRunRequest.SerializeToString,
+                response_deserializer=stellwerk_dot_runs_dot_v1_dot_runs__pb2.Run.FromString,
+                _registered_method=True)
+        self.RenewRun = channel.unary_unary(
+                '/stellwerk.runs.v1.RunService/RenewRun',
+                request_serializer=stellwerk_dot_runs_dot_v1_dot_runs__pb2.RenewRunRequest.SerializeToString,
+                response_deserializer=stellwerk_dot_runs_dot_v1_dot_runs__pb2.RenewRunResponse.FromString,
+                _registered_method=True)
+        self.FinishRun = channel.unary_unary(
+                '/stellwerk.runs.v1.RunService/FinishRun',
+                request_serializer=stellwerk_dot_runs_dot_v1_dot_runs__pb2.FinishRunRequest.SerializeToString,
+                response_deserializer=stellwerk_dot_runs_dot_v1_dot_runs__pb2.Run.FromString,
+                _registered_method=True)
         self.CancelRun = channel.unary_unary(
                 '/stellwerk.runs.v1.RunService/CancelRun',
                 request_serializer=stellwerk_dot_runs_dot_v1_dot_runs__pb2.CancelRunRequest.SerializeToString,
@@ -92,8 +127,58 @@ class RunServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SearchRuns(self, request, context):
+        """Finds runs by a filter and sorts them by any attribute, parameter, tag or metric.
+        The language is in docs/search.md; INVALID_FILTER says where it is wrong.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CompareRuns(self, request, context):
+        """What differs between 2 to 100 runs: parameters, metrics, code, environment, data.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateRun(self, request, context):
+        """Changes display_name, description and tags, as update_mask says.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ArchiveRun(self, request, context):
+        """Hides a run that has ended from lists and searches, until it is restored or removed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreRun(self, request, context):
+        """Shows an archived run again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RenewRun(self, request, context):
+        """Renews the lease of an interactive run; its client calls this every third of a lease.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FinishRun(self, request, context):
+        """Ends an interactive run; everything that it logged must have been acknowledged before.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CancelRun(self, request, context):
-        """Asks a run to stop; the run is Canceled once its processes are gone.
+        """Asks a run and all its descendants to stop; each is Canceled once its processes are gone.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -131,6 +216,41 @@ def add_RunServiceServicer_to_server(servicer, server):
                     servicer.ListRuns,
                     request_deserializer=stellwerk_dot_runs_dot_v1_dot_runs__pb2.ListRunsRequest.FromString,
                     response_serializer=stellwerk_dot_runs_dot_v1_dot_runs__pb2.ListRunsResponse.SerializeToString,
+            ),
+            'SearchRuns': grpc.unary_unary_rpc_method_handler(
+                    servicer.SearchRuns,
+                    request_deserializer=stellwerk_dot_runs_dot_v1_dot_runs__pb2.SearchRunsRequest.FromString,
+                    response_serializer=stellwerk_dot_runs_dot_v1_dot_runs__pb2.SearchRunsResponse.SerializeToString,
+            ),
+            'CompareRuns': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompareRuns,
+                    request_deserializer=stellwerk_dot_runs_dot_v1_dot_runs__pb2.CompareRunsRequest.FromString,
+                    response_serializer=stellwerk_dot_runs_dot_v1_dot_runs__pb2.CompareRunsResponse.SerializeToString,
+            ),
+            'UpdateRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateRun,
+                    request_deserializer=stellwerk_dot_runs_dot_v1_dot_runs__pb2.UpdateRunRequest.FromString,
+                    response_serializer=stellwerk_dot_runs_dot_v1_dot_runs__pb2.Run.SerializeToString,
+            ),
+            'ArchiveRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.ArchiveRun,
+                    request_deserializer=stellwerk_dot_runs_dot_v1_dot_runs__pb2.ArchiveRunRequest.FromString,
+                    response_serializer=stellwerk_dot_runs_dot_v1_dot_runs__pb2.Run.SerializeToString,
+            ),
+            'RestoreRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestoreRun,
+                    request_deserializer=stellwerk_dot_runs_dot_v1_dot_runs__pb2.RestoreRunRequest.FromString,
+                    response_serializer=stellwerk_dot_runs_dot_v1_dot_runs__pb2.Run.SerializeToString,
+            ),
+            'RenewRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenewRun,
+                    request_deserializer=stellwerk_dot_runs_dot_v1_dot_runs__pb2.RenewRunRequest.FromString,
+                    response_serializer=stellwerk_dot_runs_dot_v1_dot_runs__pb2.RenewRunResponse.SerializeToString,
+            ),
+            'FinishRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.FinishRun,
+                    request_deserializer=stellwerk_dot_runs_dot_v1_dot_runs__pb2.FinishRunRequest.FromString,
+                    response_serializer=stellwerk_dot_runs_dot_v1_dot_runs__pb2.Run.SerializeToString,
             ),
             'CancelRun': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelRun,
@@ -230,6 +350,195 @@ class RunService:
             '/stellwerk.runs.v1.RunService/ListRuns',
             stellwerk_dot_runs_dot_v1_dot_runs__pb2.ListRunsRequest.SerializeToString,
             stellwerk_dot_runs_dot_v1_dot_runs__pb2.ListRunsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SearchRuns(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stellwerk.runs.v1.RunService/SearchRuns',
+            stellwerk_dot_runs_dot_v1_dot_runs__pb2.SearchRunsRequest.SerializeToString,
+            stellwerk_dot_runs_dot_v1_dot_runs__pb2.SearchRunsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompareRuns(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stellwerk.runs.v1.RunService/CompareRuns',
+            stellwerk_dot_runs_dot_v1_dot_runs__pb2.CompareRunsRequest.SerializeToString,
+            stellwerk_dot_runs_dot_v1_dot_runs__pb2.CompareRunsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stellwerk.runs.v1.RunService/UpdateRun',
+            stellwerk_dot_runs_dot_v1_dot_runs__pb2.UpdateRunRequest.SerializeToString,
+            stellwerk_dot_runs_dot_v1_dot_runs__pb2.Run.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ArchiveRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stellwerk.runs.v1.RunService/ArchiveRun',
+            stellwerk_dot_runs_dot_v1_dot_runs__pb2.ArchiveRunRequest.SerializeToString,
+            stellwerk_dot_runs_dot_v1_dot_runs__pb2.Run.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stellwerk.runs.v1.RunService/RestoreRun',
+            stellwerk_dot_runs_dot_v1_dot_runs__pb2.RestoreRunRequest.SerializeToString,
+            stellwerk_dot_runs_dot_v1_dot_runs__pb2.Run.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenewRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stellwerk.runs.v1.RunService/RenewRun',
+            stellwerk_dot_runs_dot_v1_dot_runs__pb2.RenewRunRequest.SerializeToString,
+            stellwerk_dot_runs_dot_v1_dot_runs__pb2.RenewRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FinishRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stellwerk.runs.v1.RunService/FinishRun',
+            stellwerk_dot_runs_dot_v1_dot_runs__pb2.FinishRunRequest.SerializeToString,
+            stellwerk_dot_runs_dot_v1_dot_runs__pb2.Run.FromString,
             options,
             channel_credentials,
             insecure,

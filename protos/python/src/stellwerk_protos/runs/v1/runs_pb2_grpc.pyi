@@ -39,8 +39,24 @@ class RunServiceStub:
     """Returns one run."""
     ListRuns: _grpc.UnaryUnaryMultiCallable[_runs_pb2.ListRunsRequest, _runs_pb2.ListRunsResponse]
     """Lists runs, newest first."""
+    SearchRuns: _grpc.UnaryUnaryMultiCallable[_runs_pb2.SearchRunsRequest, _runs_pb2.SearchRunsResponse]
+    """Finds runs by a filter and sorts them by any attribute, parameter, tag or metric.
+    The language is in docs/search.md; INVALID_FILTER says where it is wrong.
+    """
+    CompareRuns: _grpc.UnaryUnaryMultiCallable[_runs_pb2.CompareRunsRequest, _runs_pb2.CompareRunsResponse]
+    """What differs between 2 to 100 runs: parameters, metrics, code, environment, data."""
+    UpdateRun: _grpc.UnaryUnaryMultiCallable[_runs_pb2.UpdateRunRequest, _runs_pb2.Run]
+    """Changes display_name, description and tags, as update_mask says."""
+    ArchiveRun: _grpc.UnaryUnaryMultiCallable[_runs_pb2.ArchiveRunRequest, _runs_pb2.Run]
+    """Hides a run that has ended from lists and searches, until it is restored or removed."""
+    RestoreRun: _grpc.UnaryUnaryMultiCallable[_runs_pb2.RestoreRunRequest, _runs_pb2.Run]
+    """Shows an archived run again."""
+    RenewRun: _grpc.UnaryUnaryMultiCallable[_runs_pb2.RenewRunRequest, _runs_pb2.RenewRunResponse]
+    """Renews the lease of an interactive run; its client calls this every third of a lease."""
+    FinishRun: _grpc.UnaryUnaryMultiCallable[_runs_pb2.FinishRunRequest, _runs_pb2.Run]
+    """Ends an interactive run; everything that it logged must have been acknowledged before."""
     CancelRun: _grpc.UnaryUnaryMultiCallable[_runs_pb2.CancelRunRequest, _runs_pb2.Run]
-    """Asks a run to stop; the run is Canceled once its processes are gone."""
+    """Asks a run and all its descendants to stop; each is Canceled once its processes are gone."""
     WatchRun: _grpc.UnaryStreamMultiCallable[_runs_pb2.WatchRunRequest, _runs_pb2.Run]
     """Sends the run now and after each change; ends after a terminal state. Changes
     within moments of each other may arrive as one.
@@ -59,8 +75,24 @@ class RunServiceAsyncStub(RunServiceStub):
     """Returns one run."""
     ListRuns: _aio.UnaryUnaryMultiCallable[_runs_pb2.ListRunsRequest, _runs_pb2.ListRunsResponse]  # type: ignore[assignment]
     """Lists runs, newest first."""
+    SearchRuns: _aio.UnaryUnaryMultiCallable[_runs_pb2.SearchRunsRequest, _runs_pb2.SearchRunsResponse]  # type: ignore[assignment]
+    """Finds runs by a filter and sorts them by any attribute, parameter, tag or metric.
+    The language is in docs/search.md; INVALID_FILTER says where it is wrong.
+    """
+    CompareRuns: _aio.UnaryUnaryMultiCallable[_runs_pb2.CompareRunsRequest, _runs_pb2.CompareRunsResponse]  # type: ignore[assignment]
+    """What differs between 2 to 100 runs: parameters, metrics, code, environment, data."""
+    UpdateRun: _aio.UnaryUnaryMultiCallable[_runs_pb2.UpdateRunRequest, _runs_pb2.Run]  # type: ignore[assignment]
+    """Changes display_name, description and tags, as update_mask says."""
+    ArchiveRun: _aio.UnaryUnaryMultiCallable[_runs_pb2.ArchiveRunRequest, _runs_pb2.Run]  # type: ignore[assignment]
+    """Hides a run that has ended from lists and searches, until it is restored or removed."""
+    RestoreRun: _aio.UnaryUnaryMultiCallable[_runs_pb2.RestoreRunRequest, _runs_pb2.Run]  # type: ignore[assignment]
+    """Shows an archived run again."""
+    RenewRun: _aio.UnaryUnaryMultiCallable[_runs_pb2.RenewRunRequest, _runs_pb2.RenewRunResponse]  # type: ignore[assignment]
+    """Renews the lease of an interactive run; its client calls this every third of a lease."""
+    FinishRun: _aio.UnaryUnaryMultiCallable[_runs_pb2.FinishRunRequest, _runs_pb2.Run]  # type: ignore[assignment]
+    """Ends an interactive run; everything that it logged must have been acknowledged before."""
     CancelRun: _aio.UnaryUnaryMultiCallable[_runs_pb2.CancelRunRequest, _runs_pb2.Run]  # type: ignore[assignment]
-    """Asks a run to stop; the run is Canceled once its processes are gone."""
+    """Asks a run and all its descendants to stop; each is Canceled once its processes are gone."""
     WatchRun: _aio.UnaryStreamMultiCallable[_runs_pb2.WatchRunRequest, _runs_pb2.Run]  # type: ignore[assignment]
     """Sends the run now and after each change; ends after a terminal state. Changes
     within moments of each other may arrive as one.
@@ -96,12 +128,70 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lists runs, newest first."""
 
     @_abc_1.abstractmethod
+    def SearchRuns(
+        self,
+        request: _runs_pb2.SearchRunsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_runs_pb2.SearchRunsResponse, _abc.Awaitable[_runs_pb2.SearchRunsResponse]]:
+        """Finds runs by a filter and sorts them by any attribute, parameter, tag or metric.
+        The language is in docs/search.md; INVALID_FILTER says where it is wrong.
+        """
+
+    @_abc_1.abstractmethod
+    def CompareRuns(
+        self,
+        request: _runs_pb2.CompareRunsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_runs_pb2.CompareRunsResponse, _abc.Awaitable[_runs_pb2.CompareRunsResponse]]:
+        """What differs between 2 to 100 runs: parameters, metrics, code, environment, data."""
+
+    @_abc_1.abstractmethod
+    def UpdateRun(
+        self,
+        request: _runs_pb2.UpdateRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_runs_pb2.Run, _abc.Awaitable[_runs_pb2.Run]]:
+        """Changes display_name, description and tags, as update_mask says."""
+
+    @_abc_1.abstractmethod
+    def ArchiveRun(
+        self,
+        request: _runs_pb2.ArchiveRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_runs_pb2.Run, _abc.Awaitable[_runs_pb2.Run]]:
+        """Hides a run that has ended from lists and searches, until it is restored or removed."""
+
+    @_abc_1.abstractmethod
+    def RestoreRun(
+        self,
+        request: _runs_pb2.RestoreRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_runs_pb2.Run, _abc.Awaitable[_runs_pb2.Run]]:
+        """Shows an archived run again."""
+
+    @_abc_1.abstractmethod
+    def RenewRun(
+        self,
+        request: _runs_pb2.RenewRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_runs_pb2.RenewRunResponse, _abc.Awaitable[_runs_pb2.RenewRunResponse]]:
+        """Renews the lease of an interactive run; its client calls this every third of a lease."""
+
+    @_abc_1.abstractmethod
+    def FinishRun(
+        self,
+        request: _runs_pb2.FinishRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_runs_pb2.Run, _abc.Awaitable[_runs_pb2.Run]]:
+        """Ends an interactive run; everything that it logged must have been acknowledged before."""
+
+    @_abc_1.abstractmethod
     def CancelRun(
         self,
         request: _runs_pb2.CancelRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_runs_pb2.Run, _abc.Awaitable[_runs_pb2.Run]]:
-        """Asks a run to stop; the run is Canceled once its processes are gone."""
+        """Asks a run and all its descendants to stop; each is Canceled once its processes are gone."""
 
     @_abc_1.abstractmethod
     def WatchRun(

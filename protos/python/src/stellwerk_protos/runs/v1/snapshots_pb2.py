@@ -27,7 +27,7 @@ from stellwerk_protos.access.v1 import access_pb2 as stellwerk_dot_access_dot_v1
 from stellwerk_protos.common.v1 import common_pb2 as stellwerk_dot_common_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!stellwerk/runs/v1/snapshots.proto\x12\x11stellwerk.runs.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a stellwerk/access/v1/access.proto\x1a stellwerk/common/v1/common.proto\"\xdb\x01\n\x08Snapshot\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63reator\x18\x05 \x01(\t\x12(\n\x05\x66iles\x18\x06 \x03(\x0b\x32\x19.stellwerk.common.v1.File\x12\x12\n\nsize_bytes\x18\x07 \x01(\x03\"Q\n\x15\x43reateSnapshotRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12(\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x19.stellwerk.common.v1.File\"\"\n\x12GetSnapshotRequest\x12\x0c\n\x04name\x18\x01 \x01(\t2\xda\x01\n\x0fSnapshotService\x12\x66\n\x0e\x43reateSnapshot\x12(.stellwerk.runs.v1.CreateSnapshotRequest\x1a\x1b.stellwerk.runs.v1.Snapshot\"\r\xa2\xbb\x18\trun.write\x12_\n\x0bGetSnapshot\x12%.stellwerk.runs.v1.GetSnapshotRequest\x1a\x1b.stellwerk.runs.v1.Snapshot\"\x0c\xa2\xbb\x18\x08run.readb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!stellwerk/runs/v1/snapshots.proto\x12\x11stellwerk.runs.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a stellwerk/access/v1/access.proto\x1a stellwerk/common/v1/common.proto\"\x81\x02\n\x08Snapshot\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63reator\x18\x05 \x01(\t\x12(\n\x05\x66iles\x18\x06 \x03(\x0b\x32\x19.stellwerk.common.v1.File\x12\x12\n\nsize_bytes\x18\x07 \x01(\x03\x12\x10\n\x08manifest\x18\x08 \x01(\t\x12\x12\n\nfile_count\x18\t \x01(\x03\"c\n\x15\x43reateSnapshotRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12(\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x19.stellwerk.common.v1.File\x12\x10\n\x08manifest\x18\x03 \x01(\t\"4\n\x08Manifest\x12(\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x19.stellwerk.common.v1.File\"\"\n\x12GetSnapshotRequest\x12\x0c\n\x04name\x18\x01 \x01(\t2\xda\x01\n\x0fSnapshotService\x12\x66\n\x0e\x43reateSnapshot\x12(.stellwerk.runs.v1.CreateSnapshotRequest\x1a\x1b.stellwerk.runs.v1.Snapshot\"\r\xa2\xbb\x18\trun.write\x12_\n\x0bGetSnapshot\x12%.stellwerk.runs.v1.GetSnapshotRequest\x1a\x1b.stellwerk.runs.v1.Snapshot\"\x0c\xa2\xbb\x18\x08run.readb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,11 +39,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SNAPSHOTSERVICE'].methods_by_name['GetSnapshot']._loaded_options = None
   _globals['_SNAPSHOTSERVICE'].methods_by_name['GetSnapshot']._serialized_options = b'\242\273\030\010run.read'
   _globals['_SNAPSHOT']._serialized_start=158
-  _globals['_SNAPSHOT']._serialized_end=377
-  _globals['_CREATESNAPSHOTREQUEST']._serialized_start=379
-  _globals['_CREATESNAPSHOTREQUEST']._serialized_end=460
-  _globals['_GETSNAPSHOTREQUEST']._serialized_start=462
-  _globals['_GETSNAPSHOTREQUEST']._serialized_end=496
-  _globals['_SNAPSHOTSERVICE']._serialized_start=499
-  _globals['_SNAPSHOTSERVICE']._serialized_end=717
+  _globals['_SNAPSHOT']._serialized_end=415
+  _globals['_CREATESNAPSHOTREQUEST']._serialized_start=417
+  _globals['_CREATESNAPSHOTREQUEST']._serialized_end=516
+  _globals['_MANIFEST']._serialized_start=518
+  _globals['_MANIFEST']._serialized_end=570
+  _globals['_GETSNAPSHOTREQUEST']._serialized_start=572
+  _globals['_GETSNAPSHOTREQUEST']._serialized_end=606
+  _globals['_SNAPSHOTSERVICE']._serialized_start=609
+  _globals['_SNAPSHOTSERVICE']._serialized_end=827
 # @@protoc_insertion_point(module_scope)

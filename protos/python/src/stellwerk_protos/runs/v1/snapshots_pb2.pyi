@@ -33,6 +33,8 @@ class Snapshot(_message.Message):
     CREATOR_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    MANIFEST_FIELD_NUMBER: _builtins.int
+    FILE_COUNT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """workspaces/{workspace}/snapshots/{sha256 over paths, modes and contents}"""
     revision: _builtins.int
@@ -41,6 +43,10 @@ class Snapshot(_message.Message):
     """Who recorded it."""
     size_bytes: _builtins.int
     """Sum over the files."""
+    manifest: _builtins.str
+    """SHA-256 of the blob that holds a serialized Manifest; empty when `files` has them."""
+    file_count: _builtins.int
+    """How many files."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was first recorded."""
@@ -51,7 +57,7 @@ class Snapshot(_message.Message):
 
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.File]:
-        """The files, by path."""
+        """The files, by path; empty for more than 5,000: then the manifest has them."""
 
     def __init__(
         self,
@@ -63,10 +69,12 @@ class Snapshot(_message.Message):
         creator: _builtins.str = ...,
         files: _abc.Iterable[_common_pb2.File] | None = ...,
         size_bytes: _builtins.int = ...,
+        manifest: _builtins.str = ...,
+        file_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "files", b"files", "name", b"name", "revision", b"revision", "size_bytes", b"size_bytes", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "file_count", b"file_count", "files", b"files", "manifest", b"manifest", "name", b"name", "revision", b"revision", "size_bytes", b"size_bytes", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -78,8 +86,11 @@ class CreateSnapshotRequest(_message.Message):
 
     PARENT_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
+    MANIFEST_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """workspaces/{workspace}"""
+    manifest: _builtins.str
+    """Instead of files: SHA-256 of an uploaded blob that holds a serialized Manifest."""
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.File]:
         """The files; every blob must have been uploaded."""
@@ -89,14 +100,39 @@ class CreateSnapshotRequest(_message.Message):
         *,
         parent: _builtins.str = ...,
         files: _abc.Iterable[_common_pb2.File] | None = ...,
+        manifest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "parent", b"parent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "manifest", b"manifest", "parent", b"parent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CreateSnapshotRequest: _TypeAlias = CreateSnapshotRequest  # noqa: Y015
+
+@_typing.final
+class Manifest(_message.Message):
+    """The files of a large snapshot, by path."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.File]:
+        """The files."""
+
+    def __init__(
+        self,
+        *,
+        files: _abc.Iterable[_common_pb2.File] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Manifest: _TypeAlias = Manifest  # noqa: Y015
 
 @_typing.final
 class GetSnapshotRequest(_message.Message):

@@ -45,6 +45,11 @@ class TelemetryServiceStub:
                 request_serializer=stellwerk_dot_telemetry_dot_v1_dot_telemetry__pb2.ListEventsRequest.SerializeToString,
                 response_deserializer=stellwerk_dot_telemetry_dot_v1_dot_telemetry__pb2.ListEventsResponse.FromString,
                 _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/stellwerk.telemetry.v1.TelemetryService/Explain',
+                request_serializer=stellwerk_dot_telemetry_dot_v1_dot_telemetry__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=stellwerk_dot_telemetry_dot_v1_dot_telemetry__pb2.Explanation.FromString,
+                _registered_method=True)
         self.WatchEvents = channel.unary_stream(
                 '/stellwerk.telemetry.v1.TelemetryService/WatchEvents',
                 request_serializer=stellwerk_dot_telemetry_dot_v1_dot_telemetry__pb2.WatchEventsRequest.SerializeToString,
@@ -75,6 +80,13 @@ class TelemetryServiceServicer:
 
     def ListEvents(self, request, context):
         """Lists journal events, oldest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Explain(self, request, context):
+        """Why a resource is in its state: the causal chain in plain words, first cause first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -113,6 +125,11 @@ def add_TelemetryServiceServicer_to_server(servicer, server):
                     servicer.ListEvents,
                     request_deserializer=stellwerk_dot_telemetry_dot_v1_dot_telemetry__pb2.ListEventsRequest.FromString,
                     response_serializer=stellwerk_dot_telemetry_dot_v1_dot_telemetry__pb2.ListEventsResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=stellwerk_dot_telemetry_dot_v1_dot_telemetry__pb2.ExplainRequest.FromString,
+                    response_serializer=stellwerk_dot_telemetry_dot_v1_dot_telemetry__pb2.Explanation.SerializeToString,
             ),
             'WatchEvents': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchEvents,
@@ -185,6 +202,33 @@ class TelemetryService:
             '/stellwerk.telemetry.v1.TelemetryService/ListEvents',
             stellwerk_dot_telemetry_dot_v1_dot_telemetry__pb2.ListEventsRequest.SerializeToString,
             stellwerk_dot_telemetry_dot_v1_dot_telemetry__pb2.ListEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stellwerk.telemetry.v1.TelemetryService/Explain',
+            stellwerk_dot_telemetry_dot_v1_dot_telemetry__pb2.ExplainRequest.SerializeToString,
+            stellwerk_dot_telemetry_dot_v1_dot_telemetry__pb2.Explanation.FromString,
             options,
             channel_credentials,
             insecure,

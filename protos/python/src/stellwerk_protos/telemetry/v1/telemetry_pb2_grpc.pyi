@@ -37,6 +37,8 @@ class TelemetryServiceStub:
     """All spans of a trace that have arrived, by start time. NOT_FOUND when there are none."""
     ListEvents: _grpc.UnaryUnaryMultiCallable[_telemetry_pb2.ListEventsRequest, _telemetry_pb2.ListEventsResponse]
     """Lists journal events, oldest first."""
+    Explain: _grpc.UnaryUnaryMultiCallable[_telemetry_pb2.ExplainRequest, _telemetry_pb2.Explanation]
+    """Why a resource is in its state: the causal chain in plain words, first cause first."""
     WatchEvents: _grpc.UnaryStreamMultiCallable[_telemetry_pb2.WatchEventsRequest, _telemetry_pb2.Event]
     """Sends journal events from a sequence on, then as they come, until cancelled."""
     ListDeadLetters: _grpc.UnaryUnaryMultiCallable[_telemetry_pb2.ListDeadLettersRequest, _telemetry_pb2.ListDeadLettersResponse]
@@ -53,6 +55,8 @@ class TelemetryServiceAsyncStub(TelemetryServiceStub):
     """All spans of a trace that have arrived, by start time. NOT_FOUND when there are none."""
     ListEvents: _aio.UnaryUnaryMultiCallable[_telemetry_pb2.ListEventsRequest, _telemetry_pb2.ListEventsResponse]  # type: ignore[assignment]
     """Lists journal events, oldest first."""
+    Explain: _aio.UnaryUnaryMultiCallable[_telemetry_pb2.ExplainRequest, _telemetry_pb2.Explanation]  # type: ignore[assignment]
+    """Why a resource is in its state: the causal chain in plain words, first cause first."""
     WatchEvents: _aio.UnaryStreamMultiCallable[_telemetry_pb2.WatchEventsRequest, _telemetry_pb2.Event]  # type: ignore[assignment]
     """Sends journal events from a sequence on, then as they come, until cancelled."""
     ListDeadLetters: _aio.UnaryUnaryMultiCallable[_telemetry_pb2.ListDeadLettersRequest, _telemetry_pb2.ListDeadLettersResponse]  # type: ignore[assignment]
@@ -78,6 +82,14 @@ class TelemetryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_telemetry_pb2.ListEventsResponse, _abc.Awaitable[_telemetry_pb2.ListEventsResponse]]:
         """Lists journal events, oldest first."""
+
+    @_abc_1.abstractmethod
+    def Explain(
+        self,
+        request: _telemetry_pb2.ExplainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_telemetry_pb2.Explanation, _abc.Awaitable[_telemetry_pb2.Explanation]]:
+        """Why a resource is in its state: the causal chain in plain words, first cause first."""
 
     @_abc_1.abstractmethod
     def WatchEvents(
