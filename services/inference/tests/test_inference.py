@@ -111,6 +111,22 @@ async def test_a_failed_rollout_keeps_its_reason_and_leaves_the_traffic(
     assert dict(after.traffic) == {"blue": 100}
 
 
+async def test_replicas_that_are_ready_at_the_same_moment_are_all_counted(
+    inference: Inference, journal: Journal, scorer: Scorer
+) -> None:
+    endpoint = (await inference.create_endpoint("crowd")).name
+    scorer.ready = False
+    deployment = await inference.create_deployment(endpoint, "blue", replicas=6)
+    for _ in range(6):
+        replica = (await journal.next("replica.created"))["subject"]
+        await inference.allocate(replica, compute.ALLOCATION_STATE_RUNNING, scorer.address)
+    for _ in range(6):
+        await journal.next("replica.starting")
+    scorer.ready = True
+    assert (await inference.deployment(deployment.name, states.SUCCEEDED)).ready_replica_count == 6
+    assert len((await routes_of(inference, endpoint)).targets[0].replicas) == 6
+
+
 async def test_a_replica_that_was_ready_and_dies_is_replaced(
     inference: Inference, journal: Journal, scorer: Scorer
 ) -> None:

@@ -49,12 +49,17 @@ class Blobs:
         """Copies files into a new folder and returns how many blobs had to travel."""
         check_paths(files)
         by_digest = {file.sha256: file for file in files}
-        absent = [digest for digest in by_digest if not self._path(digest).exists()]
+        absent = [digest for digest, file in by_digest.items() if not self._is_here(file)]
         for start in range(0, len(absent), _BATCH):
             await self._download_all(workspace, absent[start : start + _BATCH])
         target.mkdir(parents=True)
         await asyncio.to_thread(self._place, files, target, writable)
         return len(absent)
+
+    def _is_here(self, file: common_pb2.File) -> bool:
+        # A power cut can leave a file that was renamed and is not all there.
+        path = self._path(file.sha256)
+        return path.exists() and path.stat().st_size == file.size_bytes
 
     def _path(self, digest: str) -> Path:
         return self._folder / digest[:2] / digest[2:]

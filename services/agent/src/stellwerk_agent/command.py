@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,13 @@ from stellwerk_platform import failpoints
 class Exit:
     """How a command ended: `code` as `subprocess` has it (negative: a signal), or why there is none.
 
-    `is_lost`: it may have run, and nobody knows how it ended.
+    `is_lost`: it may have run, and nobody knows how it ended. `time_ms`: when, in ms since 1970, or 0.
     """
 
     code: int | None
     error: str = ""
     is_lost: bool = False
+    time_ms: int = field(default=0, compare=False)
 
 
 class Command:
@@ -85,7 +86,7 @@ class Command:
         found = self._read("exit.json")
         if found is None:
             return Exit(None, "the process that watched it was killed", is_lost=True)
-        return Exit(found.get("returncode"), found.get("error", ""))
+        return Exit(found.get("returncode"), found.get("error", ""), time_ms=found["time_ms"])
 
     async def end(self, grace_seconds: float) -> None:
         """Ends the command and all that it started."""

@@ -1,16 +1,20 @@
 """All that is known about one allocation, on disk, so that a restarted agent goes on where it was."""
 
 import json
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from google.protobuf.message import DecodeError
 
 from stellwerk_agent.files import remove, write_atomic
 from stellwerk_platform import names
 from stellwerk_protos.common.v1 import common_pb2
 from stellwerk_protos.compute.v1 import agents_pb2
 
+log = logging.getLogger(__name__)
 STD_LOG = "user_logs/std_log.txt"
 ENVIRONMENT_LOG = "system_logs/environment.log"
 _ASSIGNMENT = "assignment.binpb"
@@ -52,8 +56,12 @@ class AllocationFolder:
         for path in sorted(root.iterdir()):
             if path.name.startswith("."):
                 remove(path)
-            else:
+                continue
+            try:
                 yield cls(path)
+            except (OSError, ValueError, DecodeError) as error:
+                # One damaged folder must not keep the agent from the others.
+                log.error("%s is left aside: %s", path, error)
 
     @property
     def work(self) -> Path:

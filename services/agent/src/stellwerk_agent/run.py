@@ -56,9 +56,11 @@ class RunWorker(Worker):
             known = {**asdict(ended), "stopped": stopped}
             self.folder.note("outcome", known)
             failpoints.hit("agent.ended")
-        if known.pop("stopped"):
+        stopped, ended = known.pop("stopped"), Exit(**known)
+        self.end_phase("run_command", ended.time_ms)
+        if stopped:
             return Outcome(CANCELED, self.stopped().reason)
-        return outcome_of(Exit(**known), tail(self.folder.path / STD_LOG))
+        return outcome_of(ended, tail(self.folder.path / STD_LOG))
 
     async def _prepare(self) -> Environment:
         environment = await self.prepare_environment()

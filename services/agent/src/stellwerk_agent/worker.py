@@ -146,6 +146,14 @@ class Worker(ABC):
                 if not was_done:
                     phase.end_time.CopyFrom(now())
 
+    def end_phase(self, name: str, time_ms: int) -> None:
+        """Sets when a step really ended, which may have been while no agent watched; 0 means now."""
+        for phase in self._state.phases:
+            if phase.name == name and time_ms:
+                phase.end_time.FromMilliseconds(time_ms)
+            elif phase.name == name and not phase.HasField("end_time"):
+                phase.end_time.CopyFrom(now())
+
     async def unless_stopped(self, work: Awaitable[T]) -> T:
         """The result of `work`; raises `Stopped`, and ends the work, when its owner asks to stop."""
         task = asyncio.ensure_future(work)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from datetime import UTC, datetime
 
 from stellwerk_compute.allocations.store import AllocationStore
@@ -10,6 +11,7 @@ from stellwerk_platform.mongo import Database, Transaction
 
 log = logging.getLogger(__name__)
 _SHORTEST_SLEEP_SECONDS = 0.02
+_STALL_SHARE = 0.5
 
 
 class LeaseJudge:
@@ -22,15 +24,23 @@ class LeaseJudge:
 
     async def run(self) -> None:
         """For ever; trouble with the store is waited out."""
+        sleep_seconds, done_time = 0.0, time.monotonic()
         while True:
             try:
-                for node in await self._nodes.expired():
+                expired = await self._nodes.expired()
+                if time.monotonic() - done_time > sleep_seconds + self._nodes.lease_seconds * _STALL_SHARE:
+                    # This process or the store stood still, and nobody could renew a lease.
+                    await self._nodes.grant()
+                    expired = []
+                for node in expired:
                     await self._expire(node)
                 expiry = await self._nodes.next_expiry()
+                done_time = time.monotonic()
             except Exception as error:
                 log.warning("Leases cannot be judged now: %s", error)
                 expiry = None
-            await asyncio.sleep(self._until(expiry))
+            sleep_seconds = self._until(expiry)
+            await asyncio.sleep(sleep_seconds)
 
     def _until(self, expiry: datetime | None) -> float:
         # A node that announces itself later cannot expire before one lease from now.

@@ -31,6 +31,10 @@ class NodeStore:
     async def open(self) -> None:
         """Creates the collection and gives every node one full lease: nobody could renew one till now."""
         await self._collection.open()
+        await self.grant()
+
+    async def grant(self) -> None:
+        """Gives every node one full lease: for a time in which nobody could renew one."""
         await self._raw.update_many(_READY, {"$set": {_LEASE: self._lease_end()}})
 
     def _lease_end(self) -> datetime:
