@@ -1,6 +1,7 @@
 """Runs and experiments in MongoDB."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from pymongo import ASCENDING, DESCENDING, IndexModel
@@ -12,8 +13,9 @@ from stellwerk_platform.errors import AlreadyExists, NotFound
 from stellwerk_platform.journal import Fact
 from stellwerk_platform.mongo import Collection, Database, Transaction, missing
 from stellwerk_protos.runs.v1.runs_pb2 import Experiment, Run, RunState
-from stellwerk_runs.runs import states
+from stellwerk_runs.runs import annotations, states
 
+log = logging.getLogger(__name__)
 _KNOWN = 100_000
 
 
@@ -71,6 +73,28 @@ class RunStore:
             experiment = Experiment(name=run.experiment, creator=run.creator)
             await self.experiments.create_in(tx, experiment, Fact("created", "FIRST_RUN"))
         return await self.runs.create_in(tx, run, fact, request_id)
+
+    async def annotate_in(
+        self, tx: Transaction, run: str, params: Mapping[str, str], tags: Mapping[str, str]
+    ) -> None:
+        """Adds what the script logged, in the caller's transaction; again, nothing changes.
+
+        The first value of a parameter stays. What cannot be kept is left out and said in
+        the journal (`run.annotated`, LOGGED_IN_PART) or, when nothing was new, in the log.
+        Raises `NotFound`.
+        """
+
+        def change(found: Run) -> Fact | None:
+            fact = annotations.annotate(found, params, tags)
+            if fact is None:
+                log.info("%s: %d parameters and tags change nothing", run, len(params) + len(tags))
+            return fact
+
+        await self.runs.update_in(tx, run, change)
+
+    async def annotate(self, run: str, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
+        """The same in a transaction of its own."""
+        await self._database.commit(lambda tx: self.annotate_in(tx, run, params, tags))
 
     async def check(self, name: str) -> None:
         """Raises `NotFound` unless the run exists; runs that exist are remembered."""
