@@ -57,6 +57,7 @@ ROLES: dict[str, frozenset[str]] = {
         "run.write",
         "run.cancel",
         "run.append",
+        "run.delete",
         "endpoint.write",
         "endpoint.invoke",
         "telemetry.read",

@@ -14,25 +14,26 @@ _PATH_LENGTH = 4_096
 MAXIMUM_FILES = 20_000
 
 
-def check_files(files: Sequence[File]) -> list[File]:
-    """The files sorted by path; raises `InvalidArgument` for an empty list or a file that may not be."""
+def check_files(
+    files: Sequence[File], *, maximum: int | None = MAXIMUM_FILES, links: bool = False
+) -> list[File]:
+    """The files sorted by path; raises `InvalidArgument` for an empty list or a file that may not be.
+
+    Symbolic links are taken only with `links`. They point into the root, and nothing
+    lies below one, so that no path leads out of the root.
+    """
     if not files:
         raise InvalidArgument(
             "NO_FILES", "The list of files is empty.", "Name a folder or file with content."
         )
-    if len(files) > MAXIMUM_FILES:
+    if maximum is not None and len(files) > maximum:
         raise InvalidArgument(
             "TOO_MANY_FILES",
-            f"{len(files):,} files are more than {MAXIMUM_FILES:,}.",
+            f"{len(files):,} files are more than {maximum:,}.",
             "Leave files out (.amlignore), or pack them into an archive.",
         )
     for file in files:
-        check_path(file.path)
-        check_sha256(file.sha256)
-        if file.size_bytes < 0:
-            raise InvalidArgument(
-                "INVALID_FILE", f"{file.path!r} has a negative size.", "Send its size in bytes."
-            )
+        _check_file(file, links)
     ordered = sorted(files, key=lambda file: file.path)
     seen: set[str] = set()
     for file in ordered:
@@ -43,6 +44,30 @@ def check_files(files: Sequence[File]) -> list[File]:
             )
         seen.add(file.path)
     return ordered
+
+
+def _check_file(file: File, links: bool) -> None:
+    check_path(file.path)
+    if file.link_target:
+        _check_link(file, links)
+        return
+    check_sha256(file.sha256)
+    if file.size_bytes < 0:
+        raise InvalidArgument("INVALID_FILE", f"{file.path!r} has a negative size.", "Send its size in bytes.")
+
+
+def _check_link(file: File, links: bool) -> None:
+    if not links:
+        raise InvalidArgument(
+            "LINK_NOT_ALLOWED", f"{file.path!r} is a symbolic link.", "Send the file that it points to."
+        )
+    check_path(file.link_target)
+    if file.sha256 or file.size_bytes or file.executable:
+        raise InvalidArgument(
+            "INVALID_FILE",
+            f"{file.path!r} is a symbolic link and has content too.",
+            "Leave digest, size and execute bit of a link empty.",
+        )
 
 
 def check_path(path: str) -> str:
@@ -77,5 +102,6 @@ def digest_of(files: Iterable[File]) -> str:
     """SHA-256 in hexadecimal over modes, paths and contents (docs/interfaces.md, resource names)."""
     digest = hashlib.sha256()
     for file in sorted(files, key=lambda file: file.path):
-        digest.update(f"{'x' if file.executable else '-'}\0{file.path}\0{file.sha256}\n".encode())
+        mode = "l" if file.link_target else "x" if file.executable else "-"
+        digest.update(f"{mode}\0{file.path}\0{file.link_target or file.sha256}\n".encode())
     return digest.hexdigest()

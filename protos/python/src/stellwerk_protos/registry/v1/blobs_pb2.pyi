@@ -254,19 +254,25 @@ class ReleaseBlobsResponse(_message.Message):
 
     BLOB_COUNT_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    LATER_FIELD_NUMBER: _builtins.int
     blob_count: _builtins.int
-    """How many were removed, or would be."""
+    """How many of them nothing in the registry refers to."""
     size_bytes: _builtins.int
     """Their bytes."""
+    @_builtins.property
+    def later(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those of them that were used too lately to be removed: ask again later."""
+
     def __init__(
         self,
         *,
         blob_count: _builtins.int = ...,
         size_bytes: _builtins.int = ...,
+        later: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_count", b"blob_count", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_count", b"blob_count", "later", b"later", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

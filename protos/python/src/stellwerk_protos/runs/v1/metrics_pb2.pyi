@@ -306,8 +306,8 @@ class GetMetricHistoriesResponse(_message.Message):
     SERIES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def series(self) -> _containers.RepeatedCompositeFieldContainer[Global___Series]:
-        """One a run and metric that has points. EXACT is refused with TOO_MANY_POINTS
-        over 1,000,000 points in all; read single histories by page then.
+        """One a run and metric that has points. More than 500,000 points in all are refused
+        with TOO_MANY_POINTS; ask for fewer points a series, or read single histories by page.
         """
 
     def __init__(
