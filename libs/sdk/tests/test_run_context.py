@@ -71,26 +71,31 @@ def test_outside_of_a_run_the_cure_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "step", "error"),
+    ("name", "value", "step"),
     [
-        ("loss", "0.3", None, TypeError),
-        ("loss", b"1", None, TypeError),
-        ("loss", None, None, TypeError),
-        ("loss", [1.0], None, TypeError),
-        ("loss", 1 + 2j, None, TypeError),
-        (3, 1.0, None, TypeError),
-        ("", 1.0, None, ValueError),
-        ("x" * 10_000, 1.0, None, ValueError),
-        ("\ud800", 1.0, None, ValueError),
-        ("loss", 1.0, 1.5, TypeError),
-        ("loss", 1.0, 2**63, ValueError),
+        ("loss", "0.3", None),
+        ("loss", b"1", None),
+        ("loss", None, None),
+        ("loss", [1.0], None),
+        ("loss", 1 + 2j, None),
+        (3, 1.0, None),
+        ("", 1.0, None),
+        ("x" * 10_000, 1.0, None),
+        ("\ud800", 1.0, None),
+        ("loss", 1.0, 1.5),
+        ("loss", 1.0, 2**63),
+        (["loss"], 1.0, None),
+        ("loss", np.zeros(3), None),
     ],
 )
 def test_what_is_no_metric_is_refused_at_once(
-    run: stellwerk.RunContext, tmp_path: Path, name: Any, value: Any, step: Any, error: type[Exception]
+    run: stellwerk.RunContext, tmp_path: Path, name: Any, value: Any, step: Any
 ) -> None:
-    with pytest.raises(error):
+    with pytest.raises(ValueError, match=r"name|value|step"):
         run.log(name, value, step=step)
+    if isinstance(name, str):
+        with pytest.raises(ValueError, match=r"name|value|step"):
+            run.log_metrics({"fine": 1.0, name: value}, step=step)
     assert points(tmp_path / "wal") == []
 
 

@@ -26,24 +26,37 @@ P = TypeVar("P")
 
 @dataclass(frozen=True)
 class Position:
-    """A place in a file; in a write-ahead file also the number of points before it, by metric."""
+    """A place in a file; in a write-ahead file also the number of points before it, by metric.
+
+    Points and other records travel in batches of their own: where both lie in one part of a file, the
+    points up to `points_offset` (0: none beyond `offset`) have been handed out, its `records` not yet.
+    """
 
     offset: int = 0
     sequences: Mapping[str, int] = field(default_factory=dict)
+    records: int = 0
+    """How many records that are no points lie before `offset`."""
+    points_offset: int = 0
 
     @classmethod
     def load(cls, path: Path) -> "Position":
         """The position stored at `path`, the beginning if there is none that can be read."""
         try:
             stored = json.loads(path.read_text())
-            return cls(int(stored["offset"]), {str(k): int(v) for k, v in stored["sequences"].items()})
+            sequences = {str(k): int(v) for k, v in stored["sequences"].items()}
+            return cls(
+                int(stored["offset"]),
+                sequences,
+                int(stored.get("records", 0)),
+                int(stored.get("points_offset", 0)),
+            )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return cls()
 
     def save(self, path: Path) -> None:
         """Stores it; a crash leaves the old or the new one."""
         temporary = path.with_name(path.name + ".new")
-        temporary.write_text(json.dumps({"offset": self.offset, "sequences": dict(self.sequences)}))
+        temporary.write_text(json.dumps({**vars(self), "sequences": dict(self.sequences)}))
         os.replace(temporary, path)
 
 
@@ -125,14 +138,15 @@ class LogTail(Tail[ingest_pb2.LogChunk]):
         return Batch(chunk, Position(start.offset + len(data)))
 
 
-class MetricTail(Tail[ingest_pb2.MetricBatch]):
-    """Follows a write-ahead file."""
+class MetricTail(Tail[ingest_pb2.MetricBatch | ingest_pb2.RecordBatch]):
+    """Follows a write-ahead file: its points, and what else was logged."""
 
     _is_damaged = False
 
-    def _next(self, start: Position) -> Batch[ingest_pb2.MetricBatch] | None:
+    def _next(self, start: Position) -> Batch[ingest_pb2.MetricBatch | ingest_pb2.RecordBatch] | None:
+        until = start.points_offset if start.points_offset > start.offset else None
         try:
-            records, offset = wal.read(self.path, start.offset)
+            found, offset = wal.read(self.path, start.offset, until=until)
         except FileNotFoundError:
             return None
         except wal.WalError as error:
@@ -141,11 +155,45 @@ class MetricTail(Tail[ingest_pb2.MetricBatch]):
                 log.error("%s is damaged at byte %d: %s", self.path, start.offset, error)
             self._is_damaged = True
             return None
-        if not records:
+        if not found:
             return None
-        batch, sequences = columns(records, start.sequences)
-        batch.source = self.path.name.removesuffix(wal.SUFFIX)
-        return Batch(batch, Position(offset, sequences))
+        source = self.path.name.removesuffix(wal.SUFFIX)
+        notes = [(record.time_ms, record.note) for record in found if record.note is not None]
+        if until is None and len(notes) < len(found):
+            batch, sequences = columns(found, start.sequences)
+            batch.source = source
+            if notes:
+                return Batch(batch, Position(start.offset, sequences, start.records, offset))
+            return Batch(batch, Position(offset, sequences, start.records))
+        records = [_record(time_ms, note) for time_ms, note in notes]
+        after = start.records + len(records)
+        payload = ingest_pb2.RecordBatch(source=source, first_sequence=start.records, records=records)
+        return Batch(payload, Position(offset, start.sequences, after))
+
+
+def _record(time_ms: int, note: wal.Note) -> ingest_pb2.Record:
+    return ingest_pb2.Record(
+        name=note.name,
+        # A kind that this version does not know stays the number that it is.
+        kind=note.kind,  # type: ignore[arg-type]
+        step=note.step,
+        time=time_ms,
+        value=note.value,
+        artifact=note.artifact,
+    )
+
+
+def append_request(
+    run: str, batch: int, payload: ingest_pb2.MetricBatch | ingest_pb2.RecordBatch | ingest_pb2.LogChunk
+) -> ingest_pb2.AppendRequest:
+    """A payload as `runs.IngestService.Append` takes it."""
+    match payload:
+        case ingest_pb2.MetricBatch():
+            return ingest_pb2.AppendRequest(run=run, batch=batch, metrics=payload)
+        case ingest_pb2.RecordBatch():
+            return ingest_pb2.AppendRequest(run=run, batch=batch, records=payload)
+        case _:
+            return ingest_pb2.AppendRequest(run=run, batch=batch, log=payload)
 
 
 def columns(
@@ -153,8 +201,9 @@ def columns(
 ) -> tuple[ingest_pb2.MetricBatch, dict[str, int]]:
     """The points by metric, and the sequences after them. Names that no service takes are left out."""
     by_metric: dict[str, tuple[array[int], array[int], array[float]]] = {}
-    for time_ms, points in records:
-        for name, step, value in points:
+    for record in records:
+        time_ms = record.time_ms
+        for name, step, value in record.points:
             column = by_metric.get(name)
             if column is None:
                 column = by_metric[name] = (array("q"), array("q"), array("d"))

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from stellwerk.shipping import LogTail, MetricFolder, Position, Tail
+from stellwerk.shipping import LogTail, MetricFolder, Position, Tail, append_request
 from stellwerk_agent.calls import FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS, may_pass
 from stellwerk_agent.failure import StepFailed
 from stellwerk_platform.errors import PlatformError, Unavailable, from_rpc
@@ -139,7 +139,7 @@ class Shipper:
                     tail.advance(batch)
                     self._batch += 1
                     self._pending.append((self._batch, tail, batch.end))
-                    requests.put_nowait(self._request(batch.payload))
+                    requests.put_nowait(append_request(self._run, self._batch, batch.payload))
             if not sent:
                 if finishing and not self._pending:
                     requests.put_nowait(None)
@@ -152,14 +152,6 @@ class Shipper:
                 await self._changed.wait()
         except TimeoutError:
             pass
-
-    def _request(self, payload: Any) -> ingest_pb2.AppendRequest:
-        request = ingest_pb2.AppendRequest(run=self._run, batch=self._batch)
-        if isinstance(payload, ingest_pb2.LogChunk):
-            request.log.CopyFrom(payload)
-        else:
-            request.metrics.CopyFrom(payload)
-        return request
 
     def _acknowledge(self, batch: int) -> None:
         while self._pending and self._pending[0][0] <= batch:
