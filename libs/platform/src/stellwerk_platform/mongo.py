@@ -9,6 +9,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import count
 from typing import Generic, TypeVar
@@ -26,7 +27,7 @@ from pymongo.errors import (
     PyMongoError,
 )
 
-from stellwerk_platform import failpoints, paging
+from stellwerk_platform import failpoints, paging, telemetry
 from stellwerk_platform.auth import current_actor
 from stellwerk_platform.documents import Document, from_document, now, to_document
 from stellwerk_platform.errors import Aborted, AlreadyExists, NotFound, Unavailable, translate
@@ -154,10 +155,20 @@ class Transaction:
         self._database = database
 
     def record(self, resource: Message, fact: Fact) -> None:
-        """Adds a journal entry for the new state of a resource; the caller is the default actor."""
-        if not fact.actor:
-            fact = Fact(fact.verb, fact.code, fact.message, current_actor(self._database.service), fact.cause)
+        """Adds a journal entry for the new state of a resource.
+
+        The caller is the default actor, and the trace of the call the default cause.
+        """
+        fact = replace(
+            fact,
+            actor=fact.actor or current_actor(self._database.service),
+            cause=fact.cause or telemetry.trace_id(),
+        )
         self.entries.append(entry(self._database.namespace, self._database.service, resource, fact))
+
+    def last_event(self, otherwise: str = "") -> str:
+        """The id of the entry recorded last: the cause of what follows from it in this transaction."""
+        return self.entries[-1].id if self.entries else otherwise
 
 
 class Collection(Generic[R]):

@@ -11,6 +11,7 @@ from stellwerk_inference.states import CREATING, DELETING, FAILED, SUCCEEDED
 from stellwerk_inference.store import Store, endpoint_of
 from stellwerk_platform.journal import Fact
 from stellwerk_platform.mongo import Transaction
+from stellwerk_protos.common.v1.common_pb2 import Reason
 from stellwerk_protos.inference.v1 import endpoints_pb2 as pb
 
 
@@ -29,7 +30,8 @@ class Lifecycle:
             created = await self._store.create_in(
                 tx, self._store.deployments, deployment, Fact("created", "REQUESTED"), request_id
             )
-            await self._add_replicas(tx, created, deployment.replica_count, Fact("created", "REQUESTED"))
+            fact = Fact("created", "REQUESTED", cause=tx.last_event())
+            await self._add_replicas(tx, created, deployment.replica_count, fact)
             return created
 
         return await self._store.change(endpoint_of(deployment.name), work)
@@ -50,7 +52,7 @@ class Lifecycle:
 
             await self._store.replicas.update_in(tx, name, noted)
             if moved:
-                await self._settle(tx, replicas.deployment_of(name), cause)
+                await self._settle(tx, replicas.deployment_of(name), tx.last_event())
 
         await self._store.change(endpoint_of(name), work)
 
@@ -113,29 +115,34 @@ class Lifecycle:
             await self._store.endpoints.update_in(tx, name, endpoints.delete)
             for deployment in await self._store.deployments_of(name, tx.session):
                 await self._delete_deployment_in(tx, deployment.name, 0)
-            await self._observe_endpoint(tx, name, "")
+            await self._observe_endpoint(tx, name, tx.last_event())
             return await self._store.endpoints.get(name, tx.session)
 
         return await self._store.change(name, work)
 
     async def _delete_deployment_in(self, tx: Transaction, name: str, percent: int) -> None:
         deployment = await self._store.deployments.update_in(
-            tx, name, lambda d: deployments.delete(d, percent)
+            tx, name, lambda d: _caused(deployments.delete(d, percent), tx.last_event())
         )
         if deployment.state == DELETING:
+            cause = tx.last_event()
             existing = await self._store.replicas_of(deployment, tx.session)
-            await self._stop(tx, existing, "DELETE_REQUESTED", "The deployment is being deleted.")
-            await self._settle(tx, name, "")
+            reason = Reason(code="DELETE_REQUESTED", message="The deployment is being deleted.")
+            await self._stop(tx, existing, reason, cause)
+            await self._settle(tx, name, cause)
 
     async def _settle(self, tx: Transaction, deployment_name: str, cause: str) -> None:
-        """Makes deployment and endpoint follow the replicas."""
+        """Makes deployment and endpoint follow the replicas, because of the event `cause`."""
         before = await self._store.deployments.get(deployment_name, tx.session)
         existing = await self._store.replicas_of(before, tx.session)
         after = await self._store.deployments.update_in(
             tx, deployment_name, lambda d: _caused(deployments.observe(d, existing), cause)
         )
+        if after.revision != before.revision:
+            cause = tx.last_event()
         if (before.state, after.state) == (CREATING, FAILED):
-            await self._stop(tx, existing, "DEPLOYMENT_FAILED", "Another replica of the deployment failed.")
+            reason = Reason(code="DEPLOYMENT_FAILED", message="Another replica of the deployment failed.")
+            await self._stop(tx, existing, reason, cause)
         if (before.state, after.state) == (CREATING, SUCCEEDED):
             endpoint = endpoint_of(deployment_name)
             siblings = await self._store.deployments_of(endpoint, tx.session)
@@ -150,9 +157,13 @@ class Lifecycle:
             tx, name, lambda e: _caused(endpoints.observe(e, existing), cause)
         )
 
-    async def _stop(self, tx: Transaction, existing: Sequence[pb.Replica], code: str, message: str) -> None:
+    async def _stop(
+        self, tx: Transaction, existing: Sequence[pb.Replica], reason: Reason, cause: str
+    ) -> None:
         for replica in existing:
-            await self._store.replicas.update_in(tx, replica.name, lambda r: replicas.stop(r, code, message))
+            await self._store.replicas.update_in(
+                tx, replica.name, lambda r: _caused(replicas.stop(r, reason.code, reason.message), cause)
+            )
 
     async def _add_replicas(self, tx: Transaction, deployment: pb.Deployment, count: int, fact: Fact) -> None:
         for _ in range(count):

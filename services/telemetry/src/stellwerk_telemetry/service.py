@@ -11,6 +11,7 @@ from stellwerk_telemetry.dead_letters.store import DeadLetters
 from stellwerk_telemetry.events import domain as events_domain
 from stellwerk_telemetry.events.store import Events
 from stellwerk_telemetry.events.watch import Journal
+from stellwerk_telemetry.explain.collect import explain
 from stellwerk_telemetry.traces import domain as traces_domain
 from stellwerk_telemetry.traces.store import Spans
 from stellwerk_telemetry.workspaces import Workspaces
@@ -62,6 +63,9 @@ class TelemetryService(telemetry_pb2_grpc.TelemetryServiceServicer):
             workspace, request.resource, trace_id, request.page_size, request.page_token
         )
         return pb.ListEventsResponse(events=events, next_page_token=token)
+
+    async def Explain(self, request: pb.ExplainRequest, context: Any) -> pb.Explanation:
+        return await explain(self._events, request.name)
 
     async def WatchEvents(self, request: pb.WatchEventsRequest, context: Any) -> AsyncIterator[pb.Event]:
         workspace = events_domain.check_parent(request.parent)

@@ -134,13 +134,15 @@ class AllocationStore:
             await self._set_beside(tx, name, after)
         return allocation
 
-    async def silence_in(self, tx: Transaction, node: str) -> None:
-        """Marks what lives on a node whose lease ran out."""
+    async def silence_in(self, tx: Transaction, node: str, cause: str) -> None:
+        """Marks what lives on a node whose lease ran out; `cause` is the event that says so."""
 
         def silence(allocation: computes_pb2.Allocation, beside: Beside) -> tuple[Fact | None, Beside]:
             earlier = allocation.state
             fact = domain.silence(allocation)
-            return fact, replace(beside, earlier_state=earlier) if fact else beside
+            if fact is None:
+                return None, beside
+            return replace(fact, cause=cause), replace(beside, earlier_state=earlier)
 
         where = {"node": node, "live": True}
         found = await self._raw.find(where, {"_id": 1}, session=tx.session).to_list(None)

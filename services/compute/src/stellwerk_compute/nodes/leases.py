@@ -53,7 +53,7 @@ class LeaseJudge:
         async def work(tx: Transaction) -> bool:
             if not await self._nodes.expire_in(tx, node):
                 return False
-            await self._allocations.silence_in(tx, node)
+            await self._allocations.silence_in(tx, node, cause=tx.last_event())
             return True
 
         if await self._database.commit(work):

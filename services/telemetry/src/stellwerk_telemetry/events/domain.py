@@ -28,6 +28,8 @@ def to_document(sequence: int, body: bytes) -> Document:
     """What the index holds of an event; raises `ValueError` for what is no journal event."""
     event = _parse(body)
     traceparent = str(event.get("traceparent", "")).split("-")
+    data = event.get("data")
+    cause = data.get("cause") if isinstance(data, dict) else None
     return {
         "_id": str(event["id"]),
         "sequence": sequence,
@@ -35,6 +37,7 @@ def to_document(sequence: int, body: bytes) -> Document:
         "resource": event["subject"],
         "type": event["type"],
         "trace_id": traceparent[1] if len(traceparent) == 4 else "",
+        "cause": str(cause or ""),
         "time": _time(event).ToDatetime(),
         "body": Binary(body),
     }

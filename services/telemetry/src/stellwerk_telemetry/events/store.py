@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pymongo import ASCENDING, IndexModel
+from pymongo import ASCENDING, DESCENDING, IndexModel
 from pymongo.errors import BulkWriteError
 
 from stellwerk_platform import paging
@@ -11,6 +11,8 @@ from stellwerk_platform.mongo import Database
 from stellwerk_platform.names import WILDCARD
 from stellwerk_protos.telemetry.v1 import telemetry_pb2
 from stellwerk_telemetry.events.domain import to_proto
+from stellwerk_telemetry.explain import domain as explain
+from stellwerk_telemetry.explain.domain import Past
 
 _COLLECTION = "events"
 _DUPLICATE_KEY = 11_000
@@ -30,6 +32,12 @@ class Events:
             IndexModel([("resource", ASCENDING), ("sequence", ASCENDING)], name="resource"),
             IndexModel([("trace_id", ASCENDING), ("sequence", ASCENDING)], name="trace"),
             IndexModel([("sequence", ASCENDING)], name="sequence"),
+            # From a cause to what followed; the way back goes by `_id`.
+            IndexModel(
+                [("cause", ASCENDING), ("sequence", ASCENDING)],
+                name="cause",
+                partialFilterExpression={"cause": {"$gt": ""}},
+            ),
         ]
         await self._database.ensure(_COLLECTION, indexes, required=["sequence", "resource", "type", "body"])
 
@@ -44,6 +52,27 @@ class Events:
     async def holds(self, workspace: str) -> bool:
         """Whether anything has happened in this workspace."""
         return await self._raw.find_one({"workspace": workspace}, {"_id": 1}) is not None
+
+    async def history(self, resource: str, limit: int) -> list[Past]:
+        """The events of a resource, oldest first: of more than `limit` the first and the newest ones."""
+        newest = await self._read({"resource": resource}, limit, DESCENDING)
+        if len(newest) < limit:
+            return newest[::-1]
+        first = await self._read({"resource": resource}, 1, ASCENDING)
+        return [*first, *newest[-2::-1]]
+
+    async def by_id(self, ids: Sequence[str], workspace: str) -> list[Past]:
+        """Events of a workspace, or of none, by their ids."""
+        where = {"_id": {"$in": list(ids)}, "workspace": {"$in": [workspace, ""]}}
+        return await self._read(where, len(ids), ASCENDING)
+
+    async def caused_by(self, cause: str, workspace: str, limit: int) -> list[Past]:
+        """The first events in a workspace that an event led to."""
+        return await self._read({"cause": cause, "workspace": workspace}, limit, ASCENDING)
+
+    async def _read(self, where: Document, limit: int, direction: int) -> list[Past]:
+        cursor = self._raw.find(where, {"sequence": 1, "body": 1}).sort("sequence", direction).limit(limit)
+        return [explain.read(d["sequence"], bytes(d["body"])) async for d in cursor]
 
     async def page(
         self, workspace: str, resource: str, trace_id: str, size: int, token: str

@@ -1,0 +1,1 @@
+"""Why a resource is in its state, from what the journal holds."""
