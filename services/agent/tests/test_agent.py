@@ -75,13 +75,12 @@ async def check(platform: Platform, run: str) -> None:
     "failpoint",
     [
         "agent.reported:1",
-        "agent.reported:3",
-        "agent.reported:4",
+        "agent.reported:2",
         "agent.before_start",
         "agent.started",
         "agent.ended",
         "agent.collected",
-        "agent.reported:6",
+        "agent.reported:4",
     ],
 )
 async def test_an_agent_killed_between_two_steps_goes_on_where_it_was(

@@ -45,9 +45,12 @@ def store(tmp_path: Path, answer: Answer, patience_seconds: float = 0.0) -> Blob
     return Blobs(tmp_path / "cache", Registry(), client, patience_seconds)  # type: ignore[arg-type]
 
 
+def digest_of(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
 def file(path: str, content: bytes, *, executable: bool = False) -> File:
-    digest = hashlib.sha256(content).hexdigest()
-    return File(path=path, sha256=digest, size_bytes=len(content), executable=executable)
+    return File(path=path, sha256=digest_of(content), size_bytes=len(content), executable=executable)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +116,7 @@ def test_outputs_of_any_shape_are_found(tmp_path: Path) -> None:
     (folder / "broken").symlink_to("nothing")
     os.mkfifo(folder / "pipe")
     found = outputs.scan(tmp_path / "work")
-    assert [f.path for f, _ in found] == ["outputs/empty", "outputs/inside", "outputs/deep/er/größe.txt"]
+    assert [f.name for f in found] == ["outputs/deep/er/größe.txt", "outputs/empty", "outputs/inside"]
     assert outputs.scan(tmp_path / "nowhere") == []
 
 
@@ -133,7 +136,7 @@ async def test_a_store_that_keeps_refusing_is_given_up(
     path = tmp_path / "output"
     path.write_bytes(b"result")
     with pytest.raises(StepFailed) as caught:
-        await blobs.upload("demo", [(file("outputs/output", b"result"), path)])
+        await blobs.upload("demo", {digest_of(b"result"): path})
     assert caught.value.reason.code == code
     assert caught.value.reason.cure
 
@@ -154,7 +157,7 @@ async def test_a_store_that_comes_back_gets_everything(tmp_path: Path) -> None:
     path = tmp_path / "output"
     path.write_bytes(b"result")
     blobs = store(tmp_path, answer, patience_seconds=60)
-    assert await blobs.upload("demo", [(file("outputs/output", b"result"), path)]) == 1
+    assert (await blobs.upload("demo", {digest_of(b"result"): path})).sent == 1
     assert not answers
 
 

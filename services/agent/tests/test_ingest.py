@@ -11,10 +11,11 @@ import pytest
 import pytest_asyncio
 
 from stellwerk import wal
-from stellwerk.shipping import LogTail, MetricFolder
+from stellwerk.shipping import MetricFolder
 from stellwerk_agent import ingest
 from stellwerk_agent.failure import StepFailed
 from stellwerk_agent.ingest import Shipper
+from stellwerk_agent.logs import LogFolder
 from stellwerk_protos.runs.v1 import ingest_pb2, ingest_pb2_grpc
 
 RUN = "workspaces/demo/runs/r"
@@ -69,8 +70,8 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def shipper(stub: "ingest_pb2_grpc.IngestServiceAsyncStub", folder: Path) -> Shipper:
-    log_tail = LogTail(folder / "std_log.txt", "user_logs/std_log.txt")
-    return Shipper(stub, RUN, [log_tail], MetricFolder(folder))
+    logs = LogFolder(folder, folder / "work", folder / "state")
+    return Shipper(stub, RUN, logs, MetricFolder(folder))
 
 
 async def test_nothing_is_lost_or_double_however_often_it_breaks_and_restarts(
@@ -78,7 +79,8 @@ async def test_nothing_is_lost_or_double_however_often_it_breaks_and_restarts(
 ) -> None:
     servicer, stub = service
     writer = wal.Writer(tmp_path)
-    log = tmp_path / "std_log.txt"
+    log = tmp_path / "user_logs" / "std_log.txt"
+    log.parent.mkdir()
     for round_ in range(5):
         with log.open("ab") as file:
             file.write(f"round {round_}\n".encode() * 1_000)
@@ -102,7 +104,8 @@ async def test_what_is_refused_for_good_ends_with_a_reason(
 ) -> None:
     servicer, stub = service
     servicer.code, servicer.breaks = grpc.StatusCode.NOT_FOUND, 1.0
-    (tmp_path / "std_log.txt").write_text("hello\n")
+    (tmp_path / "user_logs").mkdir()
+    (tmp_path / "user_logs/std_log.txt").write_text("hello\n")
     refused = shipper(stub, tmp_path)
     refused.finish()
     with pytest.raises(StepFailed) as caught:

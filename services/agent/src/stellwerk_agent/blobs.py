@@ -4,14 +4,15 @@ import asyncio
 import hashlib
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
 from stellwerk_agent.calls import FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS, call
 from stellwerk_agent.failure import StepFailed
-from stellwerk_agent.files import check_paths, copy
+from stellwerk_agent.files import check_paths, copy, link
 from stellwerk_protos.common.v1 import common_pb2
 from stellwerk_protos.registry.v1 import blobs_pb2, blobs_pb2_grpc
 
@@ -20,7 +21,17 @@ PARALLEL = 8
 # So few that their URLs do not expire while they wait for each other.
 _BATCH = 100
 _CHUNK_BYTES = 1 << 20
+_ANSWER_SECONDS = 30.0
+_SLOWEST_BYTES_PER_SECOND = 10_000_000
 _FULL_SIGNS = ("space", "full", "quota", "insufficientstorage")
+
+
+@dataclass(frozen=True)
+class Uploaded:
+    """How many blobs travelled, and the digests of files that changed before they could."""
+
+    sent: int
+    changed: set[str]
 
 
 class Blobs:
@@ -48,48 +59,72 @@ class Blobs:
     ) -> int:
         """Copies files into a new folder and returns how many blobs had to travel."""
         check_paths(files)
-        by_digest = {file.sha256: file for file in files}
-        absent = [digest for digest, file in by_digest.items() if not self._is_here(file)]
-        for start in range(0, len(absent), _BATCH):
-            await self._download_all(workspace, absent[start : start + _BATCH])
+        by_digest = {file.sha256: file.size_bytes for file in files if not file.link_target}
+        absent = [digest for digest, size in by_digest.items() if not self._is_here(digest, size)]
+        await self._bring(workspace, absent)
         target.mkdir(parents=True)
         await asyncio.to_thread(self._place, files, target, writable)
         return len(absent)
 
-    def _is_here(self, file: common_pb2.File) -> bool:
+    async def read(self, workspace: str, digest: str) -> bytes:
+        """The content of one blob that fits into memory."""
+        path = self._path(digest)
+        for _ in range(2):
+            if path.exists():
+                content = path.read_bytes()
+                if hashlib.sha256(content).hexdigest() == digest:
+                    return content
+            await self._bring(workspace, [digest])
+        raise StepFailed("BLOB_DAMAGED", f"The blob {digest} cannot be kept on the node.", "Check its disk.")
+
+    async def _bring(self, workspace: str, digests: Sequence[str]) -> None:
+        for start in range(0, len(digests), _BATCH):
+            await self._download_all(workspace, digests[start : start + _BATCH])
+
+    def _is_here(self, digest: str, size_bytes: int) -> bool:
         # A power cut can leave a file that was renamed and is not all there.
-        path = self._path(file.sha256)
-        return path.exists() and path.stat().st_size == file.size_bytes
+        path = self._path(digest)
+        return path.exists() and path.stat().st_size == size_bytes
 
     def _path(self, digest: str) -> Path:
         return self._folder / digest[:2] / digest[2:]
 
-    def _place(self, files: Iterable[common_pb2.File], target: Path, writable: bool) -> None:
+    def _place(self, files: Sequence[common_pb2.File], target: Path, writable: bool) -> None:
         for file in files:
+            if file.link_target:
+                continue
             mode = (0o644 if writable else 0o444) | (0o111 if file.executable else 0)
             copy(self._path(file.sha256), target / file.path, mode)
+        # Last, so that no file is ever written through a link.
+        for file in files:
+            if file.link_target:
+                link(target, file.path, file.link_target)
 
-    async def _download_all(self, workspace: str, digests: list[str]) -> None:
+    async def _download_all(self, workspace: str, digests: Sequence[str]) -> None:
+        downloads = await self._prepare_downloads(workspace, digests)
         try:
             async with asyncio.TaskGroup() as tasks:
-                for digest in digests:
-                    tasks.create_task(self._download(workspace, digest))
+                for download in downloads:
+                    tasks.create_task(self._download(workspace, download))
         except ExceptionGroup as group:
             # One reason is what a run can have.
             raise group.exceptions[0] from group
 
-    async def _download(self, workspace: str, digest: str) -> None:
+    async def _prepare_downloads(self, workspace: str, digests: Sequence[str]) -> list[blobs_pb2.Download]:
+        request = blobs_pb2.PrepareDownloadsRequest(parent=f"workspaces/{workspace}", sha256=digests)
+        return list((await call(self._registry.PrepareDownloads, request)).downloads)
+
+    async def _download(self, workspace: str, download: blobs_pb2.Download) -> None:
         delay = FIRST_DELAY_SECONDS
         async with self._slots:
             while True:
-                request = blobs_pb2.PrepareDownloadsRequest(parent=f"workspaces/{workspace}", sha256=[digest])
-                answer = await call(self._registry.PrepareDownloads, request)
                 try:
-                    return await self._get(answer.downloads[0].url, digest)
+                    return await self._get(download.url, download.sha256)
                 except (httpx.HTTPError, ValueError) as error:
-                    log.warning("Blob %s did not come: %r; trying again", digest, error)
+                    log.warning("Blob %s did not come: %r; trying again", download.sha256, error)
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, LONGEST_DELAY_SECONDS)
+                (download,) = await self._prepare_downloads(workspace, [download.sha256])
 
     async def _get(self, url: str, digest: str) -> None:
         path = self._path(digest)
@@ -110,41 +145,55 @@ class Blobs:
         finally:
             temporary.unlink(missing_ok=True)
 
-    async def upload(self, workspace: str, files: Sequence[tuple[common_pb2.File, Path]]) -> int:
-        """Uploads what the store does not have yet and returns how many blobs that was."""
-        sent = 0
-        for start in range(0, len(files), _BATCH):
-            batch = files[start : start + _BATCH]
-            sent += await self._upload_batch(workspace, {file.sha256: (file, path) for file, path in batch})
-        return sent
+    async def upload(
+        self,
+        workspace: str,
+        files: Mapping[str, Path],
+        is_same: Callable[[Path], bool] = Path.exists,
+        *,
+        patience_seconds: float | None = None,
+    ) -> Uploaded:
+        """Uploads up to 1,000 files, by digest, that the store does not have yet.
 
-    async def _upload_batch(self, workspace: str, blobs: dict[str, tuple[common_pb2.File, Path]]) -> int:
+        A file for which `is_same` says that it is not any more what was hashed is given up.
+        """
         sent, delay = 0, FIRST_DELAY_SECONDS
-        refusal = _Refusal(self._patience_seconds)
-        while True:
+        refusal = _Refusal(self._patience_seconds if patience_seconds is None else patience_seconds)
+        wanted, changed = dict(files), set[str]()
+        while wanted:
             request = blobs_pb2.PrepareUploadsRequest(parent=f"workspaces/{workspace}")
-            for file, _ in blobs.values():
-                request.blobs.add(sha256=file.sha256, size_bytes=file.size_bytes)
-            uploads = (await call(self._registry.PrepareUploads, request)).uploads
-            if not uploads:
-                return sent
-            results = await asyncio.gather(
-                *(self._put(upload, blobs[upload.sha256][1], refusal) for upload in uploads)
-            )
+            for digest, path in list(wanted.items()):
+                if is_same(path):
+                    request.blobs.add(sha256=digest, size_bytes=path.stat().st_size)
+                else:
+                    del wanted[digest]
+                    changed.add(digest)
+            uploads = (await call(self._registry.PrepareUploads, request)).uploads if wanted else []
+            results = await asyncio.gather(*(self._put(u, wanted[u.sha256], refusal) for u in uploads))
             sent += sum(results)
             if all(results):
-                return sent
-            refusal.check()
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, LONGEST_DELAY_SECONDS)
+                break
+            wanted = {u.sha256: wanted[u.sha256] for u, ok in zip(uploads, results, strict=True) if not ok}
+            if any(is_same(path) for path in wanted.values()):
+                refusal.check()
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, LONGEST_DELAY_SECONDS)
+        return Uploaded(sent, changed)
 
     async def _put(self, upload: blobs_pb2.Upload, path: Path, refusal: "_Refusal") -> bool:
         async with self._slots:
-            headers = {**upload.headers, "Content-Length": str(path.stat().st_size)}
             try:
-                response = await self._client.put(upload.url, content=_chunks(path), headers=headers)
-            except httpx.HTTPError as error:
-                log.warning("The blob store does not answer: %r; trying again", error)
+                size = path.stat().st_size
+                headers = {**upload.headers, "Content-Length": str(size)}
+                # The store answers once it has all of it on its disk.
+                timeout = httpx.Timeout(
+                    _ANSWER_SECONDS, read=_ANSWER_SECONDS + size / _SLOWEST_BYTES_PER_SECOND
+                )
+                response = await self._client.put(
+                    upload.url, content=_chunks(path), headers=headers, timeout=timeout
+                )
+            except (httpx.HTTPError, OSError) as error:
+                log.warning("A file did not reach the blob store: %r; trying again", error)
                 refusal.forget()
                 return False
         if response.is_success:

@@ -10,9 +10,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from stellwerk_agent import processes, shim
 from stellwerk_agent.files import write_atomic
 from stellwerk_platform import failpoints
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a command used, with its descendants."""
+
+    cpu_seconds: float
+    disk_read_bytes: int
+    disk_write_bytes: int
 
 
 @dataclass(frozen=True)
@@ -88,12 +99,24 @@ class Command:
             return Exit(None, "the process that watched it was killed", is_lost=True)
         return Exit(found.get("returncode"), found.get("error", ""), time_ms=found["time_ms"])
 
+    def usage(self) -> Usage | None:
+        """What it used; None while it runs, or when nobody could count."""
+        found = (self._read("exit.json") or {}).get("usage")
+        return None if found is None else Usage(**found)
+
+    def processes(self) -> list[psutil.Process]:
+        """Its living processes and all that they started. Blocks."""
+        return processes.of_allocation(self._marker, self._session())
+
+    def _session(self) -> int | None:
+        identity = self._read("command.json")
+        if identity is None:
+            return None
+        return processes.session_of(identity["pid"], identity["start_ticks"])
+
     async def end(self, grace_seconds: float) -> None:
         """Ends the command and all that it started."""
-        identity = self._read("command.json")
-        session = None
-        if identity is not None:
-            session = processes.session_of(identity["pid"], identity["start_ticks"])
+        session = self._session()
         await asyncio.to_thread(processes.end, self._marker, session, grace_seconds)
 
     def _read(self, name: str) -> dict[str, Any] | None:

@@ -8,7 +8,10 @@ from stellwerk_platform.settings import Settings as PlatformSettings
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(PlatformSettings):
-    """`agent_node` is `nodes/…`, `agent_slots` the number of runs at a time."""
+    """`agent_node` is `nodes/…`, `agent_slots` the number of runs at a time.
+
+    `system_metrics_seconds` is the period of the standard metrics of runs, 0 turns them off.
+    """
 
     grpc_address: str
     vault_role_id: str
@@ -17,6 +20,7 @@ class Settings(PlatformSettings):
     agent_node: str = "nodes/local"
     agent_pool: str = "local"
     agent_slots: int = 2
+    system_metrics_seconds: float = 10.0
 
     @property
     def folder(self) -> Path:

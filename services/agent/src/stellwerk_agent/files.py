@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
 import stat
@@ -25,6 +26,18 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o600) -> None:
     os.replace(temporary, path)
 
 
+def portable(path: str) -> str:
+    """The path as the platform may store it: names that are no UTF-8, or hold control characters or
+    backslashes, are replaced and marked with a digest, so that two of them stay two."""
+    return "/".join(_portable_name(name) for name in path.split("/"))
+
+
+def _portable_name(name: str) -> str:
+    raw = os.fsencode(name)
+    text = "".join("_" if c in "\\\x7f" or c < " " else c for c in raw.decode(errors="replace"))
+    return text if text == name else f"{text}~{hashlib.sha256(raw).hexdigest()[:8]}"
+
+
 def check_paths(files: Iterable[common_pb2.File]) -> None:
     """Raises `StepFailed` unless all files stay below one folder and none lies below another."""
     seen: set[str] = set()
@@ -36,6 +49,12 @@ def check_paths(files: Iterable[common_pb2.File]) -> None:
                 "UNSAFE_PATH",
                 f"The path {file.path[:200]!r} would leave its folder.",
                 "Give paths relative to the folder, without '..'.",
+            )
+        if file.link_target and not _is_inside(file.link_target):
+            raise StepFailed(
+                "UNSAFE_PATH",
+                f"The link {file.path[:200]!r} would lead to {file.link_target[:200]!r}, out of its folder.",
+                "Point links at files of the same folder.",
             )
         seen.add(str(pure))
         folders.update(str(parent) for parent in pure.parents)
@@ -62,12 +81,20 @@ def copy(source: Path, target: Path, mode: int) -> None:
         os.fchmod(writer.fileno(), mode)
 
 
+def link(target: Path, name: str, link_target: str) -> None:
+    """A symbolic link below `target`; both paths are relative to it and checked."""
+    path = target / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(os.path.relpath(link_target, os.path.dirname(name) or "."))
+
+
 def protect(folder: Path) -> None:
     """Makes a folder and all below read-only."""
     for path, _, names in os.walk(folder):
         for name in names:
             file = Path(path, name)
-            file.chmod(file.stat().st_mode & ~0o222)
+            if not file.is_symlink():
+                file.chmod(file.stat().st_mode & ~0o222)
         os.chmod(path, 0o555)
 
 

@@ -1,16 +1,17 @@
-"""Ships a run's logs and metrics: a stream to `runs` that comes back, and forgets nothing unacknowledged."""
+"""Ships a run's logs, metrics and records: a stream to `runs` that comes back and forgets nothing."""
 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator
+from typing import Any, TypeAlias
 
 import grpc
 
-from stellwerk.shipping import LogTail, MetricFolder, Position, Tail, append_request
+from stellwerk.shipping import MetricFolder, MetricTail, Position, append_request
 from stellwerk_agent.calls import FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS, may_pass
 from stellwerk_agent.failure import StepFailed
+from stellwerk_agent.logs import LogFile, LogFolder
 from stellwerk_platform.errors import PlatformError, Unavailable, from_rpc
 from stellwerk_protos.runs.v1 import ingest_pb2, ingest_pb2_grpc
 
@@ -20,6 +21,7 @@ _WINDOW = 32
 _SAVE_SECONDS = 0.5
 _STALL_SECONDS = 30.0
 _REFUSALS = 6
+_Tail: TypeAlias = LogFile | MetricTail
 
 
 class Shipper:
@@ -29,14 +31,14 @@ class Shipper:
         self,
         stub: "ingest_pb2_grpc.IngestServiceAsyncStub",
         run: str,
-        logs: Sequence[LogTail],
+        logs: LogFolder,
         metrics: MetricFolder,
     ) -> None:
         self._stub = stub
         self._run = run
         self._logs = logs
         self._metrics = metrics
-        self._pending: deque[tuple[int, Tail[Any], Position]] = deque()
+        self._pending: deque[tuple[int, _Tail, Position]] = deque()
         self._changed = asyncio.Event()
         self._finishing = False
         self._batch = 0
@@ -84,8 +86,13 @@ class Shipper:
             tail.rewind()
         self._save()
 
-    def _tails(self) -> list[Tail[Any]]:
-        return [*self._logs, *self._metrics.tails()]
+    def _tails(self) -> list[_Tail]:
+        return [*self._logs.tails(), *self._metrics.tails()]
+
+    def _due(self) -> list[_Tail]:
+        """What has more; once nothing more is written, also in files that were not seen before."""
+        logs = self._logs.due(now=self._finishing)
+        return [*logs, *(tail for tail in self._metrics.tails() if tail.has_more())]
 
     def _save(self) -> None:
         for tail in self._tails():
@@ -128,12 +135,12 @@ class Shipper:
             finishing = self._finishing
             self._changed.clear()
             sent = False
-            for tail in self._tails():
+            for tail in await asyncio.to_thread(self._due):
                 while len(self._pending) >= _WINDOW:
                     self._changed.clear()
                     await self._changed.wait()
                 # In a thread: a large file must not hold up the leases.
-                batch = await asyncio.to_thread(tail.peek) if tail.has_more() else None
+                batch: Any = await asyncio.to_thread(tail.peek)
                 if batch is not None:
                     sent = True
                     tail.advance(batch)
@@ -165,7 +172,7 @@ class Shipper:
 
     def _has_more(self) -> bool:
         """Whether anything whole is left; a torn last record is not."""
-        return any(tail.has_more() and tail.peek() is not None for tail in self._tails())
+        return any(tail.peek() is not None for tail in self._due())
 
 
 async def _drain(

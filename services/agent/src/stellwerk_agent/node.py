@@ -11,6 +11,8 @@ from stellwerk_agent import sdk
 from stellwerk_agent.blobs import Blobs
 from stellwerk_agent.config import Settings
 from stellwerk_agent.environments import Environments
+from stellwerk_agent.snapshots import Snapshots
+from stellwerk_agent.system_metrics import Gpus
 from stellwerk_protos.registry.v1 import (
     blobs_pb2_grpc,
     datasets_pb2_grpc,
@@ -29,26 +31,29 @@ class Node:
     sdk_folder: Path
     environments: Environments
     blobs: Blobs
-    snapshots: "snapshots_pb2_grpc.SnapshotServiceAsyncStub"
+    snapshots: Snapshots
     datasets: "datasets_pb2_grpc.DatasetServiceAsyncStub"
     models: "models_pb2_grpc.ModelServiceAsyncStub"
     artifacts: "artifacts_pb2_grpc.ArtifactServiceAsyncStub"
     ingest: "ingest_pb2_grpc.IngestServiceAsyncStub"
+    gpus: Gpus
 
     @classmethod
     async def open(cls, settings: Settings, channel: grpc.aio.Channel, client: httpx.AsyncClient) -> "Node":
         """Makes the caches; connects to nothing yet."""
         cache = settings.folder / "cache"
         cache.mkdir(parents=True, exist_ok=True)
+        blobs = Blobs(cache, blobs_pb2_grpc.BlobServiceStub(channel), client)
         return cls(
             settings=settings,
             cache=cache,
             sdk_folder=await asyncio.to_thread(sdk.expose, cache),
             environments=Environments(cache, environments_pb2_grpc.EnvironmentServiceStub(channel)),
-            blobs=Blobs(cache, blobs_pb2_grpc.BlobServiceStub(channel), client),
-            snapshots=snapshots_pb2_grpc.SnapshotServiceStub(channel),
+            blobs=blobs,
+            snapshots=Snapshots(snapshots_pb2_grpc.SnapshotServiceStub(channel), blobs),
             datasets=datasets_pb2_grpc.DatasetServiceStub(channel),
             models=models_pb2_grpc.ModelServiceStub(channel),
             artifacts=artifacts_pb2_grpc.ArtifactServiceStub(channel),
             ingest=ingest_pb2_grpc.IngestServiceStub(channel),
+            gpus=await asyncio.to_thread(Gpus),
         )

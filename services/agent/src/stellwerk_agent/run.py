@@ -7,14 +7,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 
-from stellwerk.shipping import LogTail, MetricFolder
-from stellwerk_agent import outputs
+from stellwerk.shipping import MetricFolder
 from stellwerk_agent.command import Exit
 from stellwerk_agent.environments import Environment, clean_environment
 from stellwerk_agent.failure import StepFailed
 from stellwerk_agent.files import tail
-from stellwerk_agent.folder import ENVIRONMENT_LOG, STD_LOG
+from stellwerk_agent.folder import STD_LOG
 from stellwerk_agent.ingest import Shipper
+from stellwerk_agent.logs import LogFolder
+from stellwerk_agent.outputs import Outputs
+from stellwerk_agent.system_metrics import SystemMetrics
 from stellwerk_agent.worker import CANCELED, FAILED, FINALIZING, RUNNING, SUCCEEDED, Outcome, Worker
 from stellwerk_platform import failpoints, telemetry
 from stellwerk_protos.common.v1 import common_pb2
@@ -40,19 +42,21 @@ class RunWorker(Worker):
     """The life of a run on the node."""
 
     async def _live(self) -> Outcome:
+        outputs = Outputs(self.folder.work, self.allocation.owner, self.node.blobs, self.node.artifacts)
         async with self._shipping():
-            outcome = await self._bring_to_end()
-            await self._collect(outcome)
+            outcome = await self._bring_to_end(outputs)
+            await self._collect(outcome, outputs)
         return outcome
 
-    async def _bring_to_end(self) -> Outcome:
+    async def _bring_to_end(self, outputs: Outputs) -> Outcome:
         known = self.folder.noted("outcome")
         if known is None:
             environment = None if self.command.was_started else await self._prepare()
             async with self.phase("run_command", RUNNING, "COMMAND_RUNNING", "The command runs."):
                 if environment is not None:
                     await self._start(environment)
-                ended, stopped = await self.wait_for_command()
+                async with self._measuring(), _watching(outputs):
+                    ended, stopped = await self.wait_for_command()
             known = {**asdict(ended), "stopped": stopped}
             self.folder.note("outcome", known)
             failpoints.hit("agent.ended")
@@ -60,7 +64,35 @@ class RunWorker(Worker):
         self.end_phase("run_command", ended.time_ms)
         if stopped:
             return Outcome(CANCELED, self.stopped().reason)
+        if self.timed_out:
+            return Outcome(FAILED, self._timed_out())
         return outcome_of(ended, tail(self.folder.path / STD_LOG))
+
+    def _timed_out(self) -> common_pb2.Reason:
+        limit = self.workload.timeout.ToTimedelta().total_seconds()
+        return common_pb2.Reason(
+            code="RUN_TIMED_OUT",
+            message=f"The command was stopped because it ran longer than {limit:g} s.",
+            cure="Submit it again with a longer time limit, or make it faster.",
+        )
+
+    @asynccontextmanager
+    async def _measuring(self) -> AsyncIterator[None]:
+        """Standard metrics while the command runs, and once when it has ended."""
+        period_seconds = self.node.settings.system_metrics_seconds
+        if period_seconds <= 0:
+            yield
+            return
+        metrics = SystemMetrics(
+            self.folder.metrics, self.command.processes, self.command_began, self.node.gpus
+        )
+        task = asyncio.create_task(metrics.run(period_seconds))
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            metrics.finish(self.command.usage())
 
     async def _prepare(self) -> Environment:
         environment = await self.prepare_environment()
@@ -82,7 +114,7 @@ class RunWorker(Worker):
         shipper = Shipper(
             self.node.ingest,
             self.allocation.owner,
-            [LogTail(path / ENVIRONMENT_LOG, ENVIRONMENT_LOG), LogTail(path / STD_LOG, STD_LOG)],
+            LogFolder(path, self.folder.work, path / "logs"),
             MetricFolder(self.folder.metrics),
         )
         task = asyncio.create_task(shipper.run())
@@ -128,19 +160,30 @@ class RunWorker(Worker):
             **({"TRACEPARENT": traceparent} if traceparent else {}),
         }
 
-    async def _collect(self, outcome: Outcome) -> None:
+    async def _collect(self, outcome: Outcome, outputs: Outputs) -> None:
         message = "Collecting the outputs."
         async with self.phase("collect_outputs", FINALIZING, "COLLECTING_OUTPUTS", message) as phase:
             try:
-                phase.note = await outputs.collect(
-                    self.folder.work, self.allocation.owner, self.node.blobs, self.node.artifacts
-                )
+                phase.note = await outputs.collect()
                 failpoints.hit("agent.collected")
             except StepFailed as failure:
                 # How the command ended matters more, unless it was well.
                 if outcome.state == SUCCEEDED:
                     raise
                 phase.note = f"{failure.reason.code}: {failure.reason.message}"
+
+
+@asynccontextmanager
+async def _watching(outputs: Outputs) -> AsyncIterator[None]:
+    """Outputs travel while the command runs."""
+    task = asyncio.create_task(outputs.watch())
+    try:
+        yield
+        outputs.finish()
+        await task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 def outcome_of(ended: Exit, log_tail: str) -> Outcome:

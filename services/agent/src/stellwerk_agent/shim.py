@@ -7,6 +7,7 @@ claims it, the others leave. FD is closed once the command runs or cannot run.
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -33,7 +34,7 @@ def main(folder: str, started_fd: int = -1) -> int:
     if started_fd >= 0:
         os.close(started_fd)
     code = child.wait()
-    write(folder, "exit.json", {"returncode": code, "time_ms": _now_ms()})
+    write(folder, "exit.json", {"returncode": code, "time_ms": _now_ms(), "usage": _usage()})
     return 0
 
 
@@ -76,6 +77,17 @@ def _identity(pid: int) -> "dict[str, int]":
     with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
         start_ticks = int(file.read().rpartition(")")[2].split()[19])
     return {"pid": pid, "start_ticks": start_ticks}
+
+
+def _usage() -> "dict[str, float]":
+    """What the command used, with all of its descendants that somebody waited for."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return {
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        # Counted in blocks of 512 bytes.
+        "disk_read_bytes": usage.ru_inblock * 512,
+        "disk_write_bytes": usage.ru_oublock * 512,
+    }
 
 
 def _now_ms() -> int:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -23,7 +24,6 @@ from stellwerk_platform.documents import now
 from stellwerk_protos.common.v1 import common_pb2
 from stellwerk_protos.compute.v1 import agents_pb2, computes_pb2, workloads_pb2
 from stellwerk_protos.registry.v1 import datasets_pb2, models_pb2
-from stellwerk_protos.runs.v1 import snapshots_pb2
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -36,6 +36,9 @@ CANCELED = computes_pb2.ALLOCATION_STATE_CANCELED
 TERMINAL = frozenset({SUCCEEDED, FAILED, CANCELED})
 _DEFAULT_GRACE_SECONDS = 10.0
 _LEFTOVER_GRACE_SECONDS = 1.0
+_TIMED_OUT = "timed_out"
+# A step that is done sooner is reported with the next one.
+_REPORT_AFTER_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
@@ -121,15 +124,31 @@ class Worker(ABC):
 
     @asynccontextmanager
     async def phase(
-        self, name: str, state: computes_pb2.AllocationState.ValueType, code: str, message: str
+        self,
+        name: str,
+        state: computes_pb2.AllocationState.ValueType,
+        code: str,
+        message: str,
+        *,
+        brief: bool = False,
     ) -> AsyncIterator[common_pb2.Phase]:
-        """A timed step: a report at its start, and a span in the trace of the submit."""
+        """A timed step: a report at its start, and a span in the trace of the submit.
+
+        A `brief` step that is done within a moment has no report of its own.
+        """
         phase = next((found for found in self._state.phases if found.name == name), None)
         was_done = phase is not None and phase.HasField("end_time")
+        report = None
         if phase is None:
             phase = self._state.phases.add(name=name)
             phase.start_time.CopyFrom(now())
-            self.report(state, common_pb2.Reason(code=code, message=message))
+            reason = common_pb2.Reason(code=code, message=message)
+            if brief:
+                report = asyncio.get_running_loop().call_later(
+                    _REPORT_AFTER_SECONDS, self.report, state, reason
+                )
+            else:
+                self.report(state, reason)
         context = telemetry.context_from(self.folder.assignment.traceparent)
         with telemetry.tracer.start_as_current_span(
             name,
@@ -143,6 +162,8 @@ class Worker(ABC):
                 span.set_status(Status(StatusCode.ERROR, str(error)))
                 raise
             finally:
+                if report is not None:
+                    report.cancel()
                 if not was_done:
                     phase.end_time.CopyFrom(now())
 
@@ -176,14 +197,37 @@ class Worker(ABC):
         """How the command ended, and whether that was because its owner asked."""
         stopped = False
         try:
-            ended = await self.unless_stopped(self.command.wait())
-        except Stopped:
-            stopped = True
+            async with asyncio.timeout(self._remaining_seconds()):
+                ended = await self.unless_stopped(self.command.wait())
+        except (Stopped, TimeoutError) as interruption:
+            stopped = isinstance(interruption, Stopped)
+            if not stopped:
+                # Written down first: the next agent would find a command that some signal ended.
+                self.folder.note(_TIMED_OUT, {})
             await self.command.end(self.grace_seconds)
             ended = await self.command.wait()
         # What the command left behind would go on writing.
         await self.command.end(_LEFTOVER_GRACE_SECONDS)
         return ended, stopped
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether the command was ended because it took longer than it may."""
+        return self.folder.noted(_TIMED_OUT) is not None
+
+    @property
+    def command_began(self) -> float:
+        """When the command began, in seconds since 1970; now if it has not begun."""
+        for phase in self._state.phases:
+            if phase.name == "run_command":
+                return phase.start_time.ToMicroseconds() / 1e6
+        return time.time()
+
+    def _remaining_seconds(self) -> float | None:
+        if not self.workload.HasField("timeout"):
+            return None
+        limit = self.workload.timeout.ToTimedelta().total_seconds()
+        return max(0.0, self.command_began + limit - time.time())
 
     async def prepare_environment(self) -> Environment:
         """The environment; again after a restart, which takes no time then."""
@@ -200,24 +244,25 @@ class Worker(ABC):
         """The working folder: a fresh copy of the snapshot."""
         if self.is_done("fetch_snapshot"):
             return
-        async with self.phase("fetch_snapshot", PREPARING, "FETCHING_SNAPSHOT", "Fetching code.") as phase:
+        message = "Fetching code."
+        async with self.phase("fetch_snapshot", PREPARING, "FETCHING_SNAPSHOT", message, brief=True) as phase:
             remove(self.folder.work)
             if not self.workload.snapshot:
                 self.folder.work.mkdir()
                 phase.note = "no code"
                 return
-            request = snapshots_pb2.GetSnapshotRequest(name=self.workload.snapshot)
-            snapshot = await self.unless_stopped(call(self.node.snapshots.GetSnapshot, request))
+            files = await self.unless_stopped(self.node.snapshots.files(self.workload.snapshot))
             fetched = await self.unless_stopped(
-                self.node.blobs.fetch(self.workspace, snapshot.files, self.folder.work, writable=True)
+                self.node.blobs.fetch(self.workspace, files, self.folder.work, writable=True)
             )
-            phase.note = f"{len(snapshot.files)} files, {fetched} new on this node"
+            phase.note = f"{len(files)} files, {fetched} new on this node"
 
     async def fetch_inputs(self) -> None:
         """Data and models, read-only."""
         if self.is_done("fetch_inputs"):
             return
-        async with self.phase("fetch_inputs", PREPARING, "FETCHING_INPUTS", "Fetching the inputs.") as phase:
+        message = "Fetching the inputs."
+        async with self.phase("fetch_inputs", PREPARING, "FETCHING_INPUTS", message, brief=True) as phase:
             remove(self.folder.inputs)
             fetched = 0
             for item in self.workload.inputs:
