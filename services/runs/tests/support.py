@@ -50,7 +50,7 @@ from stellwerk_runs.metrics.domain import Points, pack, unpack
 
 # Small, so that a test can fill it.
 STREAM_BYTES = 4 * 1024 * 1024
-STREAMS = ("JOURNAL", "DEADLETTER", "REDELIVERY", "METRICS", "LOGS")
+STREAMS = ("JOURNAL", "DEADLETTER", "REDELIVERY", "METRICS", "LOGS", "RECORDS")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from stellwerk_protos.runs.v1.ingest_pb2 import AppendRequest, LogChunk, MetricB
 from stellwerk_runs.ingest.domain import PIECE_BYTES, arrivals, message_id, piece_of, pieces
 from stellwerk_runs.ingest.sequence import Arrival, advance
 from stellwerk_runs.ingest.sources import Sources
-from stellwerk_runs.logs.domain import CHUNK_BYTES, LogEnd, LogText
+from stellwerk_runs.logs.domain import CHUNK_BYTES, LogEnd, LogText, Written
 from stellwerk_runs.metrics.domain import CHUNK_POINTS, Chunk, Points, Series, join
 
 LENGTH = 60
@@ -86,7 +86,7 @@ def test_log_chunks_hold_all_text(sizes: list[int]) -> None:
     for number, size in enumerate(sizes):
         data = bytes([number % 251]) * size
         tail = chunks[end.tail] if end.tail_is_small else None
-        for text in end.append(data, tail):
+        for text in end.append([Written(data, 1_000 * number)], tail):
             chunks[text.offset] = text
         whole += data
     assert b"".join(chunks[offset].data for offset in sorted(chunks)) == whole

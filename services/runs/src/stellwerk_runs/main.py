@@ -28,6 +28,7 @@ from stellwerk_runs.logs.service import LogService
 from stellwerk_runs.logs.store import LogStore
 from stellwerk_runs.metrics.service import MetricService
 from stellwerk_runs.metrics.store import MetricStore
+from stellwerk_runs.records.store import RecordStore
 from stellwerk_runs.runs.events import Allocations
 from stellwerk_runs.runs.service import RunService
 from stellwerk_runs.runs.store import RunStore
@@ -41,9 +42,9 @@ async def compose(app: App, settings: RunsSettings) -> None:
     service = await Service.open(app, settings)
     database, bus = service.database, service.bus
     runs, snapshots, artifacts = RunStore(database), SnapshotStore(database), ArtifactStore(database)
-    metrics, logs = MetricStore(database), LogStore(database)
-    ingest = IngestStore(database, metrics, logs)
-    for store in (runs, snapshots, artifacts, metrics, logs, ingest):
+    metrics, logs, records = MetricStore(database), LogStore(database), RecordStore(database)
+    ingest = IngestStore(database, metrics, logs, records, runs)
+    for store in (runs, snapshots, artifacts, metrics, logs, records, ingest):
         await store.open()
     changes = Changes(bus)
     await changes.open()
@@ -74,7 +75,7 @@ async def compose(app: App, settings: RunsSettings) -> None:
                 ingest_pb2.DESCRIPTOR.services_by_name["IngestService"],
             ),
             Registration(
-                MetricService(metrics, ingest, streams, changes),
+                MetricService(metrics, records, ingest, streams, changes),
                 metrics_pb2_grpc.add_MetricServiceServicer_to_server,
                 metrics_pb2.DESCRIPTOR.services_by_name["MetricService"],
             ),

@@ -1,16 +1,26 @@
 """Appends: what may be sent, and the pieces in which it goes to the stream."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from stellwerk_platform import names
 from stellwerk_platform.content import check_path
 from stellwerk_platform.errors import InvalidArgument
-from stellwerk_protos.runs.v1.ingest_pb2 import AppendRequest, LogChunk, MetricBatch, MetricColumns
+from stellwerk_protos.runs.v1.ingest_pb2 import (
+    AppendRequest,
+    LogChunk,
+    MetricBatch,
+    MetricColumns,
+    Record,
+    RecordBatch,
+)
 from stellwerk_runs.ingest.sequence import Arrival
+from stellwerk_runs.logs.domain import Written
 from stellwerk_runs.metrics.domain import ITEM_BYTES, Points
+from stellwerk_runs.records import domain as records
 
-METRICS, LOGS = "metrics", "logs"
+METRICS, LOGS, RECORDS = "metrics", "logs", "records"
+_KINDS = {"metrics": METRICS, "log": LOGS, "records": RECORDS}
 # Small enough for any NATS server (1 MB), and to bound what the writer holds at a time.
 PIECE_BYTES = 256 * 1024
 _PIECE_POINTS = PIECE_BYTES // (3 * ITEM_BYTES)
@@ -22,8 +32,13 @@ _MAXIMUM_POSITION = 10**15
 
 
 def kind_of(request: AppendRequest) -> str:
-    """`metrics` or `logs`: the stream that it belongs to."""
-    return LOGS if request.WhichOneof("payload") == "log" else METRICS
+    """`metrics`, `logs` or `records`: the stream that it belongs to."""
+    return _KINDS[request.WhichOneof("payload") or "metrics"]
+
+
+def source_of(request: AppendRequest) -> str:
+    """The write-ahead file that it comes from; empty for log text."""
+    return request.metrics.source or request.records.source
 
 
 def check(request: AppendRequest) -> None:
@@ -31,18 +46,33 @@ def check(request: AppendRequest) -> None:
     names.parse("workspaces/*/runs/*", request.run)
     payload = request.WhichOneof("payload")
     if payload is None:
-        raise InvalidArgument("NOTHING_TO_APPEND", "The request carries neither metrics nor log text.")
+        raise InvalidArgument(
+            "NOTHING_TO_APPEND", "The request carries neither metrics nor log text nor records."
+        )
     if payload == "log":
         _check_log(request.log)
+    elif payload == "records":
+        _check_records(request.records)
     else:
         _check_metrics(request.metrics)
 
 
-def _check_metrics(batch: MetricBatch) -> None:
-    if not 0 < len(batch.source) <= _SOURCE_LENGTH:
+def _check_source(source: str) -> None:
+    if not 0 < len(source) <= _SOURCE_LENGTH:
         raise InvalidArgument(
             "INVALID_SOURCE", "The source is empty or too long.", f"Use 1 to {_SOURCE_LENGTH} characters."
         )
+
+
+def _check_records(batch: RecordBatch) -> None:
+    _check_source(batch.source)
+    _check_position(batch.first_sequence)
+    for record in batch.records:
+        records.check(record)
+
+
+def _check_metrics(batch: MetricBatch) -> None:
+    _check_source(batch.source)
     for column in batch.columns:
         if not 0 < len(column.metric) <= _METRIC_LENGTH:
             raise InvalidArgument(
@@ -78,15 +108,43 @@ def _check_position(position: int) -> None:
 
 
 def pieces(request: AppendRequest) -> Iterator[AppendRequest]:
-    """The request in messages of at most about 256 KiB; without empty columns."""
-    if request.WhichOneof("payload") == "log":
-        data = request.log.data
-        for start in range(0, len(data), PIECE_BYTES):
-            part = LogChunk(
-                log=request.log.log, offset=request.log.offset + start, data=data[start : start + PIECE_BYTES]
-            )
-            yield AppendRequest(run=request.run, log=part)
-        return
+    """The request in messages of about 256 KiB, or one record; without empty columns."""
+    kind = kind_of(request)
+    if kind == LOGS:
+        yield from _log_pieces(request)
+    elif kind == RECORDS:
+        yield from _record_pieces(request)
+    else:
+        yield from _metric_pieces(request)
+
+
+def _log_pieces(request: AppendRequest) -> Iterator[AppendRequest]:
+    log = request.log
+    for start in range(0, len(log.data), PIECE_BYTES):
+        data = log.data[start : start + PIECE_BYTES]
+        part = LogChunk(log=log.log, offset=log.offset + start, data=data, time=log.time)
+        yield AppendRequest(run=request.run, log=part)
+
+
+def _record_pieces(request: AppendRequest) -> Iterator[AppendRequest]:
+    source, first = request.records.source, request.records.first_sequence
+    part: list[Record] = []
+    size = 0
+    for record in request.records.records:
+        if part and size + record.ByteSize() > PIECE_BYTES:
+            yield _record_piece(request.run, source, first, part)
+            first, part, size = first + len(part), [], 0
+        part.append(record)
+        size += record.ByteSize()
+    if part:
+        yield _record_piece(request.run, source, first, part)
+
+
+def _record_piece(run: str, source: str, first: int, part: Sequence[Record]) -> AppendRequest:
+    return AppendRequest(run=run, records=RecordBatch(source=source, first_sequence=first, records=part))
+
+
+def _metric_pieces(request: AppendRequest) -> Iterator[AppendRequest]:
     batch, size = MetricBatch(source=request.metrics.source), 0
     for column in _cut(request.metrics):
         if size + column.ByteSize() > PIECE_BYTES and size:
@@ -119,11 +177,16 @@ def message_id(body: bytes) -> str:
 
 def arrivals(piece: AppendRequest, origin: str) -> list[Arrival]:
     """What a piece brings, sequence by sequence."""
-    if piece.WhichOneof("payload") == "log":
+    kind = kind_of(piece)
+    if kind == LOGS:
         log = piece.log
-        return [Arrival((log.log,), log.offset, len(log.data), log.data, origin)]
+        return [Arrival((log.log,), log.offset, len(log.data), Written(log.data, log.time), origin)]
+    if kind == RECORDS:
+        batch = piece.records
+        some = tuple(batch.records)
+        return [Arrival((batch.source,), batch.first_sequence, len(some), some, origin)]
     source = piece.metrics.source
-    result = []
+    result: list[Arrival] = []
     for column in piece.metrics.columns:
         points = Points(column.steps, column.times, column.values)
         result.append(Arrival((column.metric, source), column.first_sequence, len(points), points, origin))
@@ -136,7 +199,9 @@ def piece_of(run: str, arrival: Arrival) -> AppendRequest:
         metric, source = arrival.key
         column = arrival.payload.columns(metric, arrival.position)
         return AppendRequest(run=run, metrics=MetricBatch(source=source, columns=[column]))
-    assert isinstance(arrival.payload, bytes)
-    return AppendRequest(
-        run=run, log=LogChunk(log=arrival.key[0], offset=arrival.position, data=arrival.payload)
-    )
+    if isinstance(arrival.payload, tuple):
+        return _record_piece(run, arrival.key[0], arrival.position, arrival.payload)
+    assert isinstance(arrival.payload, Written)
+    written = arrival.payload
+    chunk = LogChunk(log=arrival.key[0], offset=arrival.position, data=written.data, time=written.time)
+    return AppendRequest(run=run, log=chunk)

@@ -12,7 +12,7 @@ from stellwerk_platform.bus import Bus
 from stellwerk_platform.errors import Unavailable
 from stellwerk_protos.runs.v1 import ingest_pb2 as pb
 from stellwerk_protos.runs.v1 import ingest_pb2_grpc
-from stellwerk_runs.ingest.domain import METRICS, check, kind_of, message_id, pieces
+from stellwerk_runs.ingest.domain import LOGS, check, kind_of, message_id, pieces, source_of
 from stellwerk_runs.ingest.sources import Sources
 from stellwerk_runs.ingest.streams import Streams
 from stellwerk_runs.runs.store import RunStore
@@ -71,8 +71,8 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
                 authorise(caller, "run.append", request.run)
                 check(request)
                 await self._runs.check(request.run)
-                if kind_of(request) == METRICS:
-                    self._sources.check(request.run, request.metrics.source)
+                if kind_of(request) != LOGS:
+                    self._sources.check(request.run, source_of(request))
                 tasks = []
                 for piece in pieces(request):
                     await self._room.acquire()

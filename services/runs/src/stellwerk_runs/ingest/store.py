@@ -6,8 +6,9 @@ points that they bring) and makes two writers of the same run wait for each othe
 
 import asyncio
 import json
+import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -16,15 +17,20 @@ from pymongo import ASCENDING, IndexModel, ReplaceOne, ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
 from stellwerk_platform import failpoints
-from stellwerk_platform.mongo import Database, Session
-from stellwerk_protos.runs.v1.ingest_pb2 import AppendRequest
-from stellwerk_runs.ingest.domain import METRICS, arrivals, message_id, piece_of
+from stellwerk_platform.errors import NotFound
+from stellwerk_platform.mongo import Database, Session, Transaction
+from stellwerk_protos.runs.v1.ingest_pb2 import AppendRequest, Record
+from stellwerk_runs.ingest.domain import LOGS, METRICS, RECORDS, arrivals, message_id, piece_of
 from stellwerk_runs.ingest.sequence import Arrival, Fresh, Key, advance
-from stellwerk_runs.logs.domain import LogEnd, LogText
+from stellwerk_runs.logs.domain import LogEnd, LogText, Written
 from stellwerk_runs.logs.store import LogStore
 from stellwerk_runs.metrics.domain import Chunk, Points, Series, join
 from stellwerk_runs.metrics.store import MetricStore
+from stellwerk_runs.records import domain as records
+from stellwerk_runs.records.store import RecordStore
+from stellwerk_runs.runs.store import RunStore
 
+log = logging.getLogger(__name__)
 # What waits longer than this for something before it never gets it.
 _EARLY_LIFE = timedelta(days=7)
 _EARLY_PER_RUN = 500
@@ -39,18 +45,30 @@ class Message:
 
 
 class IngestStore:
-    """The writer's side of metrics and logs."""
+    """The writer's side of metrics, logs and records."""
 
-    def __init__(self, database: Database, metrics: MetricStore, logs: LogStore) -> None:
+    def __init__(
+        self,
+        database: Database,
+        metrics: MetricStore,
+        logs: LogStore,
+        records: RecordStore,
+        runs: RunStore,
+    ) -> None:
         self._database = database
         self._metrics = metrics
         self._logs = logs
+        self._records = records
+        self._runs = runs
         self._heads = database.raw["ingest_heads"]
         self._early = database.raw["ingest_early"]
 
     async def open(self) -> None:
         """Creates collections and indexes."""
-        await self._database.ensure("ingest_heads", required=["version"])
+        removed = IndexModel(
+            [("removed_time", ASCENDING)], expireAfterSeconds=int(_EARLY_LIFE.total_seconds())
+        )
+        await self._database.ensure("ingest_heads", [removed], required=["version"])
         indexes = [
             IndexModel([("sequence", ASCENDING)]),
             IndexModel([("run", ASCENDING)]),
@@ -72,27 +90,34 @@ class IngestStore:
 
         tries = 0
 
-        async def work(session: Session) -> set[str]:
+        async def work(tx: Transaction) -> set[str]:
             # A service that was killed leaves its documents locked for some seconds; the driver
             # would try again at once, and again.
             nonlocal tries
             await asyncio.sleep(min(0.005 * (2**tries - 1), 0.5))
             tries = min(tries + 1, 10)
-            refused = await self._write_in(session, kind, run, messages)
+            refused = await self._write_in(tx, kind, run, messages)
             failpoints.hit("writer.before_commit")
             return refused
 
         while True:
             try:
-                async with await self._database.client.start_session() as session:
-                    refused = await session.with_transaction(work)
-                    failpoints.hit("writer.committed")
-                    return refused
+                refused = await self._transact(kind, work)
+                failpoints.hit("writer.committed")
+                return refused
             except DuplicateKeyError:
                 # Another replica was faster with the first write of a run.
                 continue
 
-    async def _write_in(self, session: Session, kind: str, run: str, messages: Sequence[Message]) -> set[str]:
+    async def _transact(self, kind: str, work: Callable[[Transaction], Awaitable[set[str]]]) -> set[str]:
+        if kind == RECORDS:
+            # Parameters and tags change the run, which the journal tells.
+            return await self._database.commit(work)
+        async with await self._database.client.start_session() as session:
+            return await session.with_transaction(lambda one: work(Transaction(self._database, one)))
+
+    async def _write_in(self, tx: Transaction, kind: str, run: str, messages: Sequence[Message]) -> set[str]:
+        session = tx.session
         head = await self._heads.find_one_and_update(
             {"_id": _head(kind, run)},
             {"$inc": {"version": 1}},
@@ -100,13 +125,18 @@ class IngestStore:
             return_document=ReturnDocument.AFTER,
             session=session,
         )
+        if head.get("removed_time"):
+            # What was still under way when the run was removed goes with it.
+            return set()
         incoming = [a for message in messages for a in arrivals(message.piece, message.id)]
         early = await self._take_early(session, kind, run, incoming) if head.get("early") else {}
         everything = [*incoming, *early.values()]
         if kind == METRICS:
             waiting = await self._write_metrics(session, run, head["version"], everything)
-        else:
+        elif kind == LOGS:
             waiting = await self._write_logs(session, run, everything)
+        else:
+            waiting = await self._write_records(tx, run, everything)
         return await self._keep_early(session, kind, run, early, waiting)
 
     async def _write_metrics(
@@ -133,19 +163,40 @@ class IngestStore:
 
     async def _write_logs(self, session: Session, run: str, everything: Sequence[Arrival]) -> list[Arrival]:
         logs = await self._logs.load(run, {arrival.key[0] for arrival in everything}, session)
-        ends: dict[Key, int] = {(log,): end.size_bytes for log, end in logs.items()}
+        ends: dict[Key, int] = {(path,): end.size_bytes for path, end in logs.items()}
         fresh, waiting = advance(everything, ends)
-        parts: dict[str, list[bytes]] = defaultdict(list)
+        parts: dict[str, list[Written]] = defaultdict(list)
         for item in fresh:
             parts[item.arrival.key[0]].append(_text(item))
         if parts:
-            changed: list[LogEnd] = [logs[log] for log in parts]
+            changed: list[LogEnd] = [logs[path] for path in parts]
             tails = await self._logs.tails(run, changed, session)
             texts: list[LogText] = []
             for end in changed:
-                texts += end.append(b"".join(parts[end.log]), tails.get(end.log))
+                texts += end.append(parts[end.log], tails.get(end.log))
             await self._logs.save(run, changed, texts, session)
         return waiting
+
+    async def _write_records(self, tx: Transaction, run: str, everything: Sequence[Arrival]) -> list[Arrival]:
+        count, sources = await self._records.load(run, tx.session)
+        ends: dict[Key, int] = {(source,): taken for source, taken in sources.items()}
+        fresh, waiting = advance(everything, ends)
+        if fresh:
+            new = [record for item in fresh for record in _records(item)]
+            listed = [record for record in new if record.kind not in records.ANNOTATIONS]
+            taken = {key[0]: end for key, end in ends.items()}
+            await self._records.save(run, count, listed, taken, tx.session)
+            await self._annotate(tx, run, new)
+        return waiting
+
+    async def _annotate(self, tx: Transaction, run: str, new: Sequence[Record]) -> None:
+        params, tags = records.annotations(new)
+        if not params and not tags:
+            return
+        try:
+            await self._runs.annotate_in(tx, run, params, tags)
+        except NotFound:
+            log.warning("%s is gone; its parameters and tags are dropped", run)
 
     async def _take_early(
         self, session: Session, kind: str, run: str, incoming: Sequence[Arrival]
@@ -206,6 +257,11 @@ def _points(item: Fresh) -> Points:
     return item.arrival.payload.slice(item.skip)
 
 
-def _text(item: Fresh) -> bytes:
-    assert isinstance(item.arrival.payload, bytes)
+def _text(item: Fresh) -> Written:
+    assert isinstance(item.arrival.payload, Written)
+    return Written(item.arrival.payload.data[item.skip :], item.arrival.payload.time)
+
+
+def _records(item: Fresh) -> Sequence[Record]:
+    assert isinstance(item.arrival.payload, tuple)
     return item.arrival.payload[item.skip :]

@@ -1,4 +1,4 @@
-"""The streams METRICS and LOGS: what has been acknowledged and is not in MongoDB yet."""
+"""The streams METRICS, LOGS and RECORDS: what has been acknowledged and is not in MongoDB yet."""
 
 import asyncio
 
@@ -8,10 +8,10 @@ import nats.js.errors
 from stellwerk_platform import names
 from stellwerk_platform.bus import Bus
 from stellwerk_runs.changes import Changes
-from stellwerk_runs.ingest.domain import LOGS, METRICS
+from stellwerk_runs.ingest.domain import LOGS, METRICS, RECORDS
 from stellwerk_runs.runs.store import RunStore
 
-STREAMS = {METRICS: "METRICS", LOGS: "LOGS"}
+STREAMS = {METRICS: "METRICS", LOGS: "LOGS", RECORDS: "RECORDS"}
 _SETTLE_SECONDS = 5.0
 _REMEMBERED = 100_000
 

@@ -20,7 +20,7 @@ from stellwerk_platform import failpoints
 from stellwerk_platform.bus import Bus
 from stellwerk_protos.runs.v1.ingest_pb2 import AppendRequest
 from stellwerk_runs.changes import Changes
-from stellwerk_runs.ingest.domain import PIECE_BYTES
+from stellwerk_runs.ingest.domain import PIECE_BYTES, RECORDS
 from stellwerk_runs.ingest.store import IngestStore, Message
 from stellwerk_runs.ingest.streams import STREAMS
 
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from nats.aio.subscription import Subscription
 
 log = logging.getLogger(__name__)
-# Messages in flight to this process, of up to PIECE_BYTES each: 96 MiB at most.
+# Messages in flight to this process: 96 MiB at most. A record of 1 MiB is one piece.
 _UNACKNOWLEDGED = 384
+_UNACKNOWLEDGED_RECORDS = 96
 _BATCH_MESSAGES = 256
 _BATCH_BYTES = 32 * PIECE_BYTES
 _LINGER_SECONDS = 0.02
@@ -56,7 +57,7 @@ class Writer:
             STREAMS[self._kind],
             f"runs-{self._kind}",
             [self._bus.names.subject(self._kind, ">")],
-            max_ack_pending=_UNACKNOWLEDGED,
+            max_ack_pending=_UNACKNOWLEDGED_RECORDS if self._kind == RECORDS else _UNACKNOWLEDGED,
         )
         while True:
             batch = await self._batch(subscription)

@@ -1,5 +1,6 @@
 """Logs in MongoDB: one document a log, and its text in chunks; keys as for metrics."""
 
+import struct
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ from stellwerk_platform.documents import Document
 from stellwerk_platform.mongo import Database, Session
 from stellwerk_protos.runs.v1.logs_pb2 import Log
 from stellwerk_runs.logs.domain import LogEnd, LogText
+
+_MARK = struct.Struct("<qq")
 
 
 class LogStore:
@@ -64,12 +67,13 @@ class LogStore:
         cursor = self._ends.find({"_id": {"$gt": f"{run}#", "$lt": f"{run}$"}}).sort("_id", ASCENDING)
         return [Log(log=document["log"], size_bytes=document["size_bytes"]) async for document in cursor]
 
-    async def exists(self, run: str, log: str) -> bool:
-        """Whether anything was ever stored of the log."""
-        return await self._ends.find_one({"_id": _key(run, log)}, {"_id": 1}) is not None
+    async def size(self, run: str, log: str) -> int | None:
+        """Bytes stored of the log; None when nothing ever was."""
+        end = await self._ends.find_one({"_id": _key(run, log)}, {"size_bytes": 1})
+        return None if end is None else int(end["size_bytes"])
 
     async def read(self, run: str, log: str, offset: int) -> AsyncIterator[LogText]:
-        """The stored text from byte `offset` on, in pieces."""
+        """The stored chunks from the one that holds byte `offset` on."""
         same = {"run": run, "log": log}
         key = _chunk_key(run, log, offset)
         begin = await self._chunks.find_one(
@@ -79,9 +83,7 @@ class LogStore:
         )
         where = {"_id": {"$gte": begin["_id"] if begin else key, "$lt": f"{_key(run, log)}$"}, **same}
         async for document in self._chunks.find(where).sort("_id", ASCENDING):
-            text = _to_text(document)
-            if data := text.data[max(offset - text.offset, 0) :]:
-                yield LogText(log, max(offset, text.offset), data)
+            yield _to_text(document)
 
 
 def _key(run: str, log: str) -> str:
@@ -109,8 +111,10 @@ def _from_text(run: str, text: LogText) -> Document:
         "log": text.log,
         "offset": text.offset,
         "data": Binary(text.data),
+        "marks": Binary(b"".join(_MARK.pack(*mark) for mark in text.marks)),
     }
 
 
 def _to_text(document: Mapping[str, Any]) -> LogText:
-    return LogText(document["log"], document["offset"], bytes(document["data"]))
+    marks = tuple((offset, time) for offset, time in _MARK.iter_unpack(bytes(document["marks"])))
+    return LogText(document["log"], document["offset"], bytes(document["data"]), marks)

@@ -8,10 +8,12 @@ from stellwerk_platform.errors import NotFound
 from stellwerk_protos.runs.v1 import metrics_pb2 as pb
 from stellwerk_protos.runs.v1 import metrics_pb2_grpc
 from stellwerk_runs.changes import Changes
-from stellwerk_runs.ingest.domain import METRICS
+from stellwerk_runs.ingest.domain import METRICS, RECORDS
 from stellwerk_runs.ingest.store import IngestStore
 from stellwerk_runs.ingest.streams import Streams
+from stellwerk_runs.metrics.histories import Histories
 from stellwerk_runs.metrics.store import MetricStore, Position
+from stellwerk_runs.records.store import RecordStore
 
 _RUN = "workspaces/*/runs/*"
 _HISTORY_POINTS = 100_000
@@ -20,8 +22,17 @@ _HISTORY_POINTS = 100_000
 class MetricService(metrics_pb2_grpc.MetricServiceServicer):
     """The servicer."""
 
-    def __init__(self, store: MetricStore, ingest: IngestStore, streams: Streams, changes: Changes) -> None:
+    def __init__(
+        self,
+        store: MetricStore,
+        records: RecordStore,
+        ingest: IngestStore,
+        streams: Streams,
+        changes: Changes,
+    ) -> None:
         self._store = store
+        self._records = records
+        self._histories = Histories(store, streams)
         self._ingest = ingest
         self._streams = streams
         self._changes = changes
@@ -52,6 +63,19 @@ class MetricService(metrics_pb2_grpc.MetricServiceServicer):
             columns=points.columns(request.metric, first),
             next_page_token=paging.encode(first + len(points), *query) if more else "",
         )
+
+    async def GetMetricHistories(
+        self, request: pb.GetMetricHistoriesRequest, context: Any
+    ) -> pb.GetMetricHistoriesResponse:
+        return pb.GetMetricHistoriesResponse(series=await self._histories.get(request))
+
+    async def ListRecords(self, request: pb.ListRecordsRequest, context: Any) -> pb.ListRecordsResponse:
+        names.parse(_RUN, request.parent)
+        await self._streams.settle(RECORDS, request.parent)
+        records, token = await self._records.page(
+            request.parent, request.record, request.page_size, request.page_token
+        )
+        return pb.ListRecordsResponse(records=records, next_page_token=token)
 
     async def WatchMetrics(
         self, request: pb.WatchMetricsRequest, context: Any

@@ -97,6 +97,10 @@ class MetricStore:
         if summary is None:
             return None
         end = min(first + count, summary["count"])
+        return await self.points(run, metric, first, end), end < summary["count"]
+
+    async def points(self, run: str, metric: str, first: int, end: int) -> Points:
+        """The points from index `first` up to but not including `end`."""
         where = {
             # The chunk that holds `first` begins at most one chunk's length before it.
             "_id": {
@@ -110,7 +114,23 @@ class MetricStore:
         async for document in self._chunks.find(where).sort("_id", ASCENDING):
             chunk = _to_chunk(document)
             parts.append(chunk.points.slice(max(first - chunk.first, 0), max(end - chunk.first, 0)))
-        return join(parts or [Points()]), end < summary["count"]
+        return join(parts or [Points()])
+
+    async def counts(
+        self, runs: Sequence[str], metrics: Sequence[str], most: int
+    ) -> list[tuple[str, str, int]]:
+        """(run, metric, points) of up to `most` series; all metrics of the runs when none is named."""
+        found: list[tuple[str, str, int]] = []
+        for run in runs:
+            where: Document = {"_id": {"$gt": f"{run}#", "$lt": f"{run}$"}}
+            if metrics:
+                where = {"_id": {"$in": [_key(run, metric) for metric in metrics]}}
+            cursor = self._series.find(where, {"metric": 1, "count": 1}).sort("_id", ASCENDING)
+            async for document in cursor.limit(most - len(found)):
+                found.append((run, document["metric"], document["count"]))
+            if len(found) >= most:
+                break
+        return found
 
     async def after(
         self, run: str, position: Position, version: int

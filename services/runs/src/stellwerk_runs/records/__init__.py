@@ -1,0 +1,1 @@
+"""Records: what is logged and is no scalar point."""
