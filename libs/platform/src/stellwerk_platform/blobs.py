@@ -73,6 +73,16 @@ class BlobStore:
             raise _unavailable(error) from error
         return int(head["ContentLength"])
 
+    async def delete(self, workspace: str, sha256: str) -> None:
+        """Removes a blob; one that is missing is no error. Raises `Unavailable`."""
+        try:
+            await self._client.delete_object(Bucket=self._bucket, Key=key(workspace, sha256))
+        except ClientError as error:
+            if _status(error) != 404:
+                raise _unavailable(error) from error
+        except BotoCoreError as error:
+            raise _unavailable(error) from error
+
     async def upload_url(self, workspace: str, sha256: str) -> tuple[str, dict[str, str]]:
         """A URL for one PUT and the headers that it must carry: the store checks the digest."""
         checksum = base64.b64encode(bytes.fromhex(sha256)).decode()

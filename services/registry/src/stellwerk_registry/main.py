@@ -17,6 +17,7 @@ from stellwerk_protos.registry.v1 import (
 )
 from stellwerk_protos.runs.v1.artifacts_pb2_grpc import ArtifactServiceStub
 from stellwerk_registry.blobs.service import BlobService
+from stellwerk_registry.blobs.store import BlobIndex
 from stellwerk_registry.config import RegistrySettings
 from stellwerk_registry.versions.datasets import DatasetService
 from stellwerk_registry.versions.environments import EnvironmentService
@@ -38,7 +39,9 @@ async def compose(app: App, settings: RegistrySettings) -> None:
     store = await app.enter(
         BlobStore.connect(settings.s3_url, settings.s3_access_key, settings.s3_secret_key, settings.namespace)
     )
-    blobs = BlobService(workspaces, store)
+    index = BlobIndex(service.database, store, [datasets, models], settings.blob_grace_seconds)
+    await index.open()
+    blobs = BlobService(workspaces, store, index)
     artifacts = ArtifactServiceStub(service.channel(settings.runs_address))
     await app.serve(
         settings.listen,

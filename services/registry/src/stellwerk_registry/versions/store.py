@@ -1,6 +1,6 @@
 """Numbered versions in MongoDB."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from google.protobuf.message import Message
@@ -30,6 +30,7 @@ class VersionStore(Collection[V]):
         indexes = [
             IndexModel([("parent", ASCENDING), ("version", DESCENDING)], name="parent_version"),
             IndexModel([("workspace", ASCENDING), ("create_time", DESCENDING)], name="workspace_time"),
+            IndexModel([("workspace", ASCENDING), ("files.sha256", ASCENDING)], name="workspace_blobs"),
         ]
         super().__init__(database, name, kind, indexes=indexes, extra=_extra)
         self._counters = database.raw[f"{name}_counters"]
@@ -74,6 +75,17 @@ class VersionStore(Collection[V]):
         """The version with the highest number."""
         document = await self.raw.find_one({"parent": parent}, sort=[("version", DESCENDING)])
         return None if document is None else from_document(self._kind, document)
+
+    async def referred(self, workspace: str, digests: Sequence[str]) -> set[str]:
+        """Those of the blobs that a version in the workspace names."""
+        pipeline: list[Document] = [
+            {"$match": {"workspace": workspace, "files.sha256": {"$in": list(digests)}}},
+            {"$project": {"files.sha256": 1}},
+            {"$unwind": "$files"},
+            {"$match": {"files.sha256": {"$in": list(digests)}}},
+            {"$group": {"_id": "$files.sha256"}},
+        ]
+        return {document["_id"] async for document in self.raw.aggregate(pipeline)}
 
     async def page_below(self, parent: str, size: int, token: str) -> tuple[list[V], str]:
         """Versions of one thing, or of all in the workspace when its id is "-", newest first."""
