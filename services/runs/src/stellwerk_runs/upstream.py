@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 import grpc
+import httpx
 
-from stellwerk_platform.errors import FailedPrecondition, NotFound, from_rpc
+from stellwerk_platform.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable, from_rpc
 from stellwerk_protos.common.v1.common_pb2 import File
 from stellwerk_protos.compute.v1 import computes_pb2, computes_pb2_grpc
 from stellwerk_protos.registry.v1 import (
@@ -21,6 +22,7 @@ from stellwerk_protos.registry.v1 import (
 )
 
 _BLOBS_PER_CALL = 1_000
+_BLOB_SECONDS = 60
 
 
 class Registry:
@@ -56,24 +58,74 @@ class Registry:
 
     async def check_blobs(self, workspace: str, files: Sequence[File]) -> None:
         """Raises `FailedPrecondition` naming a file whose content has not been uploaded."""
-        by_digest = {file.sha256: file for file in files}
+        by_digest = {file.sha256: file for file in files if not file.link_target}
         digests = list(by_digest)
         for start in range(0, len(digests), _BLOBS_PER_CALL):
             blobs = [
                 blobs_pb2.Blob(sha256=digest, size_bytes=by_digest[digest].size_bytes)
                 for digest in digests[start : start + _BLOBS_PER_CALL]
             ]
-            answer = await self._blobs.PrepareUploads(
-                blobs_pb2.PrepareUploadsRequest(parent=workspace, blobs=blobs)
-            )
+            request = blobs_pb2.PrepareUploadsRequest(parent=workspace, blobs=blobs)
+            answer = await self._blobs.PrepareUploads(request)
             if answer.uploads:
-                path = by_digest[answer.uploads[0].sha256].path
-                raise FailedPrecondition(
-                    "BLOB_MISSING",
-                    f"The content of {path!r} has not been uploaded.",
-                    "Upload what PrepareUploads names, then try again.",
-                    {"path": path},
-                )
+                raise _missing(by_digest[answer.uploads[0].sha256].path)
+
+    async def check_blob(self, workspace: str, sha256: str, what: str) -> None:
+        """Raises `FailedPrecondition` naming `what` when its content has not been uploaded."""
+        await self.check_blobs(workspace, [File(path=what, sha256=sha256)])
+
+    async def read_blob(self, workspace: str, sha256: str, most: int) -> bytes:
+        """The content of a blob; raises `FailedPrecondition`, and `InvalidArgument` over `most` bytes."""
+        # Asked as for an upload, so that it stays while it is being recorded.
+        await self.check_blob(workspace, sha256, sha256)
+        request = blobs_pb2.PrepareDownloadsRequest(parent=workspace, sha256=[sha256])
+        url = (await self._blobs.PrepareDownloads(request)).downloads[0].url
+        body = bytearray()
+        try:
+            async with (
+                httpx.AsyncClient(timeout=_BLOB_SECONDS, trust_env=False) as client,
+                client.stream("GET", url) as response,
+            ):
+                response.raise_for_status()
+                async for part in response.aiter_bytes():
+                    body += part
+                    if len(body) > most:
+                        raise InvalidArgument(
+                            "MANIFEST_TOO_LARGE",
+                            f"The manifest has more than {most:,} bytes.",
+                            "Leave folders out with .amlignore, or register them as a dataset.",
+                        )
+        except httpx.HTTPError as error:
+            raise Unavailable(
+                "BLOB_STORE_UNAVAILABLE",
+                f"The blob store does not answer: {type(error).__name__}",
+                "Check the S3 server (`stellwerk status`), then try again.",
+            ) from error
+        return bytes(body)
+
+    async def release_blobs(
+        self, workspace: str, digests: Sequence[str], *, validate_only: bool
+    ) -> blobs_pb2.ReleaseBlobsResponse:
+        """Gives up blobs that nothing here refers to."""
+        total = blobs_pb2.ReleaseBlobsResponse()
+        for start in range(0, len(digests), _BLOBS_PER_CALL):
+            some = digests[start : start + _BLOBS_PER_CALL]
+            answer = await self._blobs.ReleaseBlobs(
+                blobs_pb2.ReleaseBlobsRequest(parent=workspace, sha256=some, validate_only=validate_only)
+            )
+            total.blob_count += answer.blob_count
+            total.size_bytes += answer.size_bytes
+            total.later.extend(answer.later)
+        return total
+
+
+def _missing(path: str) -> FailedPrecondition:
+    return FailedPrecondition(
+        "BLOB_MISSING",
+        f"The content of {path!r} has not been uploaded.",
+        "Upload what PrepareUploads names, then try again.",
+        {"path": path},
+    )
 
 
 class Compute:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pymongo import ASCENDING, UpdateOne
+from pymongo import ASCENDING, IndexModel, UpdateOne
 from pymongo.errors import DuplicateKeyError
 
 from stellwerk_platform import paging
@@ -24,7 +24,8 @@ class ArtifactStore:
 
     async def open(self) -> None:
         """Creates the collections."""
-        await self._database.ensure("artifacts", required=["path", "sha256"])
+        by_blob = IndexModel([("sha256", ASCENDING)])
+        await self._database.ensure("artifacts", [by_blob], ["path", "sha256"])
         await self._lists.open()
 
     async def record(self, run: str, files: Sequence[File]) -> None:

@@ -1,5 +1,7 @@
 """Snapshots in MongoDB."""
 
+from pymongo import ASCENDING, IndexModel
+
 from stellwerk_platform.errors import NotFound
 from stellwerk_platform.mongo import Collection, Database
 from stellwerk_protos.runs.v1.snapshots_pb2 import Snapshot
@@ -9,7 +11,8 @@ class SnapshotStore(Collection[Snapshot]):
     """The snapshots; they never change."""
 
     def __init__(self, database: Database) -> None:
-        super().__init__(database, "snapshots", Snapshot)
+        by_blob = IndexModel([("files.sha256", ASCENDING)])
+        super().__init__(database, "snapshots", Snapshot, indexes=[by_blob])
 
     async def check(self, name: str) -> None:
         """Raises `NotFound` unless the snapshot exists."""
