@@ -10,11 +10,13 @@ BIN := .venv/bin
 PYTHON := $(BIN)/python
 # Arguments for pytest: make test ARGS="-k journal -x"
 ARGS ?=
+# How often everything is killed: make faults ROUNDS=50
+ROUNDS ?= 50
 # Only the benchmarks whose name starts so: make bench ONLY=journal
 ONLY ?=
 
 .PHONY: help setup generate format check check-lock check-format check-types check-protos check-deployment \
-	check-docs test demo bench up down clean
+	check-docs test faults demo bench up down clean
 
 help: ## List every target
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' Makefile
@@ -59,6 +61,9 @@ check-docs: setup ## Find dead links between the pages
 
 test: setup ## Run all tests against real servers (ARGS="-k name" for some)
 	$(PYTHON) -m pytest $(ARGS)
+
+faults: setup ## Kill servers and services at random while a script logs a known series (ROUNDS=50)
+	ROUNDS=$(ROUNDS) $(PYTHON) -m pytest tests/faults/test_random_kills.py $(ARGS)
 
 demo: setup ## Run the main job: train, register, deploy, score
 	$(PYTHON) scripts/demo.py
