@@ -39,9 +39,7 @@ def summary(name: str, chain: Sequence[Past]) -> str:
         head = f"{subject} is {_words(last.state)} since {_moment(begin)}"
         return _sentence(head, *_because(last), ending)
     if last.state:
-        return _sentence(
-            f"{subject} is {_words(last.state)} since {_moment(begin)}{_place(last, chain)}", *_because(last)
-        )
+        return _sentence(f"{subject} is {_words(last.state)} since {_moment(begin)}", *_because(last))
     who = f" by {last.actor}" if last.actor else ""
     return _sentence(
         f"{subject} was {last.verb.replace('_', ' ')} at {_moment(last.time)}{who}", *_because(last)
@@ -84,22 +82,22 @@ def _canceled(subject: str, last: Past, begin: Timestamp, chain: Sequence[Past])
     return _sentence(head, f"{asked.message.rstrip('. ')}{whose}, asked at {_moment(asked.time)}", ending)
 
 
-def _place(last: Past, chain: Sequence[Past]) -> str:
-    node = last.data.get("node") or next(
-        (event.data["node"] for event in reversed(chain) if event.data.get("node")), ""
-    )
-    return f" on {node}" if node and last.kind in ("run", "allocation", "replica") else ""
-
-
 def _because(last: Past) -> tuple[str, str]:
     return last.message or last.code, last.reason.cure
 
 
 def _sentence(head: str, *parts: str) -> str:
     """`head: part; part.`"""
-    said = [part.strip().rstrip(".") for part in parts if part.strip()]
-    first, separator = head, "; " if ": " in head else ": "
-    return (separator.join([first, "; ".join(said)]) if said else first) + "."
+    first, *more = [said for part in (head, *parts) if (said := part.strip().rstrip("."))]
+    if not more:
+        return first + "."
+    separator = "; " if ": " in first else ": "
+    return first + separator + "; ".join([more[0], *map(_uncapitalised, more[1:])]) + "."
+
+
+def _uncapitalised(text: str) -> str:
+    """The start of a sentence as the middle of one."""
+    return text[0].lower() + text[1:] if text[1:2].islower() else text
 
 
 def _words(state: str) -> str:
