@@ -11,8 +11,10 @@ class RunsSettings(ServiceSettings):
 
     `stream_bytes` bounds the streams METRICS and LOGS, each; past it appends are
     refused until the writer has caught up, and the sender keeps its file.
+    `lease_seconds`: how long an interactive run may be silent.
     """
 
     registry_address: str
     compute_address: str
     stream_bytes: int = 512 * 1024 * 1024
+    lease_seconds: float = 30.0

@@ -30,8 +30,11 @@ from stellwerk_runs.metrics.service import MetricService
 from stellwerk_runs.metrics.store import MetricStore
 from stellwerk_runs.records.store import RecordStore
 from stellwerk_runs.runs.events import Allocations
-from stellwerk_runs.runs.service import RunService
+from stellwerk_runs.runs.leases import LeaseJudge, LeaseStore
+from stellwerk_runs.runs.service import Parts, RunService
 from stellwerk_runs.runs.store import RunStore
+from stellwerk_runs.runs.trees import Trees
+from stellwerk_runs.search.projector import Projector
 from stellwerk_runs.snapshots.service import SnapshotService
 from stellwerk_runs.snapshots.store import SnapshotStore
 from stellwerk_runs.upstream import Compute, Registry
@@ -44,13 +47,18 @@ async def compose(app: App, settings: RunsSettings) -> None:
     runs, snapshots, artifacts = RunStore(database), SnapshotStore(database), ArtifactStore(database)
     metrics, logs, records = MetricStore(database), LogStore(database), RecordStore(database)
     ingest = IngestStore(database, metrics, logs, records, runs)
-    for store in (runs, snapshots, artifacts, metrics, logs, records, ingest):
+    leases = LeaseStore(database, runs, settings.lease_seconds)
+    trees = Trees(database, runs, leases)
+    for store in (runs, leases, trees, snapshots, artifacts, metrics, logs, records, ingest):
         await store.open()
     changes = Changes(bus)
     await changes.open()
     streams = Streams(bus, runs, changes)
     await streams.open(settings.stream_bytes)
     app.background(Allocations(bus, runs).run())
+    app.background(LeaseJudge(leases).run())
+    app.background(trees.run())
+    app.background(Projector(ingest, metrics, runs.search).run())
     for kind in STREAMS:
         app.background(Writer(bus, ingest, changes, kind).run())
     registry = Registry(service.channel(settings.registry_address))
@@ -60,7 +68,7 @@ async def compose(app: App, settings: RunsSettings) -> None:
         service.verify,
         [
             Registration(
-                RunService(runs, snapshots, changes, registry, compute),
+                RunService(Parts(runs, snapshots, leases, trees, changes, registry, compute)),
                 runs_pb2_grpc.add_RunServiceServicer_to_server,
                 runs_pb2.DESCRIPTOR.services_by_name["RunService"],
             ),

@@ -47,6 +47,29 @@ class Registry:
         request = environments_pb2.GetEnvironmentVersionRequest(name=name)
         return (await self._environments.GetEnvironmentVersion(request)).name
 
+    async def environment_version(self, name: str) -> environments_pb2.EnvironmentVersion | None:
+        """The version, None when it is gone."""
+        request = environments_pb2.GetEnvironmentVersionRequest(name=name)
+        try:
+            return await self._environments.GetEnvironmentVersion(request)
+        except grpc.aio.AioRpcError as error:
+            if error.code() == grpc.StatusCode.NOT_FOUND:
+                return None
+            raise
+
+    async def digest(self, name: str) -> str:
+        """The digest of a dataset or model version, "" when it is gone."""
+        try:
+            if "/datasets/" in name:
+                dataset = datasets_pb2.GetDatasetVersionRequest(name=name)
+                return (await self._datasets.GetDatasetVersion(dataset)).digest
+            model = models_pb2.GetModelVersionRequest(name=name)
+            return (await self._models.GetModelVersion(model)).digest
+        except grpc.aio.AioRpcError as error:
+            if error.code() == grpc.StatusCode.NOT_FOUND:
+                return ""
+            raise
+
     async def dataset(self, name: str) -> str:
         """The name with the number of the version; raises `NotFound`."""
         request = datasets_pb2.GetDatasetVersionRequest(name=name)

@@ -8,7 +8,7 @@ import asyncio
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -68,7 +68,8 @@ class IngestStore:
         removed = IndexModel(
             [("removed_time", ASCENDING)], expireAfterSeconds=int(_EARLY_LIFE.total_seconds())
         )
-        await self._database.ensure("ingest_heads", [removed], required=["version"])
+        unprojected = IndexModel([("unprojected", ASCENDING)], sparse=True)
+        await self._database.ensure("ingest_heads", [removed, unprojected], required=["version"])
         indexes = [
             IndexModel([("sequence", ASCENDING)]),
             IndexModel([("run", ASCENDING)]),
@@ -80,6 +81,17 @@ class IngestStore:
         """The number of writes so far."""
         head = await self._heads.find_one({"_id": _head(kind, run)}, {"version": 1})
         return int(head["version"]) if head else 0
+
+    async def unprojected(self) -> AsyncIterator[tuple[str, int]]:
+        """Runs with metrics that searches have not been told of, each with the number of its writes."""
+        async for head in self._heads.find({"unprojected": True}, {"version": 1}):
+            yield head["_id"].partition("#")[2], head["version"]
+
+    async def projected(self, run: str, version: int) -> None:
+        """Searches know of all the metrics that were written up to a version."""
+        await self._heads.update_one(
+            {"_id": _head(METRICS, run), "version": version}, {"$unset": {"unprojected": ""}}
+        )
 
     async def write(self, kind: str, run: str, messages: Sequence[Message]) -> set[str]:
         """Stores each point and byte that is new, once.
@@ -118,9 +130,10 @@ class IngestStore:
 
     async def _write_in(self, tx: Transaction, kind: str, run: str, messages: Sequence[Message]) -> set[str]:
         session = tx.session
+        mark = {"$set": {"unprojected": True}} if kind == METRICS else {}
         head = await self._heads.find_one_and_update(
             {"_id": _head(kind, run)},
-            {"$inc": {"version": 1}},
+            {"$inc": {"version": 1}, **mark},
             upsert=True,
             return_document=ReturnDocument.AFTER,
             session=session,

@@ -91,6 +91,12 @@ class MetricStore:
         token = paging.encode(documents[size - 1]["metric"], "metrics", run) if more else ""
         return [_to_summary(document) for document in documents[:size]], token
 
+    async def last(self, run: str, most: int) -> dict[str, float]:
+        """The last value by metric, of the first so many by name."""
+        where = {"_id": {"$gt": _key(run, ""), "$lt": f"{run}$"}}
+        cursor = self._series.find(where, {"metric": 1, "last": 1}).sort("_id", ASCENDING).limit(most)
+        return {document["metric"]: document["last"] async for document in cursor}
+
     async def history(self, run: str, metric: str, first: int, count: int) -> tuple[Points, bool] | None:
         """Up to `count` points from index `first` on and whether there are more; None for no such metric."""
         summary = await self._series.find_one({"_id": _key(run, metric)}, {"count": 1})

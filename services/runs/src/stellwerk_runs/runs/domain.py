@@ -1,13 +1,20 @@
 """What a submit may ask for: bounds, names, and the run that it makes."""
 
 import re
+from collections.abc import Sequence
 from datetime import timedelta
+
+from google.protobuf.duration_pb2 import Duration
 
 from stellwerk_platform import names
 from stellwerk_platform.checks import check_description, check_tags
-from stellwerk_platform.errors import InvalidArgument
+from stellwerk_platform.content import check_sha256
+from stellwerk_platform.errors import FailedPrecondition, InvalidArgument
+from stellwerk_platform.journal import Fact
 from stellwerk_protos.compute.v1.workloads_pb2 import WORKLOAD_KIND_RUN, Input, Workload
+from stellwerk_protos.runs.v1 import runs_pb2 as pb
 from stellwerk_protos.runs.v1.runs_pb2 import CreateRunRequest, Run
+from stellwerk_runs.runs import states
 
 _DISPLAY_NAME_LENGTH = 256
 _COMMAND_BYTES = 65_536
@@ -19,6 +26,10 @@ _INPUTS = 200
 _INPUT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _DEFAULT_GRACE = timedelta(seconds=10)
 _MAXIMUM_GRACE = timedelta(hours=1)
+_MAXIMUM_TIMEOUT = timedelta(days=365)
+# Of a run tree; the topmost run has depth 1.
+DEPTH = 100
+_UPDATABLE = ("display_name", "description", "tags")
 # A run is one journal event, which is one NATS message.
 _RUN_BYTES = 1024 * 1024
 _RESOURCES = {"datasets": "workspaces/*/datasets/*/versions/*", "models": "workspaces/*/models/*/versions/*"}
@@ -29,23 +40,27 @@ def check_request(request: CreateRunRequest) -> None:
     (workspace,) = names.parse("workspaces/*", request.parent)
     if request.run_id:
         names.check_id("runs", request.run_id)
-    _check_name(workspace, "workspaces/*/experiments/*", request.experiment)
-    _check_name(workspace, "workspaces/*/computes/*", request.compute)
+    check_name(workspace, "workspaces/*/experiments/*", request.experiment)
+    for related in filter(None, (request.parent_run, request.cloned_from)):
+        check_name(workspace, "workspaces/*/runs/*", related)
+    if request.kind == pb.RUN_KIND_INTERACTIVE:
+        _check_interactive(request)
+    else:
+        check_name(workspace, "workspaces/*/computes/*", request.compute)
+        _check_command(request.command)
+    if request.git.patch:
+        check_sha256(request.git.patch)
     if request.snapshot:
-        _check_name(workspace, "workspaces/*/snapshots/*", request.snapshot)
+        check_name(workspace, "workspaces/*/snapshots/*", request.snapshot)
     if request.environment:
-        _check_name(workspace, "workspaces/*/environments/*/versions/*", request.environment)
-    if len(request.display_name) > _DISPLAY_NAME_LENGTH:
-        raise InvalidArgument(
-            "TEXT_TOO_LONG", "The display name is too long.", f"Use up to {_DISPLAY_NAME_LENGTH} characters."
-        )
+        check_name(workspace, "workspaces/*/environments/*/versions/*", request.environment)
+    _check_display_name(request.display_name)
     check_description(request.description)
     check_tags(request.tags)
     check_tags(request.properties, "properties")
-    _check_command(request.command)
     _check_variables(request)
     _check_inputs(workspace, request)
-    _check_grace(request)
+    _check_times(request)
     if request.ByteSize() > _RUN_BYTES:
         raise InvalidArgument(
             "RUN_TOO_LARGE",
@@ -55,9 +70,32 @@ def check_request(request: CreateRunRequest) -> None:
 
 
 def new_run(request: CreateRunRequest, run_id: str, creator: str, trace_id: str) -> Run:
-    """The run of a checked request; `environment` and inputs are still as the caller named them."""
+    """The run of a checked request; `environment` and inputs are still as the caller named them.
+
+    `root_run` is set for a run at the top; whoever knows the parent sets it for others.
+    """
+    name = f"{request.parent}/runs/{run_id}"
+    return Run(
+        name=name,
+        creator=creator,
+        experiment=request.experiment,
+        display_name=request.display_name or run_id,
+        description=request.description,
+        tags=request.tags,
+        properties=request.properties,
+        workload=_workload(request),
+        git=request.git if request.HasField("git") else None,
+        trace_id=trace_id,
+        parent_run=request.parent_run,
+        root_run="" if request.parent_run else name,
+        kind=request.kind or pb.RUN_KIND_COMMAND,
+        cloned_from=request.cloned_from,
+    )
+
+
+def _workload(request: CreateRunRequest) -> Workload:
+    """What is to be placed; an interactive run's has no kind, and is placed nowhere."""
     workload = Workload(
-        kind=WORKLOAD_KIND_RUN,
         compute=request.compute,
         snapshot=request.snapshot,
         environment=request.environment,
@@ -65,22 +103,57 @@ def new_run(request: CreateRunRequest, run_id: str, creator: str, trace_id: str)
         variables=request.variables,
         inputs=request.inputs,
     )
+    if request.kind == pb.RUN_KIND_INTERACTIVE:
+        return workload
+    workload.kind = WORKLOAD_KIND_RUN
     workload.grace.FromTimedelta(request.grace.ToTimedelta() if request.HasField("grace") else _DEFAULT_GRACE)
-    return Run(
-        name=f"{request.parent}/runs/{run_id}",
-        creator=creator,
-        experiment=request.experiment,
-        display_name=request.display_name or run_id,
-        description=request.description,
-        tags=request.tags,
-        properties=request.properties,
-        workload=workload,
-        git=request.git if request.HasField("git") else None,
-        trace_id=trace_id,
-    )
+    if request.HasField("timeout"):
+        workload.timeout.CopyFrom(request.timeout)
+    return workload
 
 
-def _check_name(workspace: str, pattern: str, name: str) -> None:
+def check_parent(parent: Run, depth: int) -> None:
+    """Raises `FailedPrecondition` unless a child may be created; `depth` is the parent's."""
+    if parent.state not in states.PARENTS:
+        raise FailedPrecondition(
+            "PARENT_RUN_ENDED",
+            f"The parent {parent.name} is {states.verb(parent.state)}.",
+            "Create child runs while their parent waits or runs.",
+        )
+    if depth >= DEPTH:
+        raise FailedPrecondition(
+            "RUN_TREE_TOO_DEEP",
+            f"{parent.name} is {depth} runs deep in its tree.",
+            f"Trees may be {DEPTH} runs deep; give the child a parent nearer to the top.",
+        )
+
+
+def update(run: Run, wanted: Run, paths: Sequence[str]) -> Fact | None:
+    """Takes the named fields of `wanted`; raises `InvalidArgument` before anything is changed."""
+    for path in paths:
+        if path not in _UPDATABLE:
+            raise InvalidArgument(
+                "INVALID_UPDATE_MASK",
+                f"{path[:80]!r} of a run cannot be changed.",
+                f"Name {', '.join(_UPDATABLE)} in update_mask.",
+            )
+    _check_display_name(wanted.display_name)
+    check_description(wanted.description)
+    check_tags(wanted.tags)
+    before = Run()
+    before.CopyFrom(run)
+    for path in paths or _UPDATABLE:
+        run.ClearField(path)  # type: ignore[arg-type]  # one of _UPDATABLE
+        if path == "tags":
+            run.tags.update(wanted.tags)
+        else:
+            setattr(run, path, getattr(wanted, path))
+    changed = [path for path in _UPDATABLE if getattr(run, path) != getattr(before, path)]
+    return Fact("updated", "REQUESTED", f"Changed {', '.join(changed)}.") if changed else None
+
+
+def check_name(workspace: str, pattern: str, name: str) -> None:
+    """Raises `InvalidArgument` unless this is such a name in the workspace."""
     if not name:
         what = pattern.split("/")[2].removesuffix("s")
         raise InvalidArgument(
@@ -136,7 +209,7 @@ def _check_inputs(workspace: str, request: CreateRunRequest) -> None:
                 "Use different names of letters, digits, '_', '.' and '-'; case, '.' and '-' do not differ.",
             )
         seen.add(variable)
-        _check_name(workspace, _RESOURCES[kind_of(item)], item.resource)
+        check_name(workspace, _RESOURCES[kind_of(item)], item.resource)
 
 
 def kind_of(item: Input) -> str:
@@ -151,6 +224,35 @@ def kind_of(item: Input) -> str:
     return kind
 
 
-def _check_grace(request: CreateRunRequest) -> None:
-    if request.HasField("grace") and not timedelta() <= request.grace.ToTimedelta() <= _MAXIMUM_GRACE:
+def _check_times(request: CreateRunRequest) -> None:
+    if request.HasField("grace") and not timedelta() <= _delta(request.grace) <= _MAXIMUM_GRACE:
         raise InvalidArgument("INVALID_GRACE", "The grace time is out of range.", "Use 0 to 3,600 seconds.")
+    if request.HasField("timeout") and not timedelta() < _delta(request.timeout) <= _MAXIMUM_TIMEOUT:
+        raise InvalidArgument(
+            "INVALID_TIMEOUT", "The timeout is out of range.", "Use more than 0 seconds and up to 365 days."
+        )
+
+
+def _delta(duration: Duration) -> timedelta:
+    """As a timedelta; what no timedelta can hold is out of every range."""
+    try:
+        return duration.ToTimedelta()
+    except (OverflowError, ValueError):
+        return timedelta(days=-1)
+
+
+def _check_display_name(text: str) -> None:
+    if len(text) > _DISPLAY_NAME_LENGTH:
+        raise InvalidArgument(
+            "TEXT_TOO_LONG", "The display name is too long.", f"Use up to {_DISPLAY_NAME_LENGTH} characters."
+        )
+
+
+def _check_interactive(request: CreateRunRequest) -> None:
+    for field in ("command", "compute", "grace", "timeout", "variables"):
+        if field in {given.name for given, _ in request.ListFields()}:
+            raise InvalidArgument(
+                "INTERACTIVE_RUN",
+                f"An interactive run has no {field}: its process runs already.",
+                f"Leave {field} out, or submit a command.",
+            )

@@ -2,40 +2,55 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 
 from stellwerk_platform import names, telemetry
 from stellwerk_platform.auth import current_caller
 from stellwerk_platform.checks import check_description
-from stellwerk_platform.documents import now
+from stellwerk_platform.documents import now, timestamp
 from stellwerk_protos.compute.v1.workloads_pb2 import Input
 from stellwerk_protos.runs.v1 import runs_pb2 as pb
 from stellwerk_protos.runs.v1 import runs_pb2_grpc
 from stellwerk_runs.changes import Changes
-from stellwerk_runs.runs import domain, states, words
+from stellwerk_runs.compare.service import Compare
+from stellwerk_runs.runs import domain, interactive, states, words
+from stellwerk_runs.runs.leases import LeaseStore
 from stellwerk_runs.runs.store import RunStore
+from stellwerk_runs.runs.trees import Trees
+from stellwerk_runs.search.service import Search
 from stellwerk_runs.snapshots.store import SnapshotStore
 from stellwerk_runs.upstream import Compute, Registry
 
 RUN = "workspaces/*/runs/*"
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What the service stands on."""
+
+    store: RunStore
+    snapshots: SnapshotStore
+    leases: LeaseStore
+    trees: Trees
+    changes: Changes
+    registry: Registry
+    compute: Compute
+
+
 class RunService(runs_pb2_grpc.RunServiceServicer):
     """The servicer."""
 
-    def __init__(
-        self,
-        store: RunStore,
-        snapshots: SnapshotStore,
-        changes: Changes,
-        registry: Registry,
-        compute: Compute,
-    ) -> None:
-        self._store = store
-        self._snapshots = snapshots
-        self._changes = changes
-        self._registry = registry
-        self._compute = compute
+    def __init__(self, parts: Parts) -> None:
+        self._store = parts.store
+        self._snapshots = parts.snapshots
+        self._leases = parts.leases
+        self._trees = parts.trees
+        self._changes = parts.changes
+        self._registry = parts.registry
+        self._compute = parts.compute
+        self._search = Search(parts.store)
+        self._compare = Compare(parts.store, parts.snapshots, parts.registry)
 
     async def CreateRun(self, request: pb.CreateRunRequest, context: Any) -> pb.Run:
         domain.check_request(request)
@@ -47,7 +62,13 @@ class RunService(runs_pb2_grpc.RunServiceServicer):
         def make() -> pb.Run:
             return domain.new_run(request, request.run_id or words.run_id(), creator, trace_id)
 
-        return await self._store.create(make, request.request_id, chosen=bool(request.run_id))
+        leased = request.kind == pb.RUN_KIND_INTERACTIVE
+        return await self._store.create(
+            make,
+            request.request_id,
+            chosen=bool(request.run_id),
+            beside=self._leases.grant_in if leased else None,
+        )
 
     async def _resolve(self, request: pb.CreateRunRequest) -> None:
         """Checks that all it names exists, and puts numbers in the place of "latest"."""
@@ -58,9 +79,14 @@ class RunService(runs_pb2_grpc.RunServiceServicer):
         )
         for item, resource in zip(request.inputs, resources, strict=True):
             item.resource = resource
-        await self._compute.check(request.compute)
+        if request.compute:
+            await self._compute.check(request.compute)
         if request.snapshot:
             await self._snapshots.check(request.snapshot)
+        if request.cloned_from:
+            await self._store.check(request.cloned_from)
+        if request.git.patch:
+            await self._registry.check_blob(request.parent, request.git.patch, "the git patch")
 
     async def _environment(self, name: str) -> str:
         return await self._registry.environment(name) if name else ""
@@ -75,23 +101,68 @@ class RunService(runs_pb2_grpc.RunServiceServicer):
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: Any) -> pb.ListRunsResponse:
         (workspace,) = names.parse("workspaces/*", request.parent)
-        where = {"workspace": workspace}
+        where: dict[str, Any] = {"workspace": workspace}
         if request.experiment:
             names.parse("workspaces/*/experiments/*", request.experiment)
             where["experiment"] = request.experiment
+        if request.parent_run:
+            names.parse(RUN, request.parent_run)
+            where["parent_run"] = request.parent_run
+        if not request.include_archived:
+            where["archive_time"] = {"$exists": False}
         await self._registry.check_workspace(request.parent)
         items, token = await self._store.runs.page(
             where, request.page_size, request.page_token, key="create_time", descending=True
         )
         return pb.ListRunsResponse(runs=items, next_page_token=token)
 
+    async def SearchRuns(self, request: pb.SearchRunsRequest, context: Any) -> pb.SearchRunsResponse:
+        names.parse("workspaces/*", request.parent)
+        await self._registry.check_workspace(request.parent)
+        return await self._search.find(request)
+
+    async def CompareRuns(self, request: pb.CompareRunsRequest, context: Any) -> pb.CompareRunsResponse:
+        (workspace,) = names.parse("workspaces/*", request.parent)
+        for name in request.runs:
+            domain.check_name(workspace, RUN, name)
+        return await self._compare.compare(request)
+
+    async def UpdateRun(self, request: pb.UpdateRunRequest, context: Any) -> pb.Run:
+        names.parse(RUN, request.run.name)
+        return await self._store.runs.update(
+            request.run.name,
+            lambda run: domain.update(run, request.run, request.update_mask.paths),
+            request.etag,
+        )
+
+    async def ArchiveRun(self, request: pb.ArchiveRunRequest, context: Any) -> pb.Run:
+        names.parse(RUN, request.name)
+        return await self._store.runs.update(request.name, lambda run: states.archive(run, now()))
+
+    async def RestoreRun(self, request: pb.RestoreRunRequest, context: Any) -> pb.Run:
+        names.parse(RUN, request.name)
+        return await self._store.runs.update(request.name, states.restore)
+
+    async def RenewRun(self, request: pb.RenewRunRequest, context: Any) -> pb.RenewRunResponse:
+        names.parse(RUN, request.name)
+        run, expiry = await self._leases.renew(request.name)
+        return pb.RenewRunResponse(
+            lease_expire_time=timestamp(expiry),
+            cancel_requested=run.state == pb.RUN_STATE_CANCEL_REQUESTED,
+        )
+
+    async def FinishRun(self, request: pb.FinishRunRequest, context: Any) -> pb.Run:
+        names.parse(RUN, request.name)
+        interactive.check_finish(request)
+        moment = now()
+        return await self._leases.finish(
+            request.name, lambda run: interactive.finish(run, request.state, request.reason, moment)
+        )
+
     async def CancelRun(self, request: pb.CancelRunRequest, context: Any) -> pb.Run:
         names.parse(RUN, request.name)
         check_description(request.message)
-        actor = current_caller().subject
-        return await self._store.runs.update(
-            request.name, lambda run: states.request_cancel(run, actor, request.message, now())
-        )
+        return await self._trees.cancel(request.name, current_caller().subject, request.message)
 
     async def WatchRun(self, request: pb.WatchRunRequest, context: Any) -> AsyncIterator[pb.Run]:
         names.parse(RUN, request.name)

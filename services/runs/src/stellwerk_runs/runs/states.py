@@ -29,6 +29,9 @@ TERMINAL: frozenset[int] = frozenset({_COMPLETED, _FAILED, _CANCELED})
 CANCELLABLE: frozenset[int] = frozenset(
     {_NOT_STARTED, _STARTING, _PREPARING, _QUEUED, _RUNNING, _NOT_RESPONDING, _PAUSED}
 )
+# A child is created while its parent can still do something: nothing else, once a run is being
+# cancelled, could say that all its descendants are known.
+PARENTS: frozenset[int] = CANCELLABLE
 _LATER = frozenset({_RUNNING, _FINALIZING, _NOT_RESPONDING, _PAUSED, _CANCEL_REQUESTED}) | TERMINAL
 # A report can be lost in favour of a later one, so every state may be skipped; Preparing and
 # Queued follow each other both ways.
@@ -70,9 +73,14 @@ def verb(state: "RunState.ValueType") -> str:
 
 
 def accept(run: Run, moment: Timestamp) -> Fact:
-    """The first state of a submitted run."""
-    run.state = _STARTING
-    run.reason.CopyFrom(Reason(code="SUBMITTED", message=f"{run.creator} submitted the run."))
+    """The first state of a run: an interactive one runs already."""
+    if run.kind == pb.RUN_KIND_INTERACTIVE:
+        run.state = _RUNNING
+        run.reason.CopyFrom(Reason(code="STARTED", message=f"{run.creator} started the run by hand."))
+        run.start_time.CopyFrom(moment)
+    else:
+        run.state = _STARTING
+        run.reason.CopyFrom(Reason(code="SUBMITTED", message=f"{run.creator} submitted the run."))
     run.state_time.CopyFrom(moment)
     return Fact("created", run.reason.code, run.reason.message)
 
@@ -89,7 +97,7 @@ def request_cancel(run: Run, actor: str, message: str, moment: Timestamp) -> Fac
             "Nothing is left to stop." if ended else "Wait until its outputs are collected.",
         )
     text = f"{actor} asked the run to stop" + (f": {message}" if message else ".")
-    _enter(run, _CANCEL_REQUESTED, Reason(code="CANCEL_REQUESTED", message=text), moment)
+    enter(run, _CANCEL_REQUESTED, Reason(code="CANCEL_REQUESTED", message=text), moment)
     return Fact("cancel_requested", "CANCEL_REQUESTED", text, actor)
 
 
@@ -110,7 +118,7 @@ def follow(run: Run, allocation: compute.Allocation, cause: str) -> Fact | None:
     reason = Reason()
     reason.CopyFrom(allocation.reason)
     reason.code = reason.code or verb(target).upper()
-    _enter(run, target, reason, allocation.update_time)
+    enter(run, target, reason, allocation.update_time)
     if target in TERMINAL:
         run.end_time.CopyFrom(_later(run.state_time, allocation.end_time))
     return Fact(verb(target), reason.code, reason.message, cause=cause)
@@ -127,7 +135,33 @@ def _copy(run: Run, allocation: compute.Allocation) -> None:
         run.start_time.CopyFrom(allocation.start_time)
 
 
-def _enter(run: Run, state: "RunState.ValueType", reason: Reason, moment: Timestamp) -> None:
+def ended(run: Run) -> FailedPrecondition:
+    """The error for what cannot be done to a run that has ended."""
+    return FailedPrecondition("RUN_ENDED", f"{run.name} is {verb(run.state)}.", "Nothing can follow.")
+
+
+def archive(run: Run, moment: Timestamp) -> Fact | None:
+    """Hides a run; None when it is hidden. Raises `FailedPrecondition` before it has ended."""
+    if run.HasField("archive_time"):
+        return None
+    if not is_terminal(run.state):
+        raise FailedPrecondition(
+            "RUN_NOT_ENDED", f"{run.name} is {verb(run.state)}.", "Cancel it, or wait until it has ended."
+        )
+    run.archive_time.CopyFrom(moment)
+    return Fact("archived", "REQUESTED", "The run is hidden from lists and searches.")
+
+
+def restore(run: Run) -> Fact | None:
+    """Shows an archived run again; None when it is shown."""
+    if not run.HasField("archive_time"):
+        return None
+    run.ClearField("archive_time")
+    return Fact("restored", "REQUESTED", "The run is shown again.")
+
+
+def enter(run: Run, state: "RunState.ValueType", reason: Reason, moment: Timestamp) -> None:
+    """Sets state and reason, and since when."""
     if state != run.state:
         # The clocks of two services differ a little; the run's own times never go back.
         run.state_time.CopyFrom(_later(run.state_time, moment))

@@ -1,39 +1,78 @@
 """Runs and experiments in MongoDB."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
 from pymongo import ASCENDING, DESCENDING, IndexModel
 from pymongo.errors import DuplicateKeyError
 
 from stellwerk_platform import names
-from stellwerk_platform.documents import now
+from stellwerk_platform.documents import from_document, now
 from stellwerk_platform.errors import AlreadyExists, NotFound
 from stellwerk_platform.journal import Fact
 from stellwerk_platform.mongo import Collection, Database, Transaction, missing
 from stellwerk_protos.runs.v1.runs_pb2 import Experiment, Run, RunState
-from stellwerk_runs.runs import annotations, states
+from stellwerk_runs.runs import annotations, domain, states
+from stellwerk_runs.search.store import SearchStore
 
 log = logging.getLogger(__name__)
 _KNOWN = 100_000
+# Beside the message: how deep in its tree a run is (absent at the top), and how many were made its children.
+_DEPTH = "depth"
+_CHILDREN = "children"
+Beside = Callable[[Transaction, Run], Awaitable[None]]
 
 
-class RunStore:
-    """The two collections, and the transaction that writes both."""
+class Runs(Collection[Run]):
+    """The runs; what searches know of a run changes in the same transaction."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
-        self.runs: Collection[Run] = Collection(
+    def __init__(self, database: Database, search: SearchStore) -> None:
+        newest = [("create_time", DESCENDING), ("_id", DESCENDING)]
+        super().__init__(
             database,
             "runs",
             Run,
             indexes=[
-                IndexModel([("workspace", ASCENDING), ("create_time", DESCENDING), ("_id", DESCENDING)]),
-                IndexModel([("experiment", ASCENDING), ("create_time", DESCENDING), ("_id", DESCENDING)]),
+                IndexModel([("workspace", ASCENDING), *newest]),
+                IndexModel([("experiment", ASCENDING), *newest]),
+                IndexModel([("parent_run", ASCENDING), *newest]),
             ],
             extra=lambda run: {"workspace": names.workspace_of(run.name)},
         )
+        self._search = search
+
+    async def create_in(self, tx: Transaction, resource: Run, fact: Fact, request_id: str = "") -> Run:
+        """The same, for searches too."""
+        run = await super().create_in(tx, resource, fact, request_id)
+        await self._search.put(run, tx.session)
+        return run
+
+    async def update_in(
+        self, tx: Transaction, name: str, change: Callable[[Run], Fact | None], etag: str = ""
+    ) -> Run:
+        """The same, for searches too."""
+        told = False
+
+        def remember(run: Run) -> Fact | None:
+            nonlocal told
+            fact = change(run)
+            told = fact is not None
+            return fact
+
+        run = await super().update_in(tx, name, remember, etag)
+        if told:
+            await self._search.put(run, tx.session)
+        return run
+
+
+class RunStore:
+    """Runs and experiments, and the transactions that write several documents."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.search = SearchStore(database)
+        self.runs = Runs(database, self.search)
         self.experiments: Collection[Experiment] = Collection(
             database,
             "experiments",
@@ -46,19 +85,23 @@ class RunStore:
     async def open(self) -> None:
         """Creates collections and indexes."""
         await self.runs.open()
+        await self.search.open()
         await self.experiments.open()
 
-    async def create(self, make: Callable[[], Run], request_id: str, chosen: bool) -> Run:
+    async def create(
+        self, make: Callable[[], Run], request_id: str, chosen: bool, *, beside: Beside | None = None
+    ) -> Run:
         """Stores the run that `make` gives, with its experiment when that is new.
 
-        `make` is called again when the name was taken and is not the caller's choice.
-        Returns the first answer to `request_id`; raises `AlreadyExists`.
+        `make` is called again when the name was taken and is not the caller's choice;
+        `beside` writes more in the same transaction. Returns the first answer to
+        `request_id`; raises `AlreadyExists`, and what `domain.check_parent` raises.
         """
         while True:
             run = make()
             fact = states.accept(run, now())
             try:
-                return await self._database.commit(partial(self._create_in, run, fact, request_id))
+                return await self._database.commit(partial(self._create_in, run, fact, request_id, beside))
             except DuplicateKeyError:
                 # The experiment, the request or the run: whoever was faster is there now.
                 if (existing := await self.runs.created_by(request_id)) is not None:
@@ -68,11 +111,37 @@ class RunStore:
                         "ALREADY_EXISTS", f"{run.name} exists already.", "Choose another run id, or none."
                     ) from None
 
-    async def _create_in(self, run: Run, fact: Fact, request_id: str, tx: Transaction) -> Run:
+    async def _create_in(
+        self, run: Run, fact: Fact, request_id: str, beside: Beside | None, tx: Transaction
+    ) -> Run:
+        depth = 1
+        if run.parent_run:
+            depth = await self._adopt_in(tx, run)
         if await self.experiments.find(run.experiment, tx.session) is None:
             experiment = Experiment(name=run.experiment, creator=run.creator)
             await self.experiments.create_in(tx, experiment, Fact("created", "FIRST_RUN"))
-        return await self.runs.create_in(tx, run, fact, request_id)
+        created = await self.runs.create_in(tx, run, fact, request_id)
+        if depth > 1:
+            await self.runs.raw.update_one({"_id": run.name}, {"$set": {_DEPTH: depth}}, session=tx.session)
+        if beside is not None:
+            await beside(tx, created)
+        return created
+
+    async def _adopt_in(self, tx: Transaction, run: Run) -> int:
+        """Makes the run a child of its parent and returns its depth; raises `NotFound`, `FailedPrecondition`.
+
+        The parent's document is written, so that whoever cancels the parent at the same
+        moment comes before, and there is no child, or after, and finds it.
+        """
+        document = await self.runs.raw.find_one_and_update(
+            {"_id": run.parent_run}, {"$inc": {_CHILDREN: 1}}, session=tx.session
+        )
+        if document is None:
+            raise _no_run(run.parent_run)
+        parent, depth = from_document(Run, document), int(document.get(_DEPTH, 1))
+        domain.check_parent(parent, depth)
+        run.root_run = parent.root_run or parent.name
+        return depth + 1
 
     async def annotate_in(
         self, tx: Transaction, run: str, params: Mapping[str, str], tags: Mapping[str, str]
