@@ -11,7 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from stellwerk.cli import job
+from stellwerk import jobs
 from stellwerk.cli.events import _tree
 from stellwerk.cli.main import main
 from stellwerk.errors import StellwerkError
@@ -167,7 +167,7 @@ def test_jobs_are_read_from_yaml(tmp_path: Path) -> None:
         "experiment_name: exp\ntags: {a: 1}\n"
         "inputs:\n  in-put: {type: uri_folder, path: 'azureml:digits:1'}\n  rate: a b\n"
     )
-    read = job.load(tmp_path / "job.yml")
+    read = jobs.load(tmp_path / "job.yml")
     assert read.command == "python a.py \"$STELLWERK_INPUT_IN_PUT\" 'a b'"
     assert (read.code, read.environment, read.packages) == (tmp_path / "src", "e", ["pandas", "numpy"])
     assert (read.inputs, read.tags, read.experiment) == ({"in-put": "digits:1"}, {"a": "1"}, "exp")
@@ -188,7 +188,7 @@ def test_jobs_are_read_from_yaml(tmp_path: Path) -> None:
 def test_a_job_that_means_nothing_here_is_refused(tmp_path: Path, text: str, reason: str) -> None:
     (tmp_path / "job.yml").write_text(text)
     with pytest.raises(StellwerkError, match=reason):
-        job.load(tmp_path / "job.yml")
+        jobs.load(tmp_path / "job.yml")
 
 
 def test_shells_get_their_completions() -> None:

@@ -77,12 +77,25 @@ def test_patterns_mean_what_git_says(
     assert paths(root) == sorted(filter(None, listed.split("\0")))
 
 
-def test_links_inside_are_kept_as_content_and_links_outside_refused(tmp_path: Path) -> None:
+def test_links_inside_stay_links_and_links_outside_are_refused(tmp_path: Path) -> None:
     root = tmp_path / "root"
-    write(root, "data/a.txt")
+    write(root, "data/a.txt", "left/b.txt", "left/sub/c.txt")
     (root / "link.txt").symlink_to("data/a.txt")
+    (root / "data" / "up").symlink_to("../data")
     (root / "folder").symlink_to("data")
-    assert paths(root) == ["data/a.txt", "folder/a.txt", "link.txt"]
+    (root / "left-file").symlink_to("left/b.txt")
+    (root / "left-folder").symlink_to("left")
+    (root / ".gitignore").write_text("/left/\n")
+    assert {file.path: file.link_target for file in pack(root, ignore=True) if file.link_target} == {
+        "data/up": "data",
+        "folder": "data",
+        "link.txt": "data/a.txt",
+    }
+    # What a link points to and is left out travels in its place.
+    assert {"left-file", "left-folder/b.txt", "left-folder/sub/c.txt"} <= set(paths(root))
+    (root / "data" / "up").unlink()
+    (root / ".gitignore").unlink()
+    assert "folder/a.txt" in paths(root, ignore=False), "in data and models links are what they point to"
     write(tmp_path, "secret")
     (root / "out").symlink_to(tmp_path / "secret")
     with pytest.raises(StellwerkError) as caught:

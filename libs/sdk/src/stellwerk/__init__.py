@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from stellwerk._async.client import AsyncClient
     from stellwerk._async.inference import AsyncEndpoint
-    from stellwerk._async.runs import AsyncRun
+    from stellwerk._async.run import AsyncRun
     from stellwerk._async.workspace import AsyncWorkspace
     from stellwerk._sync.client import Client
     from stellwerk._sync.inference import Endpoint
-    from stellwerk._sync.runs import Run
+    from stellwerk._sync.run import Run
     from stellwerk._sync.workspace import Workspace
     from stellwerk.errors import StellwerkError
+    from stellwerk.interactive import InteractiveRun, RunCanceled
     from stellwerk.run_context import RunContext, current_run
 
 __all__ = [
@@ -26,7 +27,9 @@ __all__ = [
     "AsyncWorkspace",
     "Client",
     "Endpoint",
+    "InteractiveRun",
     "Run",
+    "RunCanceled",
     "RunContext",
     "StellwerkError",
     "Workspace",
@@ -36,13 +39,15 @@ __all__ = [
 _HOMES = {
     "AsyncClient": "stellwerk._async.client",
     "AsyncEndpoint": "stellwerk._async.inference",
-    "AsyncRun": "stellwerk._async.runs",
+    "AsyncRun": "stellwerk._async.run",
     "AsyncWorkspace": "stellwerk._async.workspace",
     "Client": "stellwerk._sync.client",
     "Endpoint": "stellwerk._sync.inference",
-    "Run": "stellwerk._sync.runs",
+    "Run": "stellwerk._sync.run",
     "Workspace": "stellwerk._sync.workspace",
     "StellwerkError": "stellwerk.errors",
+    "InteractiveRun": "stellwerk.interactive",
+    "RunCanceled": "stellwerk.interactive",
     "RunContext": "stellwerk.run_context",
     "current_run": "stellwerk.run_context",
 }

@@ -6,6 +6,7 @@ from typing import TypedDict
 from urllib.parse import urlsplit, urlunsplit
 
 _TIMEOUT_SECONDS = 5.0
+_PATCH_TIMEOUT_SECONDS = 30.0
 
 
 class Facts(TypedDict, total=False):
@@ -15,6 +16,7 @@ class Facts(TypedDict, total=False):
     branch: str
     commit: str
     dirty: bool
+    patch: str
 
 
 def facts(folder: Path) -> Facts:
@@ -28,6 +30,26 @@ def facts(folder: Path) -> Facts:
         "commit": commit,
         "dirty": bool(_git(folder, "status", "--porcelain", ".")),
     }
+
+
+def write_patch(folder: Path, place: Path) -> bool:
+    """Writes what of the folder is not committed to `place`; whether there is anything.
+
+    New files that git does not know are not in it: the snapshot holds them.
+    """
+    diff = ["diff", "HEAD", "--binary", "--no-color", "--no-ext-diff", "--no-textconv", "--", "."]
+    try:
+        with place.open("wb") as out:
+            result = subprocess.run(
+                ["git", "-C", str(folder), *diff],
+                stdout=out,
+                stderr=subprocess.DEVNULL,
+                timeout=_PATCH_TIMEOUT_SECONDS,
+                check=False,
+            )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return result.returncode == 0 and place.stat().st_size > 0
 
 
 def _git(folder: Path, *arguments: str) -> str:

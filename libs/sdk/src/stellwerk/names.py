@@ -3,7 +3,14 @@
 Whether an id is valid is the services' decision; here it is only put in its place.
 """
 
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from stellwerk.errors import invalid
+
+if TYPE_CHECKING:
+    from stellwerk_protos.common.v1 import common_pb2
 
 
 def workspace(name: str) -> str:
@@ -39,3 +46,18 @@ def short_version(name: str) -> str:
     """`…/models/digits/versions/1` -> `digits:1`."""
     parts = name.split("/")
     return f"{parts[-3]}:{parts[-1]}" if len(parts) >= 3 and parts[-2] == "versions" else last(name)
+
+
+def run(parent: str, given: object) -> str:
+    """The full name of a run that is given by id, by name, or as an object that has one."""
+    name = given if isinstance(given, str) else getattr(given, "name", "")
+    if not isinstance(name, str) or not name:
+        raise invalid("RUN_MISSING", f"{given!r} names no run that was started.", "Name a run.")
+    return resource(parent, "runs", name)
+
+
+def place(files: Iterable["common_pb2.File"], path: Path, target: str) -> None:
+    """Moves the files of the local `path`: one file becomes `target`, those of a folder lie below it."""
+    is_file = path.is_file()
+    for file in files:
+        file.path = (target or file.path) if is_file else f"{target}/{file.path}".lstrip("/")

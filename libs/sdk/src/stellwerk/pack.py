@@ -1,7 +1,8 @@
 """A folder as the list of its files, by the ignore rules that users of Azure ML know.
 
 Only `.amlignore` in the root counts, else `.gitignore` in the root; both have the meaning that git
-gives them. Symlinks that stay inside the folder are kept as the content that they point to.
+gives them. In source folders symlinks that stay inside are kept as links, unless what they point to is
+left out; in data and models they are kept as the content that they point to.
 """
 
 import hashlib
@@ -10,7 +11,7 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from stellwerk.errors import StellwerkError, invalid
@@ -31,6 +32,8 @@ class LocalFile:
     size_bytes: int
     executable: bool
     sha256: str = ""
+    link_target: str = ""
+    """For a link: the path that it points to, relative to the root; then there is no digest."""
 
 
 def pack(path: Path, *, ignore: bool = False, hashed: Callable[[int], None] | None = None) -> list[LocalFile]:
@@ -42,6 +45,8 @@ def pack(path: Path, *, ignore: bool = False, hashed: Callable[[int], None] | No
     files = sorted(_files(path, ignore), key=lambda file: file.path)
 
     def digest(file: LocalFile) -> LocalFile:
+        if file.link_target:
+            return file
         result = _hash(file)
         if hashed is not None:
             hashed(result.size_bytes)
@@ -63,7 +68,26 @@ def _files(path: Path, ignore: bool) -> Sequence[LocalFile]:
     if not path.is_dir():
         raise _special(str(path))
     root = path.resolve()
-    return list(_walk(root, root, "", ignore_rules(root) if ignore else None, (root,)))
+    if not ignore:
+        return list(_walk(root, root, "", None, (root,)))
+    rules = ignore_rules(root)
+    return _settled(root, list(_walk(root, root, "", rules, (root,), links=True)), rules)
+
+
+def _settled(root: Path, files: list[LocalFile], rules: "GitIgnoreSpec") -> list[LocalFile]:
+    """A link whose target does not travel is replaced by the content that it points to."""
+    there = {file.path for file in files if not file.link_target}
+    there |= {str(parent) for path in there for parent in PurePosixPath(path).parents}
+    result: list[LocalFile] = []
+    for file in files:
+        if not file.link_target or file.link_target in there:
+            result.append(file)
+        elif (target := root / file.link_target).is_dir():
+            above = (root, *reversed(target.parents), target)
+            result += _walk(root, target, f"{file.path}/", rules, above)
+        else:
+            result.append(_local(file.path, target))
+    return result
 
 
 def ignore_rules(root: Path) -> "GitIgnoreSpec":
@@ -85,9 +109,18 @@ def ignore_rules(root: Path) -> "GitIgnoreSpec":
 
 
 def _walk(
-    root: Path, folder: Path, prefix: str, rules: "GitIgnoreSpec | None", above: tuple[Path, ...]
+    root: Path,
+    folder: Path,
+    prefix: str,
+    rules: "GitIgnoreSpec | None",
+    above: tuple[Path, ...],
+    *,
+    links: bool = False,
 ) -> Iterator[LocalFile]:
-    """Files below `folder`; what is excluded is not looked into, as in git. `above` finds link loops."""
+    """Files below `folder`; what is excluded is not looked into, as in git. `above` finds link loops.
+
+    With `links` a link is handed out as such, else what it points to.
+    """
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
@@ -99,6 +132,10 @@ def _walk(
         place = Path(entry.path)
         if entry.is_symlink():
             place = _target(root, place, name)
+            if links and place != root:
+                target = place.relative_to(root).as_posix()
+                yield LocalFile(name, Path(entry.path), 0, False, link_target=_utf8(target))
+                continue
         if place.is_dir():
             real = place.resolve()
             if real in above:
@@ -107,7 +144,7 @@ def _walk(
                     f"The symlink {name} points to a folder that holds it.",
                     "Remove it, or exclude it in .amlignore.",
                 )
-            yield from _walk(root, place, f"{name}/", rules, (*above, real))
+            yield from _walk(root, place, f"{name}/", rules, (*above, real), links=links)
         else:
             yield _local(name, place)
 
@@ -135,18 +172,24 @@ def _target(root: Path, link: Path, name: str) -> Path:
 
 
 def _local(name: str, place: Path) -> LocalFile:
+    _utf8(name)
     try:
-        name.encode()
         facts = place.stat()
-    except UnicodeEncodeError:
-        raise invalid(
-            "FILE_NAME_INVALID", f"The file name {name!r} is not UTF-8.", "Rename or exclude the file."
-        ) from None
     except OSError as error:
         raise _unreadable(name, error) from error
     if not stat.S_ISREG(facts.st_mode):
         raise _special(name)
     return LocalFile(name, place, facts.st_size, bool(facts.st_mode & stat.S_IXUSR))
+
+
+def _utf8(name: str) -> str:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise invalid(
+            "FILE_NAME_INVALID", f"The file name {name!r} is not UTF-8.", "Rename or exclude the file."
+        ) from None
+    return name
 
 
 def _hash(file: LocalFile) -> LocalFile:

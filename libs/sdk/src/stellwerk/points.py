@@ -3,7 +3,14 @@
 import struct
 from typing import NamedTuple
 
-from stellwerk_protos.runs.v1 import ingest_pb2
+from stellwerk.errors import invalid
+from stellwerk_protos.runs.v1 import ingest_pb2, metrics_pb2
+
+_METHODS = {
+    "exact": metrics_pb2.SAMPLING_EXACT,
+    "lttb": metrics_pb2.SAMPLING_LTTB,
+    "min-max": metrics_pb2.SAMPLING_MIN_MAX,
+}
 
 
 class Point(NamedTuple):
@@ -13,6 +20,26 @@ class Point(NamedTuple):
     time_ms: int
     """Milliseconds since 1970-01-01 UTC."""
     value: float
+
+
+class Series(NamedTuple):
+    """Points of one metric of one run."""
+
+    run: str
+    """The full name."""
+    metric: str
+    total: int
+    """How many points the metric has; `points` may be fewer."""
+    points: list[Point]
+
+
+def sampling(method: str) -> metrics_pb2.Sampling.ValueType:
+    """The way to make a history shorter, by name."""
+    if method not in _METHODS:
+        raise invalid(
+            "SAMPLING_UNKNOWN", f"There is no sampling {method!r}.", f"Use one of {', '.join(_METHODS)}."
+        )
+    return _METHODS[method]
 
 
 def unpack(columns: ingest_pb2.MetricColumns) -> list[Point]:

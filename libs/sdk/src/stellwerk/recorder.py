@@ -41,6 +41,11 @@ class Recorder:
         self._warned = False
 
     @property
+    def name(self) -> str:
+        """Full name of the run: `workspaces/demo/runs/amber-fox-1`."""
+        raise NotImplementedError
+
+    @property
     def outputs(self) -> Path:
         """The folder whose files are kept with the run."""
         path = self._root / "outputs"

@@ -20,8 +20,12 @@ class RunContext(Recorder):
 
     def __init__(self, name: str, metrics_dir: Path) -> None:
         super().__init__(metrics_dir)
-        self.name = name
+        self._name = name
+
+    @property
+    def name(self) -> str:
         """Full name: `workspaces/demo/runs/amber-fox-1`."""
+        return self._name
 
     @property
     def id(self) -> str:

@@ -36,7 +36,7 @@ async def missing(
     prepare: PrepareUploads, workspace: str, files: Iterable[LocalFile]
 ) -> list[tuple[LocalFile, blobs_pb2.Upload]]:
     """Which files have to travel, and where to."""
-    by_digest = {file.sha256: file for file in files}
+    by_digest = {file.sha256: file for file in files if not file.link_target}
     result = []
     for batch in _batches(list(by_digest.values())):
         blobs = [blobs_pb2.Blob(sha256=file.sha256, size_bytes=file.size_bytes) for file in batch]
@@ -94,7 +94,10 @@ async def download(
     folder: Path,
     advance: Advance,
 ) -> None:
-    """Writes the files below `folder`; each appears whole and verified, or not at all."""
+    """Writes the files below `folder`; each appears whole and verified, or not at all.
+
+    What is there already with the right content is not fetched again. Links are made at the end.
+    """
 
     async def get(file: common_pb2.File, url: str) -> None:
         place = folder / safe_path(file.path)
@@ -110,12 +113,44 @@ async def download(
             else:
                 return advance(file.size_bytes)
 
-    for batch in _batches(list(files)):
+    links = [file for file in files if file.link_target]
+    wanted = [file for file in files if not file.link_target]
+    there = await asyncio.to_thread(lambda: {file.path for file in wanted if _is_there(file, folder)})
+    advance(sum(file.size_bytes for file in wanted if file.path in there))
+    for batch in _batches([file for file in wanted if file.path not in there]):
         # One blob may be several files.
         digests = list(dict.fromkeys(file.sha256 for file in batch))
         answer = await prepare(blobs_pb2.PrepareDownloadsRequest(parent=workspace, sha256=digests))
         urls = {item.sha256: item.url for item in answer.downloads}
         await _in_parallel(get(file, urls[file.sha256]) for file in batch)
+
+    for file in links:
+        _link(file, folder)
+
+
+def _is_there(file: common_pb2.File, folder: Path) -> bool:
+    """Whether the file was written before; its mode is put right."""
+    place = folder / safe_path(file.path)
+    try:
+        if place.is_symlink() or place.stat().st_size != file.size_bytes:
+            return False
+        with place.open("rb") as stream:
+            same = hashlib.file_digest(stream, "sha256").hexdigest() == file.sha256
+        if same:
+            place.chmod(0o755 if file.executable else 0o644)
+        return same
+    except OSError:
+        return False
+
+
+def _link(file: common_pb2.File, folder: Path) -> None:
+    place, target = folder / safe_path(file.path), folder / safe_path(file.link_target)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.unlink(missing_ok=True)
+        place.symlink_to(os.path.relpath(target, place.parent))
+    except OSError as error:
+        raise _local_error(str(place), error) from error
 
 
 def safe_path(path: str) -> PurePosixPath:

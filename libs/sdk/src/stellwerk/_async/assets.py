@@ -5,7 +5,7 @@ from pathlib import Path
 
 from stellwerk import names
 from stellwerk._async.core import AsyncCore
-from stellwerk._async.runs import AsyncRun
+from stellwerk._async.run import AsyncRun
 from stellwerk.errors import invalid
 from stellwerk_protos.registry.v1 import (
     datasets_pb2,

@@ -6,7 +6,7 @@ from types import TracebackType
 
 from stellwerk import names
 from stellwerk._async.core import AsyncCore
-from stellwerk._async.runs import AsyncRun
+from stellwerk._async.run import AsyncRun
 from stellwerk._async.workspace import AsyncWorkspace
 from stellwerk.errors import invalid
 from stellwerk.settings import Flags, resolve

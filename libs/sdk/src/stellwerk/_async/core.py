@@ -4,6 +4,8 @@
 """
 
 import asyncio
+import os
+import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -19,6 +21,7 @@ from stellwerk.errors import StellwerkError
 from stellwerk.pack import LocalFile, pack
 from stellwerk.progress import bar
 from stellwerk.settings import Settings, require
+from stellwerk.zipping import write_zip
 from stellwerk_protos.common.v1 import common_pb2
 from stellwerk_protos.registry.v1 import blobs_pb2_grpc
 
@@ -33,7 +36,10 @@ FIRST_CONTACT_SECONDS = 4.0
 STREAM_OUTAGE_SECONDS = 60.0
 _RETRY_SECONDS = 0.2
 # Repeating these is harmless; so is what carries a request id.
-_SAFE = ("Get", "List", "Prepare", "CreateSnapshot", "SetTraffic", "CancelRun")
+_SAFE = (
+    *("Get", "List", "Search", "Compare", "Explain", "Prepare", "CreateSnapshot", "CreateArtifacts"),
+    *("SetTraffic", "SetRetentionRule", "CancelRun", "ArchiveRun", "RestoreRun", "RenewRun", "FinishRun"),
+)
 _LOOPBACK = ("127.", "localhost", "[::1]")
 
 
@@ -107,6 +113,17 @@ class AsyncCore:
             finally:
                 call.cancel()
 
+    def duplex(
+        self, method: grpc.aio.StreamStreamMultiCallable[Request, Response], requests: AsyncIterator[Request]
+    ) -> grpc.aio.StreamStreamCall[Request, Response]:
+        """A stream both ways. It ends with its connection; errors are `grpc.aio.AioRpcError`."""
+        with tracing.client_span(_span_name(method, None)) as (traceparent, _):
+            return method(requests, metadata=(self._authorization, ("traceparent", traceparent)))
+
+    def translated(self, error: grpc.aio.AioRpcError) -> StellwerkError:
+        """What a stream of `duplex` ended with."""
+        return self._translated(error, "")
+
     async def pages(
         self,
         method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
@@ -128,31 +145,59 @@ class AsyncCore:
                 return pages
 
     async def upload(self, workspace: str, path: Path, *, ignore: bool = False) -> list[common_pb2.File]:
-        """Uploads what the store lacks of a file or folder; returns all of its files."""
+        """Uploads what the store lacks of a file or folder; returns all of its files.
+
+        With `ignore` it is a source folder: the ignore rules count and links stay links.
+        """
         with tracing.span("pack"):
             files = await asyncio.to_thread(pack, path, ignore=ignore)
         with tracing.span("upload"):
             await self._upload(workspace, files, path.name)
-        return [
-            common_pb2.File(
-                path=file.path, sha256=file.sha256, size_bytes=file.size_bytes, executable=file.executable
-            )
-            for file in files
-        ]
+        return [_described(file) for file in files]
+
+    async def upload_bytes(self, workspace: str, data: bytes, label: str) -> str:
+        """Uploads one blob; returns its SHA-256."""
+        with tempfile.TemporaryDirectory() as folder:
+            place = Path(folder) / label
+            await asyncio.to_thread(place.write_bytes, data)
+            return (await self.upload(workspace, place))[0].sha256
 
     async def _upload(self, workspace: str, files: Sequence[LocalFile], label: str) -> None:
         todo = await transfer.missing(self._prepare_uploads, workspace, files)
         with bar(f"Uploading {label}", sum(file.size_bytes for file, _ in todo)) as advance:
             await transfer.upload(self._http, self._prepare_uploads, workspace, todo, advance)
 
-    async def git(self, folder: Path) -> git.Facts:
-        """What git says about a source folder."""
-        return await asyncio.to_thread(git.facts, folder)
+    async def git(self, folder: Path, workspace: str) -> git.Facts:
+        """What git says about a source folder; what is not committed is uploaded as a patch."""
+        facts = await asyncio.to_thread(git.facts, folder)
+        if not facts.get("dirty"):
+            return facts
+        with tempfile.TemporaryDirectory() as temporary:
+            place = Path(temporary) / "uncommitted.patch"
+            if await asyncio.to_thread(git.write_patch, folder, place):
+                facts["patch"] = (await self.upload(workspace, place))[0].sha256
+        return facts
 
     async def download(self, workspace: str, files: Sequence[common_pb2.File], folder: Path) -> None:
         """Writes the files below `folder`, verified."""
         with bar("Downloading", sum(file.size_bytes for file in files)) as advance:
             await transfer.download(self._http, self._prepare_downloads, workspace, files, folder, advance)
+
+    async def read_blob(self, workspace: str, sha256: str) -> bytes:
+        """The bytes of one blob, verified."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = common_pb2.File(path="blob", sha256=sha256)
+            await self.download(workspace, [file], Path(folder))
+            return await asyncio.to_thread((Path(folder) / "blob").read_bytes)
+
+    async def download_zip(self, workspace: str, files: Sequence[common_pb2.File], target: Path) -> None:
+        """Writes the files into a zip archive, which appears whole or not at all."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
+            folder, archive = Path(temporary) / "files", Path(temporary) / "archive.zip"
+            await self.download(workspace, [file for file in files if not file.link_target], folder)
+            await asyncio.to_thread(write_zip, files, folder, archive)
+            os.replace(archive, target)
 
     async def post(self, path: str, body: bytes) -> bytes:
         """POSTs JSON to the gateway's HTTP door; raises `StellwerkError`."""
@@ -195,7 +240,15 @@ class AsyncCore:
         return translate.from_rpc(error, self.settings.grpc_address, trace_id)
 
 
-def _span_name(method: object, request: Message) -> str:
+def _described(file: LocalFile) -> common_pb2.File:
+    if file.link_target:
+        return common_pb2.File(path=file.path, link_target=file.link_target)
+    return common_pb2.File(
+        path=file.path, sha256=file.sha256, size_bytes=file.size_bytes, executable=file.executable
+    )
+
+
+def _span_name(method: object, request: Message | None) -> str:
     """`stellwerk.runs.v1.RunService/CreateRun`, as servers name their spans."""
     path = getattr(method, "_method", b"")
     return path.decode().lstrip("/") if isinstance(path, bytes) and path else type(request).__name__

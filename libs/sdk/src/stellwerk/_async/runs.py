@@ -1,27 +1,23 @@
-"""Runs: submit, follow, read."""
+"""Runs: submit, find, compare."""
 
-import codecs
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from google.protobuf.duration_pb2 import Duration
 
-from stellwerk import names, states
+from stellwerk import jobs, names
 from stellwerk._async.core import AsyncCore
-from stellwerk.errors import StellwerkError
-from stellwerk.points import Point, unpack
-from stellwerk_protos.common.v1 import common_pb2
+from stellwerk._async.reading import get_series
+from stellwerk._async.run import AsyncRun, watch_run
+from stellwerk.points import Series
+from stellwerk.recorder import Recorder
 from stellwerk_protos.compute.v1 import workloads_pb2
 from stellwerk_protos.registry.v1 import datasets_pb2, datasets_pb2_grpc, models_pb2, models_pb2_grpc
 from stellwerk_protos.runs.v1 import (
-    artifacts_pb2,
-    artifacts_pb2_grpc,
-    logs_pb2,
-    logs_pb2_grpc,
-    metrics_pb2,
-    metrics_pb2_grpc,
+    retention_pb2,
+    retention_pb2_grpc,
     runs_pb2,
     runs_pb2_grpc,
     snapshots_pb2,
@@ -30,6 +26,17 @@ from stellwerk_protos.runs.v1 import (
 
 if TYPE_CHECKING:
     from stellwerk._async.assets import AsyncEnvironments
+
+
+# More files than these are not part of the request, but of a manifest beside it.
+_FILES_IN_A_REQUEST = 5_000
+
+
+class AsyncFound(NamedTuple):
+    """A run that a search found, with the last values of the metrics that were asked for."""
+
+    run: AsyncRun
+    metrics: Mapping[str, float]
 
 
 class AsyncRuns:
@@ -57,13 +64,16 @@ class AsyncRuns:
         properties: Mapping[str, str] | None = None,
         variables: Mapping[str, str] | None = None,
         grace_seconds: float | None = None,
-    ) -> "AsyncRun":
+        timeout_seconds: float | None = None,
+        parent: AsyncRun | Recorder | str | None = None,
+    ) -> AsyncRun:
         """Uploads the folder `code` and submits `command` to run in a copy of it.
 
         `environment` is `sklearn:1` or `sklearn`; with `packages` (requirement lines) a version with
         those is made, called `environment` or else like the experiment, which is the folder's name
         unless given; with neither the command has Python and its standard library. `inputs` maps
-        names to datasets (`digits:1`) or models (`models/digits:1`).
+        names to datasets (`digits:1`) or models (`models/digits:1`). `timeout_seconds` is the wall time
+        after which the command is stopped. `parent` is the run that this one is a part of.
         """
         folder = Path(code)
         experiment = experiment or _experiment(folder)
@@ -94,8 +104,12 @@ class AsyncRuns:
             compute=names.resource(self._parent, "computes", compute.removeprefix("azureml:")),
             inputs=run_inputs,
             variables=variables,
-            git=runs_pb2.GitInfo(**await self._core.git(folder)),
+            git=runs_pb2.GitInfo(**await self._core.git(folder, self._parent)),
         )
+        if parent is not None:
+            request.parent_run = names.run(self._parent, parent)
+        if timeout_seconds is not None:
+            request.timeout.CopyFrom(_duration(timeout_seconds))
         if grace_seconds is not None:
             request.grace.CopyFrom(_duration(grace_seconds))
         return AsyncRun(self._core, await self._core.call(self._stub.CreateRun, request))
@@ -115,174 +129,121 @@ class AsyncRuns:
             await self._core.call(data.GetDatasetVersion, datasets_pb2.GetDatasetVersionRequest(name=wanted))
         ).name
 
-    async def get(self, name: str) -> "AsyncRun":
+    async def get(self, name: str) -> AsyncRun:
         """Returns one run."""
         request = runs_pb2.GetRunRequest(name=names.resource(self._parent, "runs", name))
         return AsyncRun(self._core, await self._core.call(self._stub.GetRun, request))
 
-    async def list(self, *, experiment: str = "", limit: int | None = None) -> Sequence["AsyncRun"]:
+    async def list(
+        self, *, experiment: str = "", include_archived: bool = False, limit: int | None = None
+    ) -> Sequence[AsyncRun]:
         """Runs, newest first; with `experiment` only its own."""
-        request = runs_pb2.ListRunsRequest(parent=self._parent)
+        request = runs_pb2.ListRunsRequest(parent=self._parent, include_archived=include_archived)
         if experiment:
             request.experiment = names.resource(self._parent, "experiments", experiment)
         pages = await self._core.pages(self._stub.ListRuns, request, limit)
         return [AsyncRun(self._core, run) for page in pages for run in page.runs]
 
-    async def cancel(self, name: str, *, message: str = "") -> "AsyncRun":
+    async def cancel(self, name: str, *, message: str = "") -> AsyncRun:
         """Asks a run to stop."""
         name = names.resource(self._parent, "runs", name)
         request = runs_pb2.CancelRunRequest(name=name, message=message)
         return AsyncRun(self._core, await self._core.call(self._stub.CancelRun, request))
 
-    def watch(self, name: str) -> AsyncIterator["AsyncRun"]:
+    def watch(self, name: str) -> AsyncIterator[AsyncRun]:
         """The run now and after each change; ends after a terminal state."""
         return watch_run(self._core, names.resource(self._parent, "runs", name))
 
-    async def experiments(self, *, limit: int | None = None) -> Sequence[runs_pb2.Experiment]:
-        """The experiments, by name."""
-        request = runs_pb2.ListExperimentsRequest(parent=self._parent)
-        pages = await self._core.pages(self._stub.ListExperiments, request, limit)
-        return [experiment for page in pages for experiment in page.experiments]
+    async def submit_file(self, path: str | Path) -> AsyncRun:
+        """Submits what a run configuration file says: `.runconfig` (v1) or command-job YAML (v2)."""
+        job = jobs.load(Path(path))
+        return await self.submit(job.command, **job.arguments())
 
+    async def search(
+        self,
+        filter: str = "",
+        *,
+        order_by: str = "",
+        metrics: Sequence[str] = (),
+        include_archived: bool = False,
+        limit: int | None = None,
+    ) -> AsyncIterator[AsyncFound]:
+        """Runs that a filter finds (docs/search.md), sorted, newest first unless `order_by` says otherwise.
 
-class AsyncRun:
-    """One run: `message` is its state when it was read."""
-
-    def __init__(self, core: AsyncCore, message: runs_pb2.Run) -> None:
-        self._core = core
-        self.message = message
-
-    def __repr__(self) -> str:
-        return f"<Run {self.name} {self.state}>"
-
-    @property
-    def name(self) -> str:
-        """The full name."""
-        return self.message.name
-
-    @property
-    def id(self) -> str:
-        """The last segment of the name."""
-        return names.last(self.message.name)
-
-    @property
-    def state(self) -> str:
-        """`Running`, `Completed`, …"""
-        return states.run(self.message)
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the run will not change its state any more."""
-        return self.state in states.RUN_OVER
-
-    async def refresh(self) -> "AsyncRun":
-        """Reads the run again, in place."""
-        stub = runs_pb2_grpc.RunServiceStub(self._core.channel)
-        self.message = await self._core.call(stub.GetRun, runs_pb2.GetRunRequest(name=self.name))
-        return self
-
-    async def cancel(self, *, message: str = "") -> "AsyncRun":
-        """Asks the run to stop."""
-        stub = runs_pb2_grpc.RunServiceStub(self._core.channel)
-        request = runs_pb2.CancelRunRequest(name=self.name, message=message)
-        self.message = await self._core.call(stub.CancelRun, request)
-        return self
-
-    async def watch(self) -> AsyncIterator["AsyncRun"]:
-        """The run now and after each change; ends after a terminal state."""
-        async for run in watch_run(self._core, self.name):
-            self.message = run.message
-            yield run
-
-    async def wait(self) -> "AsyncRun":
-        """Waits until the run is over."""
-        async for _ in self.watch():
-            pass
-        return self
-
-    async def metrics(self) -> Sequence[metrics_pb2.MetricSummary]:
-        """What is known about each metric without its points."""
-        stub = metrics_pb2_grpc.MetricServiceStub(self._core.channel)
-        request = metrics_pb2.ListMetricsRequest(parent=self.name)
-        pages = await self._core.pages(stub.ListMetrics, request)
-        return [metric for page in pages for metric in page.metrics]
-
-    async def history(self, metric: str) -> Sequence[Point]:
-        """All points of one metric, in the order stored."""
-        stub = metrics_pb2_grpc.MetricServiceStub(self._core.channel)
-        request = metrics_pb2.GetMetricHistoryRequest(parent=self.name, metric=metric)
-        points: list[Point] = []
-        while True:
-            page = await self._core.call(stub.GetMetricHistory, request)
-            points += unpack(page.columns)
-            if not page.next_page_token:
-                return points
-            request.page_token = page.next_page_token
-
-    async def watch_metrics(self) -> AsyncIterator[Mapping[str, Sequence[Point]]]:
-        """The points by metric, first what is stored, then what arrives; ends with the run."""
-        stub = metrics_pb2_grpc.MetricServiceStub(self._core.channel)
-        request = metrics_pb2.WatchMetricsRequest(parent=self.name)
-        async for part in self._core.stream(stub.WatchMetrics, request):
-            request.cursor = part.cursor or request.cursor
-            yield {columns.metric: unpack(columns) for columns in part.columns}
-
-    async def logs(self) -> Sequence[logs_pb2.Log]:
-        """The logs and their sizes."""
-        stub = logs_pb2_grpc.LogServiceStub(self._core.channel)
-        return (await self._core.call(stub.ListLogs, logs_pb2.ListLogsRequest(parent=self.name))).logs
-
-    async def log(self, *, log: str = "", follow: bool = False, offset: int = 0) -> AsyncIterator[str]:
-        """The text of a log in pieces; with `follow` until the run is over.
-
-        Without `log` it is what the command wrote to stdout and stderr. `offset` counts bytes.
+        `metrics` are those whose last values come with each run.
         """
-        stub = logs_pb2_grpc.LogServiceStub(self._core.channel)
-        request = logs_pb2.ReadLogRequest(parent=self.name, log=log, offset=offset, follow=follow)
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        async for part in self._core.stream(stub.ReadLog, request):
-            request.offset = part.offset + len(part.data)
-            if text := decoder.decode(part.data):
-                yield text
-        if text := decoder.decode(b"", final=True):
-            yield text
+        request = runs_pb2.SearchRunsRequest(
+            parent=self._parent,
+            filter=filter,
+            order_by=order_by,
+            metrics=metrics,
+            include_archived=include_archived,
+        )
+        left = limit
+        while True:
+            request.page_size = min(200, left) if left is not None else 200
+            page = await self._core.call(self._stub.SearchRuns, request)
+            for found in page.runs:
+                yield AsyncFound(AsyncRun(self._core, found.run), dict(found.metrics))
+            if left is not None:
+                left -= len(page.runs)
+            request.page_token = page.next_page_token
+            if not page.next_page_token or (left is not None and left <= 0):
+                return
 
-    async def artifacts(self, path: str = "") -> Sequence[common_pb2.File]:
-        """The files that the run produced, by path: all, or those at or below `path`."""
-        stub = artifacts_pb2_grpc.ArtifactServiceStub(self._core.channel)
-        request = artifacts_pb2.ListArtifactsRequest(parent=self.name, path=path)
-        pages = await self._core.pages(stub.ListArtifacts, request)
-        return [file for page in pages for file in page.files]
+    async def compare(
+        self, runs: Iterable[AsyncRun | str], *, include_equal: bool = False
+    ) -> runs_pb2.CompareRunsResponse:
+        """What differs between 2 to 100 runs: parameters, metrics, tags, code, environment, data."""
+        request = runs_pb2.CompareRunsRequest(
+            parent=self._parent, runs=self._names(runs), include_equal=include_equal
+        )
+        return await self._core.call(self._stub.CompareRuns, request)
 
-    async def download(self, folder: str | Path = ".", *, path: str = "") -> Sequence[common_pb2.File]:
-        """Writes artifacts below `folder` and returns them."""
-        files = await self.artifacts(path)
-        if path and not files:
-            raise StellwerkError(
-                "ARTIFACT_NOT_FOUND",
-                f"{self.name} has no output {path!r}.",
-                f"See `stellwerk run show {self.id}`.",
-                code="NOT_FOUND",
-            )
-        await self._core.download(self.name.rsplit("/runs/", 1)[0], files, Path(folder))
-        return files
+    async def histories(
+        self,
+        runs: Iterable[AsyncRun | str],
+        metrics: Sequence[str] = (),
+        *,
+        method: str = "lttb",
+        max_points: int = 0,
+    ) -> Sequence[Series]:
+        """Several metrics (all unless named) of several runs in one call.
 
+        `method` is "lttb" (keeps the look of the line), "min-max" (keeps every extreme) or "exact";
+        `max_points` a series is 3 to 10,000, 0 means 1,000.
+        """
+        return await get_series(self._core, self._parent, self._names(runs), metrics, method, max_points)
 
-async def watch_run(core: AsyncCore, name: str) -> AsyncIterator[AsyncRun]:
-    """Each revision once, also across a reconnect."""
-    stub = runs_pb2_grpc.RunServiceStub(core.channel)
-    revision = 0
-    async for message in core.stream(stub.WatchRun, runs_pb2.WatchRunRequest(name=name)):
-        if message.revision > revision:
-            revision = message.revision
-            yield AsyncRun(core, message)
+    async def remove(
+        self, runs: Iterable[AsyncRun | str] = (), *, experiment: str = "", dry_run: bool = True
+    ) -> retention_pb2.RemovalReport:
+        """Removes runs for good, those named or else what the retention rules let go.
+
+        Only counts what would go unless `dry_run` is False.
+        """
+        stub = retention_pb2_grpc.RetentionServiceStub(self._core.channel)
+        request = retention_pb2.RemoveRunsRequest(
+            parent=self._parent, runs=self._names(runs), validate_only=dry_run
+        )
+        if experiment:
+            request.experiment = names.resource(self._parent, "experiments", experiment)
+        return await self._core.call(stub.RemoveRuns, request)
+
+    def _names(self, runs: Iterable[AsyncRun | str]) -> Sequence[str]:
+        return [names.run(self._parent, run) for run in runs]
 
 
 async def create_snapshot(core: AsyncCore, parent: str, folder: Path) -> str:
     """Uploads a source folder; returns the name of its snapshot."""
     files = await core.upload(parent, folder, ignore=True)
     stub = snapshots_pb2_grpc.SnapshotServiceStub(core.channel)
-    request = snapshots_pb2.CreateSnapshotRequest(parent=parent, files=files)
+    request = snapshots_pb2.CreateSnapshotRequest(parent=parent)
+    if len(files) > _FILES_IN_A_REQUEST:
+        manifest = snapshots_pb2.Manifest(files=files).SerializeToString(deterministic=True)
+        request.manifest = await core.upload_bytes(parent, manifest, "manifest")
+    else:
+        request.files.extend(files)
     return (await core.call(stub.CreateSnapshot, request)).name
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from stellwerk import names
 from stellwerk._sync.core import Core
-from stellwerk._sync.runs import Run
+from stellwerk._sync.run import Run
 from stellwerk.errors import invalid
 from stellwerk_protos.registry.v1 import (
     datasets_pb2,

@@ -7,7 +7,7 @@ from types import TracebackType
 
 from stellwerk import names
 from stellwerk._sync.core import Core
-from stellwerk._sync.runs import Run
+from stellwerk._sync.run import Run
 from stellwerk._sync.workspace import Workspace
 from stellwerk.errors import invalid
 from stellwerk.settings import Flags, resolve

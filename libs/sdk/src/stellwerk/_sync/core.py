@@ -6,7 +6,8 @@ where an event loop runs already, as in notebooks.
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,6 +45,14 @@ class Core:
             future.cancel()
             raise
 
+    def spawn(self, work: Callable[[AsyncCore], Coroutine[Any, Any, T]]) -> "Future[T]":
+        """Starts `work` in the background; it ends with the connection at the latest."""
+        return asyncio.run_coroutine_threadsafe(work(self._core), self._loop)
+
+    def wait(self, work: Callable[[AsyncCore], Coroutine[Any, Any, T]]) -> T:
+        """Runs `work` to its end."""
+        return self._run(work(self._core))
+
     def _stop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -52,6 +61,7 @@ class Core:
     def close(self) -> None:
         """Ends all connections and the thread; closing twice is harmless."""
         if not self._loop.is_closed():
+            self._run(_cancel_others())
             self._run(self._core.close())
             self._stop()
 
@@ -85,13 +95,25 @@ class Core:
         """See `AsyncCore.upload`."""
         return self._run(self._core.upload(workspace, path, ignore=ignore))
 
-    def git(self, folder: Path) -> git.Facts:
+    def upload_bytes(self, workspace: str, data: bytes, label: str) -> str:
+        """See `AsyncCore.upload_bytes`."""
+        return self._run(self._core.upload_bytes(workspace, data, label))
+
+    def git(self, folder: Path, workspace: str) -> git.Facts:
         """See `AsyncCore.git`."""
-        return self._run(self._core.git(folder))
+        return self._run(self._core.git(folder, workspace))
 
     def download(self, workspace: str, files: Sequence[common_pb2.File], folder: Path) -> None:
         """See `AsyncCore.download`."""
         self._run(self._core.download(workspace, files, folder))
+
+    def read_blob(self, workspace: str, sha256: str) -> bytes:
+        """See `AsyncCore.read_blob`."""
+        return self._run(self._core.read_blob(workspace, sha256))
+
+    def download_zip(self, workspace: str, files: Sequence[common_pb2.File], target: Path) -> None:
+        """See `AsyncCore.download_zip`."""
+        self._run(self._core.download_zip(workspace, files, target))
 
     def post(self, path: str, body: bytes) -> bytes:
         """See `AsyncCore.post`."""
@@ -100,6 +122,13 @@ class Core:
 
 async def _make(settings: Settings) -> AsyncCore:
     return AsyncCore(settings)
+
+
+async def _cancel_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 async def _next(answers: AsyncIterator[T]) -> T | None:

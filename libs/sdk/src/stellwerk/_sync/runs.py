@@ -1,28 +1,24 @@
 # Generated from ../_async/runs.py by scripts/generate_sync.py; do not edit.
-"""Runs: submit, follow, read."""
+"""Runs: submit, find, compare."""
 
-import codecs
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from google.protobuf.duration_pb2 import Duration
 
-from stellwerk import names, states
+from stellwerk import jobs, names
 from stellwerk._sync.core import Core
-from stellwerk.errors import StellwerkError
-from stellwerk.points import Point, unpack
-from stellwerk_protos.common.v1 import common_pb2
+from stellwerk._sync.reading import get_series
+from stellwerk._sync.run import Run, watch_run
+from stellwerk.points import Series
+from stellwerk.recorder import Recorder
 from stellwerk_protos.compute.v1 import workloads_pb2
 from stellwerk_protos.registry.v1 import datasets_pb2, datasets_pb2_grpc, models_pb2, models_pb2_grpc
 from stellwerk_protos.runs.v1 import (
-    artifacts_pb2,
-    artifacts_pb2_grpc,
-    logs_pb2,
-    logs_pb2_grpc,
-    metrics_pb2,
-    metrics_pb2_grpc,
+    retention_pb2,
+    retention_pb2_grpc,
     runs_pb2,
     runs_pb2_grpc,
     snapshots_pb2,
@@ -31,6 +27,17 @@ from stellwerk_protos.runs.v1 import (
 
 if TYPE_CHECKING:
     from stellwerk._sync.assets import Environments
+
+
+# More files than these are not part of the request, but of a manifest beside it.
+_FILES_IN_A_REQUEST = 5_000
+
+
+class Found(NamedTuple):
+    """A run that a search found, with the last values of the metrics that were asked for."""
+
+    run: Run
+    metrics: Mapping[str, float]
 
 
 class Runs:
@@ -58,13 +65,16 @@ class Runs:
         properties: Mapping[str, str] | None = None,
         variables: Mapping[str, str] | None = None,
         grace_seconds: float | None = None,
-    ) -> "Run":
+        timeout_seconds: float | None = None,
+        parent: Run | Recorder | str | None = None,
+    ) -> Run:
         """Uploads the folder `code` and submits `command` to run in a copy of it.
 
         `environment` is `sklearn:1` or `sklearn`; with `packages` (requirement lines) a version with
         those is made, called `environment` or else like the experiment, which is the folder's name
         unless given; with neither the command has Python and its standard library. `inputs` maps
-        names to datasets (`digits:1`) or models (`models/digits:1`).
+        names to datasets (`digits:1`) or models (`models/digits:1`). `timeout_seconds` is the wall time
+        after which the command is stopped. `parent` is the run that this one is a part of.
         """
         folder = Path(code)
         experiment = experiment or _experiment(folder)
@@ -95,8 +105,12 @@ class Runs:
             compute=names.resource(self._parent, "computes", compute.removeprefix("azureml:")),
             inputs=run_inputs,
             variables=variables,
-            git=runs_pb2.GitInfo(**self._core.git(folder)),
+            git=runs_pb2.GitInfo(**self._core.git(folder, self._parent)),
         )
+        if parent is not None:
+            request.parent_run = names.run(self._parent, parent)
+        if timeout_seconds is not None:
+            request.timeout.CopyFrom(_duration(timeout_seconds))
         if grace_seconds is not None:
             request.grace.CopyFrom(_duration(grace_seconds))
         return Run(self._core, self._core.call(self._stub.CreateRun, request))
@@ -116,174 +130,121 @@ class Runs:
             self._core.call(data.GetDatasetVersion, datasets_pb2.GetDatasetVersionRequest(name=wanted))
         ).name
 
-    def get(self, name: str) -> "Run":
+    def get(self, name: str) -> Run:
         """Returns one run."""
         request = runs_pb2.GetRunRequest(name=names.resource(self._parent, "runs", name))
         return Run(self._core, self._core.call(self._stub.GetRun, request))
 
-    def list(self, *, experiment: str = "", limit: int | None = None) -> Sequence["Run"]:
+    def list(
+        self, *, experiment: str = "", include_archived: bool = False, limit: int | None = None
+    ) -> Sequence[Run]:
         """Runs, newest first; with `experiment` only its own."""
-        request = runs_pb2.ListRunsRequest(parent=self._parent)
+        request = runs_pb2.ListRunsRequest(parent=self._parent, include_archived=include_archived)
         if experiment:
             request.experiment = names.resource(self._parent, "experiments", experiment)
         pages = self._core.pages(self._stub.ListRuns, request, limit)
         return [Run(self._core, run) for page in pages for run in page.runs]
 
-    def cancel(self, name: str, *, message: str = "") -> "Run":
+    def cancel(self, name: str, *, message: str = "") -> Run:
         """Asks a run to stop."""
         name = names.resource(self._parent, "runs", name)
         request = runs_pb2.CancelRunRequest(name=name, message=message)
         return Run(self._core, self._core.call(self._stub.CancelRun, request))
 
-    def watch(self, name: str) -> Iterator["Run"]:
+    def watch(self, name: str) -> Iterator[Run]:
         """The run now and after each change; ends after a terminal state."""
         return watch_run(self._core, names.resource(self._parent, "runs", name))
 
-    def experiments(self, *, limit: int | None = None) -> Sequence[runs_pb2.Experiment]:
-        """The experiments, by name."""
-        request = runs_pb2.ListExperimentsRequest(parent=self._parent)
-        pages = self._core.pages(self._stub.ListExperiments, request, limit)
-        return [experiment for page in pages for experiment in page.experiments]
+    def submit_file(self, path: str | Path) -> Run:
+        """Submits what a run configuration file says: `.runconfig` (v1) or command-job YAML (v2)."""
+        job = jobs.load(Path(path))
+        return self.submit(job.command, **job.arguments())
 
+    def search(
+        self,
+        filter: str = "",
+        *,
+        order_by: str = "",
+        metrics: Sequence[str] = (),
+        include_archived: bool = False,
+        limit: int | None = None,
+    ) -> Iterator[Found]:
+        """Runs that a filter finds (docs/search.md), sorted, newest first unless `order_by` says otherwise.
 
-class Run:
-    """One run: `message` is its state when it was read."""
-
-    def __init__(self, core: Core, message: runs_pb2.Run) -> None:
-        self._core = core
-        self.message = message
-
-    def __repr__(self) -> str:
-        return f"<Run {self.name} {self.state}>"
-
-    @property
-    def name(self) -> str:
-        """The full name."""
-        return self.message.name
-
-    @property
-    def id(self) -> str:
-        """The last segment of the name."""
-        return names.last(self.message.name)
-
-    @property
-    def state(self) -> str:
-        """`Running`, `Completed`, …"""
-        return states.run(self.message)
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the run will not change its state any more."""
-        return self.state in states.RUN_OVER
-
-    def refresh(self) -> "Run":
-        """Reads the run again, in place."""
-        stub = runs_pb2_grpc.RunServiceStub(self._core.channel)
-        self.message = self._core.call(stub.GetRun, runs_pb2.GetRunRequest(name=self.name))
-        return self
-
-    def cancel(self, *, message: str = "") -> "Run":
-        """Asks the run to stop."""
-        stub = runs_pb2_grpc.RunServiceStub(self._core.channel)
-        request = runs_pb2.CancelRunRequest(name=self.name, message=message)
-        self.message = self._core.call(stub.CancelRun, request)
-        return self
-
-    def watch(self) -> Iterator["Run"]:
-        """The run now and after each change; ends after a terminal state."""
-        for run in watch_run(self._core, self.name):
-            self.message = run.message
-            yield run
-
-    def wait(self) -> "Run":
-        """Waits until the run is over."""
-        for _ in self.watch():
-            pass
-        return self
-
-    def metrics(self) -> Sequence[metrics_pb2.MetricSummary]:
-        """What is known about each metric without its points."""
-        stub = metrics_pb2_grpc.MetricServiceStub(self._core.channel)
-        request = metrics_pb2.ListMetricsRequest(parent=self.name)
-        pages = self._core.pages(stub.ListMetrics, request)
-        return [metric for page in pages for metric in page.metrics]
-
-    def history(self, metric: str) -> Sequence[Point]:
-        """All points of one metric, in the order stored."""
-        stub = metrics_pb2_grpc.MetricServiceStub(self._core.channel)
-        request = metrics_pb2.GetMetricHistoryRequest(parent=self.name, metric=metric)
-        points: list[Point] = []
-        while True:
-            page = self._core.call(stub.GetMetricHistory, request)
-            points += unpack(page.columns)
-            if not page.next_page_token:
-                return points
-            request.page_token = page.next_page_token
-
-    def watch_metrics(self) -> Iterator[Mapping[str, Sequence[Point]]]:
-        """The points by metric, first what is stored, then what arrives; ends with the run."""
-        stub = metrics_pb2_grpc.MetricServiceStub(self._core.channel)
-        request = metrics_pb2.WatchMetricsRequest(parent=self.name)
-        for part in self._core.stream(stub.WatchMetrics, request):
-            request.cursor = part.cursor or request.cursor
-            yield {columns.metric: unpack(columns) for columns in part.columns}
-
-    def logs(self) -> Sequence[logs_pb2.Log]:
-        """The logs and their sizes."""
-        stub = logs_pb2_grpc.LogServiceStub(self._core.channel)
-        return (self._core.call(stub.ListLogs, logs_pb2.ListLogsRequest(parent=self.name))).logs
-
-    def log(self, *, log: str = "", follow: bool = False, offset: int = 0) -> Iterator[str]:
-        """The text of a log in pieces; with `follow` until the run is over.
-
-        Without `log` it is what the command wrote to stdout and stderr. `offset` counts bytes.
+        `metrics` are those whose last values come with each run.
         """
-        stub = logs_pb2_grpc.LogServiceStub(self._core.channel)
-        request = logs_pb2.ReadLogRequest(parent=self.name, log=log, offset=offset, follow=follow)
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        for part in self._core.stream(stub.ReadLog, request):
-            request.offset = part.offset + len(part.data)
-            if text := decoder.decode(part.data):
-                yield text
-        if text := decoder.decode(b"", final=True):
-            yield text
+        request = runs_pb2.SearchRunsRequest(
+            parent=self._parent,
+            filter=filter,
+            order_by=order_by,
+            metrics=metrics,
+            include_archived=include_archived,
+        )
+        left = limit
+        while True:
+            request.page_size = min(200, left) if left is not None else 200
+            page = self._core.call(self._stub.SearchRuns, request)
+            for found in page.runs:
+                yield Found(Run(self._core, found.run), dict(found.metrics))
+            if left is not None:
+                left -= len(page.runs)
+            request.page_token = page.next_page_token
+            if not page.next_page_token or (left is not None and left <= 0):
+                return
 
-    def artifacts(self, path: str = "") -> Sequence[common_pb2.File]:
-        """The files that the run produced, by path: all, or those at or below `path`."""
-        stub = artifacts_pb2_grpc.ArtifactServiceStub(self._core.channel)
-        request = artifacts_pb2.ListArtifactsRequest(parent=self.name, path=path)
-        pages = self._core.pages(stub.ListArtifacts, request)
-        return [file for page in pages for file in page.files]
+    def compare(
+        self, runs: Iterable[Run | str], *, include_equal: bool = False
+    ) -> runs_pb2.CompareRunsResponse:
+        """What differs between 2 to 100 runs: parameters, metrics, tags, code, environment, data."""
+        request = runs_pb2.CompareRunsRequest(
+            parent=self._parent, runs=self._names(runs), include_equal=include_equal
+        )
+        return self._core.call(self._stub.CompareRuns, request)
 
-    def download(self, folder: str | Path = ".", *, path: str = "") -> Sequence[common_pb2.File]:
-        """Writes artifacts below `folder` and returns them."""
-        files = self.artifacts(path)
-        if path and not files:
-            raise StellwerkError(
-                "ARTIFACT_NOT_FOUND",
-                f"{self.name} has no output {path!r}.",
-                f"See `stellwerk run show {self.id}`.",
-                code="NOT_FOUND",
-            )
-        self._core.download(self.name.rsplit("/runs/", 1)[0], files, Path(folder))
-        return files
+    def histories(
+        self,
+        runs: Iterable[Run | str],
+        metrics: Sequence[str] = (),
+        *,
+        method: str = "lttb",
+        max_points: int = 0,
+    ) -> Sequence[Series]:
+        """Several metrics (all unless named) of several runs in one call.
 
+        `method` is "lttb" (keeps the look of the line), "min-max" (keeps every extreme) or "exact";
+        `max_points` a series is 3 to 10,000, 0 means 1,000.
+        """
+        return get_series(self._core, self._parent, self._names(runs), metrics, method, max_points)
 
-def watch_run(core: Core, name: str) -> Iterator[Run]:
-    """Each revision once, also across a reconnect."""
-    stub = runs_pb2_grpc.RunServiceStub(core.channel)
-    revision = 0
-    for message in core.stream(stub.WatchRun, runs_pb2.WatchRunRequest(name=name)):
-        if message.revision > revision:
-            revision = message.revision
-            yield Run(core, message)
+    def remove(
+        self, runs: Iterable[Run | str] = (), *, experiment: str = "", dry_run: bool = True
+    ) -> retention_pb2.RemovalReport:
+        """Removes runs for good, those named or else what the retention rules let go.
+
+        Only counts what would go unless `dry_run` is False.
+        """
+        stub = retention_pb2_grpc.RetentionServiceStub(self._core.channel)
+        request = retention_pb2.RemoveRunsRequest(
+            parent=self._parent, runs=self._names(runs), validate_only=dry_run
+        )
+        if experiment:
+            request.experiment = names.resource(self._parent, "experiments", experiment)
+        return self._core.call(stub.RemoveRuns, request)
+
+    def _names(self, runs: Iterable[Run | str]) -> Sequence[str]:
+        return [names.run(self._parent, run) for run in runs]
 
 
 def create_snapshot(core: Core, parent: str, folder: Path) -> str:
     """Uploads a source folder; returns the name of its snapshot."""
     files = core.upload(parent, folder, ignore=True)
     stub = snapshots_pb2_grpc.SnapshotServiceStub(core.channel)
-    request = snapshots_pb2.CreateSnapshotRequest(parent=parent, files=files)
+    request = snapshots_pb2.CreateSnapshotRequest(parent=parent)
+    if len(files) > _FILES_IN_A_REQUEST:
+        manifest = snapshots_pb2.Manifest(files=files).SerializeToString(deterministic=True)
+        request.manifest = core.upload_bytes(parent, manifest, "manifest")
+    else:
+        request.files.extend(files)
     return (core.call(stub.CreateSnapshot, request)).name
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from stellwerk.errors import StellwerkError
+from stellwerk.requirements import requirements
 
 
 def pairs(given: Iterable[str], option: str) -> dict[str, str]:
@@ -17,17 +17,6 @@ def pairs(given: Iterable[str], option: str) -> dict[str, str]:
             raise click.BadParameter(f"{text!r} is not of the form NAME=VALUE.", param_hint=option)
         result[key] = value
     return result
-
-
-def requirements(path: Path) -> list[str]:
-    """Requirement lines of a file, without comments."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise StellwerkError(
-            "PATH_NOT_FOUND", f"{path} cannot be read: {error}.", "Check the path.", code="NOT_FOUND"
-        ) from error
-    return [text for line in lines if (text := line.split(" #")[0].strip()) and not text.startswith("#")]
 
 
 def packages(given: Iterable[str], file: Path | None) -> list[str] | None:

@@ -9,7 +9,8 @@ import click
 from stellwerk import names
 from stellwerk.cli import arguments, output
 from stellwerk.cli.base import Group, Session
-from stellwerk.cli.job import Job, load
+from stellwerk.jobs import Job, load
+from stellwerk.requirements import requirements
 
 if TYPE_CHECKING:
     from stellwerk import AsyncRun, AsyncWorkspace
@@ -70,7 +71,7 @@ def _apply(job: Job, options: dict[str, Any]) -> None:
         job.packages = given
     beside = job.code / "requirements.txt"
     if not job.environment and job.packages is None and beside.is_file():
-        job.packages = arguments.requirements(beside)
+        job.packages = requirements(beside)
     job.command = job.command or DEFAULT_COMMAND
 
 
