@@ -14,8 +14,10 @@ from stellwerk_agent import outputs, sdk
 from stellwerk_agent.blobs import Blobs
 from stellwerk_agent.failure import StepFailed
 from stellwerk_agent.files import check_paths, copy, protect, remove
+from stellwerk_agent.snapshots import Snapshots
 from stellwerk_protos.common.v1.common_pb2 import File
 from stellwerk_protos.registry.v1 import blobs_pb2
+from stellwerk_protos.runs.v1 import snapshots_pb2
 
 Answer = Callable[[httpx.Request], httpx.Response]
 
@@ -25,6 +27,7 @@ class Registry:
 
     def __init__(self) -> None:
         self.stored: set[str] = set()
+        self.questions = 0
 
     async def PrepareUploads(
         self, request: blobs_pb2.PrepareUploadsRequest, timeout: float
@@ -36,6 +39,7 @@ class Registry:
     async def PrepareDownloads(
         self, request: blobs_pb2.PrepareDownloadsRequest, timeout: float
     ) -> blobs_pb2.PrepareDownloadsResponse:
+        self.questions += 1
         downloads = [blobs_pb2.Download(sha256=d, url=f"http://store/{d}") for d in request.sha256]
         return blobs_pb2.PrepareDownloadsResponse(downloads=downloads)
 
@@ -94,6 +98,60 @@ async def test_files_come_once_verified_and_with_their_modes(tmp_path: Path) -> 
     assert (tmp_path / "two/copy").stat().st_mode & 0o777 == 0o444
     (tmp_path / "one/copy").write_bytes(b"changed")
     assert (tmp_path / "two/copy").read_bytes() == content, "nothing is shared with the cache"
+
+
+async def test_one_question_brings_many_files_and_none_is_asked_for_what_is_there(tmp_path: Path) -> None:
+    contents = {digest_of(b"%d" % number): b"%d" % number for number in range(30)}
+    blobs = store(tmp_path, lambda request: httpx.Response(200, content=contents[request.url.path[1:]]))
+    files = [file(content.decode(), content) for content in contents.values()]
+    assert await blobs.fetch("demo", files, tmp_path / "one", writable=True) == 30
+    assert await blobs.fetch("demo", files, tmp_path / "two", writable=True) == 0
+    assert blobs._registry.questions == 1  # type: ignore[attr-defined]  # the stand-in's own
+
+
+async def test_links_are_made_again_and_never_lead_outside(tmp_path: Path) -> None:
+    blobs = store(tmp_path, lambda _: httpx.Response(200, content=b"x"))
+    files = [
+        file("data/real.txt", b"x"),
+        File(path="links/deep/alias", link_target="data/real.txt"),
+        File(path="folder", link_target="data"),
+        File(path="broken", link_target="nothing/here"),
+    ]
+    await blobs.fetch("demo", files, tmp_path / "work", writable=False)
+    assert (tmp_path / "work/links/deep/alias").read_bytes() == b"x"
+    assert os.readlink(tmp_path / "work/links/deep/alias") == "../../data/real.txt"
+    assert (tmp_path / "work/folder/real.txt").exists()
+    protect(tmp_path / "work")
+    remove(tmp_path / "work")
+    assert not (tmp_path / "work").exists()
+    for target in ("../outside", "/etc/passwd", "a/../../b", "a//b"):
+        with pytest.raises(StepFailed) as caught:
+            check_paths([File(path="link", link_target=target)])
+        assert caught.value.reason.code == "UNSAFE_PATH"
+    with pytest.raises(StepFailed, match="both a file and a folder"):
+        check_paths([File(path="folder", link_target="data"), file("folder/x", b"x")])
+
+
+async def test_a_large_snapshot_is_read_from_its_manifest(tmp_path: Path) -> None:
+    listed = [file("train.py", b"print()"), File(path="alias.py", link_target="train.py")]
+    content = snapshots_pb2.Manifest(files=listed).SerializeToString()
+    name = f"workspaces/demo/snapshots/{'0' * 64}"
+
+    class Stub:
+        asked = 0
+
+        async def GetSnapshot(
+            self, request: snapshots_pb2.GetSnapshotRequest, timeout: float
+        ) -> snapshots_pb2.Snapshot:
+            self.asked += 1
+            return snapshots_pb2.Snapshot(name=request.name, manifest=digest_of(content))
+
+    stub = Stub()
+    blobs = store(tmp_path, lambda _: httpx.Response(200, content=content))
+    snapshots = Snapshots(stub, blobs)  # type: ignore[arg-type]  # the one method that is called
+    assert await snapshots.files(name) == listed
+    assert await snapshots.files(name) == listed
+    assert stub.asked == 1
 
 
 def test_a_protected_folder_can_be_removed(tmp_path: Path) -> None:

@@ -189,8 +189,9 @@ class Blobs:
                 timeout = httpx.Timeout(
                     _ANSWER_SECONDS, read=_ANSWER_SECONDS + size / _SLOWEST_BYTES_PER_SECOND
                 )
+                content = path.read_bytes() if size <= _CHUNK_BYTES else _chunks(path)
                 response = await self._client.put(
-                    upload.url, content=_chunks(path), headers=headers, timeout=timeout
+                    upload.url, content=content, headers=headers, timeout=timeout
                 )
             except (httpx.HTTPError, OSError) as error:
                 log.warning("A file did not reach the blob store: %r; trying again", error)

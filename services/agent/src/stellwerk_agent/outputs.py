@@ -88,7 +88,8 @@ class Outputs:
             try:
                 files = await asyncio.to_thread(scan, self._work)
                 pause = max(_SCAN_SECONDS, _SCAN_SHARE * (time.monotonic() - began))
-                await self._send([file for file in files if file.signature.is_settled()], patience_seconds=0)
+                settled = [file for file in self._new(files) if file.signature.is_settled()]
+                await self._send(settled, patience_seconds=0)
             except (StepFailed, PlatformError, OSError) as error:
                 log.warning("%s: outputs wait: %s", self._run, error)
 
@@ -108,28 +109,30 @@ class Outputs:
         """Makes what is recorded exactly what is there, and says what there was."""
         for _ in range(_FINAL_ROUNDS):
             files = await asyncio.to_thread(scan, self._work)
+            new = self._new(files)
+            if not new:
+                return f"{len(files)} files, {self._sent} new"
             try:
-                missed = await self._send(files)
+                await self._send(new)
             except PlatformError as error:
                 raise StepFailed(
                     "OUTPUT_COLLECTION_FAILED",
                     f"The outputs are refused: {error.reason}: {error.message}",
                     error.cure or "See the agent's log.",
                 ) from error
-            if not missed:
-                return f"{len(files)} files, {self._sent} new"
         raise StepFailed(
             "OUTPUT_COLLECTION_FAILED",
-            f"{missed[0].name!r} could not be read as a whole, one of {len(missed)} such files.",
+            f"{new[0].name!r} could not be read as a whole, one of {len(new)} such files.",
             "Check that it is readable and that no process still writes to it.",
         )
 
-    async def _send(self, files: Sequence[Found], patience_seconds: float | None = None) -> list[Found]:
-        """Uploads and records what is not recorded yet; returns the files that changed meanwhile."""
-        new = [file for file in files if self._recorded.get(file.name) != file.signature]
-        missed = []
-        for start in range(0, len(new), _BATCH):
-            batch = await asyncio.to_thread(_describe, new[start : start + _BATCH])
+    def _new(self, files: Sequence[Found]) -> list[Found]:
+        return [file for file in files if self._recorded.get(file.name) != file.signature]
+
+    async def _send(self, files: Sequence[Found], patience_seconds: float | None = None) -> None:
+        """Uploads and records files; those that change meanwhile are left for the next time."""
+        for start in range(0, len(files), _BATCH):
+            batch = await asyncio.to_thread(_describe, files[start : start + _BATCH])
             by_path = {found.path: found for found, _ in batch}
             uploaded = await self._blobs.upload(
                 names.workspace_of(self._run),
@@ -140,13 +143,11 @@ class Outputs:
             self._sent += uploaded.sent
             whole = [(found, file) for found, file in batch if file.sha256 not in uploaded.changed]
             if whole:
-                files_ = [file for _, file in whole]
-                request = artifacts_pb2.CreateArtifactsRequest(parent=self._run, files=files_)
+                request = artifacts_pb2.CreateArtifactsRequest(
+                    parent=self._run, files=[file for _, file in whole]
+                )
                 await call(self._artifacts.CreateArtifacts, request)
-            done = {found.name for found, _ in whole}
             self._recorded.update({found.name: found.signature for found, _ in whole})
-            missed += [f for f in new[start : start + _BATCH] if f.name not in done and f.path.exists()]
-        return missed
 
 
 def scan(work: Path) -> list[Found]:
