@@ -120,7 +120,8 @@ async def test_a_run_that_takes_too_long_is_ended_and_says_its_limit(node: Node)
     assert "0.5 s" in ended.reason.message
     assert ended.reason.cure
     said = await whole(node, run)
-    assert said.startswith(b"up\n") and said.endswith(b"saved\n")
+    assert said.startswith(b"up\n")
+    assert said.endswith(b"saved\n")
 
 
 async def test_logs_and_outputs_are_there_while_the_run_goes_on(node: Node) -> None:
