@@ -14,6 +14,8 @@ METRICS, LOGS = "metrics", "logs"
 # Small enough for any NATS server (1 MB), and to bound what the writer holds at a time.
 PIECE_BYTES = 256 * 1024
 _PIECE_POINTS = PIECE_BYTES // (3 * ITEM_BYTES)
+# Each metric of a piece costs the store two documents, however few points it has.
+PIECE_COLUMNS = 500
 _METRIC_LENGTH = 500
 _SOURCE_LENGTH = 100
 _LOG_BYTES = 1024 * 1024
@@ -78,7 +80,7 @@ def _check_position(position: int) -> None:
 
 
 def pieces(request: AppendRequest) -> Iterator[AppendRequest]:
-    """The request in messages of at most about 256 KiB; without empty columns."""
+    """The request in messages of at most about 256 KiB and 500 metrics; without empty columns."""
     if request.WhichOneof("payload") == "log":
         data = request.log.data
         for start in range(0, len(data), PIECE_BYTES):
@@ -89,7 +91,7 @@ def pieces(request: AppendRequest) -> Iterator[AppendRequest]:
         return
     batch, size = MetricBatch(source=request.metrics.source), 0
     for column in _cut(request.metrics):
-        if size + column.ByteSize() > PIECE_BYTES and size:
+        if size and (size + column.ByteSize() > PIECE_BYTES or len(batch.columns) == PIECE_COLUMNS):
             yield AppendRequest(run=request.run, metrics=batch)
             batch, size = MetricBatch(source=request.metrics.source), 0
         batch.columns.append(column)

@@ -69,7 +69,24 @@ class LogStore:
         return await self._ends.find_one({"_id": _key(run, log)}, {"_id": 1}) is not None
 
     async def read(self, run: str, log: str, offset: int) -> AsyncIterator[LogText]:
-        """The stored text from byte `offset` on, in pieces."""
+        """The stored text from byte `offset` on, in pieces, without gap."""
+        torn_at = -1
+        while True:
+            async for text in self._from(run, log, offset):
+                if text.offset > offset:
+                    break
+                if data := text.data[offset - text.offset :]:
+                    yield LogText(log, offset, data)
+                    offset += len(data)
+            else:
+                return
+            # The chunk before the last one has grown since it was read; it grows to its end in one step.
+            if torn_at == offset:
+                raise RuntimeError(f"{run} has later bytes of {log!r}, but not {offset}")
+            torn_at = offset
+
+    async def _from(self, run: str, log: str, offset: int) -> AsyncIterator[LogText]:
+        """The chunks from the one that holds byte `offset` on."""
         same = {"run": run, "log": log}
         key = _chunk_key(run, log, offset)
         begin = await self._chunks.find_one(
@@ -77,11 +94,11 @@ class LogStore:
             {"_id": 1},
             sort=[("_id", DESCENDING)],
         )
-        where = {"_id": {"$gte": begin["_id"] if begin else key, "$lt": f"{_key(run, log)}$"}, **same}
+        if begin is None:
+            return
+        where = {"_id": {"$gte": begin["_id"], "$lt": f"{_key(run, log)}$"}, **same}
         async for document in self._chunks.find(where).sort("_id", ASCENDING):
-            text = _to_text(document)
-            if data := text.data[max(offset - text.offset, 0) :]:
-                yield LogText(log, max(offset, text.offset), data)
+            yield _to_text(document)
 
 
 def _key(run: str, log: str) -> str:
