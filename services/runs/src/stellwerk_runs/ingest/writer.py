@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import nats.errors
@@ -18,7 +18,7 @@ from nats.aio.msg import Msg
 from pymongo.errors import ConnectionFailure, PyMongoError
 
 from stellwerk_platform import failpoints
-from stellwerk_platform.bus import Bus
+from stellwerk_platform.bus import Bus, kept
 from stellwerk_protos.runs.v1.ingest_pb2 import AppendRequest
 from stellwerk_runs.changes import Changes
 from stellwerk_runs.ingest.domain import PIECE_BYTES, PIECE_COLUMNS
@@ -26,8 +26,6 @@ from stellwerk_runs.ingest.store import IngestStore, Message
 from stellwerk_runs.ingest.streams import STREAMS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from nats.aio.subscription import Subscription
 
 log = logging.getLogger(__name__)
@@ -39,7 +37,6 @@ _BATCH_BYTES = 32 * PIECE_BYTES
 _TRANSACTION_COLUMNS = 2 * PIECE_COLUMNS
 _LINGER_SECONDS = 0.02
 _CONCURRENT_RUNS = 8
-_IN_PROGRESS_SECONDS = 2.0
 _REFUSED_SECONDS = 5.0
 
 
@@ -87,7 +84,7 @@ class Writer:
                 await message.term()
                 continue
             by_run[piece.run].append((message, piece))
-        async with _kept(batch):
+        async with kept(batch):
             await asyncio.gather(*(self._write_run(run, pairs) for run, pairs in by_run.items()))
 
     async def _write_run(self, run: str, pairs: Sequence[tuple[Msg, AppendRequest]]) -> None:
@@ -135,21 +132,3 @@ def _portions(
         columns += size
     if portion:
         yield portion
-
-
-@asynccontextmanager
-async def _kept(batch: Sequence[Msg]) -> "AsyncIterator[None]":
-    """Tells JetStream from time to time that the batch is being worked on."""
-
-    async def renew() -> None:
-        while True:
-            await asyncio.sleep(_IN_PROGRESS_SECONDS)
-            with suppress(nats.errors.Error):
-                for message in batch:
-                    await message.in_progress()
-
-    task = asyncio.create_task(renew())
-    try:
-        yield
-    finally:
-        task.cancel()
