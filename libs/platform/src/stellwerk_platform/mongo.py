@@ -51,9 +51,11 @@ _SELECTION_MS = 15_000
 
 
 def _away(error: Exception) -> Unavailable:
+    # The text names addresses, which are nothing for callers.
+    log.warning("MongoDB does not answer: %.300s", error)
     return Unavailable(
         "MONGODB_UNAVAILABLE",
-        f"MongoDB does not answer: {str(error)[:300]}",
+        "MongoDB does not answer.",
         "Check that it runs as a replica set and that STELLWERK_MONGODB_URI is right.",
     )
 

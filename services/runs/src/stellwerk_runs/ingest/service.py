@@ -13,7 +13,7 @@ from stellwerk_platform.errors import Unavailable
 from stellwerk_protos.runs.v1 import ingest_pb2 as pb
 from stellwerk_protos.runs.v1 import ingest_pb2_grpc
 from stellwerk_runs.ingest.domain import METRICS, check, kind_of, message_id, pieces
-from stellwerk_runs.ingest.sources import Sources
+from stellwerk_runs.ingest.sources import logs, sources
 from stellwerk_runs.ingest.streams import Streams
 from stellwerk_runs.runs.store import RunStore
 
@@ -35,7 +35,8 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         self._bus = bus
         self._runs = runs
         self._streams = streams
-        self._sources = Sources()
+        self._sources = sources()
+        self._logs = logs()
         self._room = asyncio.Semaphore(_IN_FLIGHT_PIECES)
 
     async def Append(
@@ -73,6 +74,8 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
                 await self._runs.check(request.run)
                 if kind_of(request) == METRICS:
                     self._sources.check(request.run, request.metrics.source)
+                else:
+                    self._logs.check(request.run, request.log.log)
                 tasks = []
                 for piece in pieces(request):
                     await self._room.acquire()
