@@ -6,6 +6,7 @@ step is a `stellwerk` command that is shown before it runs. The stack's data sta
 `.stellwerk/demo`, so that the next demo starts warm.
 """
 
+import fcntl
 import json
 import os
 import shlex
@@ -47,7 +48,12 @@ class Demo:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self.environment = os.environ | {
+        # Another platform's address or key in the caller's environment is not for this stack.
+        self.environment = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in ("STELLWERK_GRPC_ADDRESS", "STELLWERK_GATEWAY_URL", "STELLWERK_API_KEY")
+        } | {
             "STELLWERK_DATA_DIR": str(DATA_DIR),
             "STELLWERK_WORKSPACE": WORKSPACE,
         }
@@ -254,9 +260,16 @@ def main() -> int:
     """0 when everything worked; the stack is stopped in any case."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     demo = Demo()
+    FILES.mkdir(parents=True, exist_ok=True)
+    lock = os.open(FILES / "lock", os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        console.print("[red]A demo runs in this checkout already:[/red] wait for it, or stop it with Ctrl-C.")
+        return 1
     try:
         main_job(demo)
-    except DemoError as error:
+    except (DemoError, httpx.HTTPError, grpc.RpcError) as error:
         console.print(f"[red]The demo failed:[/red] {error}. Logs: {DATA_DIR / 'logs'}")
         return 1
     except KeyboardInterrupt:

@@ -220,9 +220,10 @@ def test_a_path_that_is_too_long_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(LauncherError) as caught:
-        folder.prepare(tmp_path / "file" / "data")
-    assert caught.value.reason == "DATA_DIR_NOT_WRITABLE"
+    for path in (tmp_path / "file" / "data", Path("/proc/stellwerk")):
+        with pytest.raises(LauncherError) as caught:
+            folder.prepare(path)
+        assert caught.value.reason == "DATA_DIR_NOT_WRITABLE"
 
 
 def test_a_full_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

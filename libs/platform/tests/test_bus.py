@@ -92,3 +92,33 @@ async def test_what_is_no_event_at_all_is_put_aside_too(bus: Bus) -> None:
         assert await handled.get() == 1
     letter = await bus.jetstream.get_msg(bus.names.stream("DEADLETTER"), 1)
     assert letter.data == b"rubbish"
+
+
+async def test_a_slow_handler_keeps_its_event_and_its_order(bus: Bus) -> None:
+    """Slower than JetStream waits for an answer; two replicas."""
+    handled: list[int] = []
+    done = asyncio.Event()
+
+    async def handler(event: Event) -> None:
+        if event.revision == 1:
+            await asyncio.sleep(7)
+        handled.append(event.revision)
+        if event.revision == 3:
+            done.set()
+
+    for revision in (1, 2, 3):
+        await publish(bus, revision)
+    async with consuming(bus, handler), consuming(bus, handler):
+        await done.wait()
+    assert handled == [1, 2, 3]
+
+
+async def test_what_was_sent_before_a_failure_gives_its_places_back(bus: Bus) -> None:
+    """nats-py lets 4,000 be under way; those that are never answered would keep their places for ever."""
+    too_large = b"x" * (bus.client.max_payload + 1)
+    subject = bus.names.subject("journal", "demo", "registry", "workspace", "tested")
+    free = bus.jetstream._publish_async_pending_semaphore
+    with pytest.raises(Unavailable):
+        await bus.publish_many((subject, body, {}) for body in (b"one", b"two", too_large))
+    await asyncio.sleep(0)
+    assert free._value >= 3_999

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from stellwerk_launcher.testing import Servers
+from stellwerk_platform import mongo
 from stellwerk_platform.bus import Bus
-from stellwerk_platform.errors import Aborted, AlreadyExists, InvalidArgument, NotFound
+from stellwerk_platform.errors import Aborted, AlreadyExists, InvalidArgument, NotFound, Unavailable
 from stellwerk_platform.journal import Event, Fact, Relay, decode
 from stellwerk_platform.mongo import Collection, Database
 from stellwerk_protos.registry.v1.workspaces_pb2 import Workspace
@@ -205,3 +206,60 @@ async def test_a_killed_writer_or_relay_loses_and_doubles_nothing(
         by_resource.setdefault(event.resource, []).append(event.revision)
     assert by_resource == {w.name: list(range(1, w.revision + 1)) for w in final}
     assert {w.description for w in final} == {"5"}
+
+
+async def test_revisions_are_published_in_order_whatever_the_clocks_say(database: Database, bus: Bus) -> None:
+    """Two replicas change a resource in turn, and the clock of one is behind."""
+    workspaces = await opened(database)
+    await workspaces.create(Workspace(name="workspaces/a"), Fact("created", "REQUESTED"))
+    await workspaces.update("workspaces/a", described("new"))
+    first = await database.raw["journal_outbox"].find_one({"revision": 1})
+    await database.raw["journal_outbox"].delete_one({"revision": 1})
+    await database.raw["journal_outbox"].insert_one({**(first or {}), "_id": "f" + first["_id"][1:]})  # type: ignore[index]
+    assert [item.revision for item in await database.pending(10)] == [2, 1]
+    await Relay(database, bus).publish_batch()
+    assert [event.revision for event in await journal(bus)] == [1, 2]
+
+
+async def test_an_event_that_nats_would_not_take_is_refused_with_its_change(
+    database: Database, bus: Bus
+) -> None:
+    """In the outbox it would hold up all that follow."""
+    workspaces = await opened(database)
+    database.maximum_event_bytes = bus.maximum_body_bytes
+    await workspaces.create(Workspace(name="workspaces/a"), Fact("created", "REQUESTED"))
+    with pytest.raises(InvalidArgument) as caught:
+        await workspaces.update("workspaces/a", described("x" * bus.client.max_payload))
+    assert caught.value.reason == "RESOURCE_TOO_LARGE"
+    # The largest that is taken does get through.
+    room = bus.maximum_body_bytes - len((await database.pending(1))[0].body) - 100
+    await workspaces.update("workspaces/a", described("é" * (room // 2)))
+    assert await Relay(database, bus).publish_batch() == 2
+    assert [event.revision for event in await journal(bus)] == [1, 2]
+
+
+async def test_a_page_ends_where_an_answer_would_get_too_large(database: Database) -> None:
+    workspaces = await opened(database)
+    database.maximum_event_bytes = 8 * 1024 * 1024
+    for number in range(5):
+        workspace = Workspace(name=f"workspaces/w{number}", description="x" * 3 * 1024 * 1024)
+        await workspaces.create(workspace, Fact("created", "REQUESTED"))
+    sizes, token = [], "first"
+    while token:
+        items, token = await workspaces.page({}, 100, "" if token == "first" else token)
+        sizes.append(len(items))
+    assert sizes == [2, 2, 1]
+
+
+async def test_a_commit_without_mongodb_fails_within_a_handlers_time(
+    namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver would repeat it for two minutes, which made of each waiting event a dead letter."""
+    monkeypatch.setattr(mongo, "_SELECTION_MS", 100)
+    database = Database("mongodb://127.0.0.1:9", namespace, "registry")
+    workspaces = Collection(database, "workspaces", Workspace)
+    async with asyncio.timeout(5):
+        with pytest.raises(Unavailable) as caught:
+            await workspaces.create(Workspace(name="workspaces/a"), Fact("created", "REQUESTED"))
+    assert caught.value.reason == "MONGODB_UNAVAILABLE"
+    database.close()

@@ -76,6 +76,37 @@ async def test_a_lost_shim_is_not_mistaken_for_success(folder: Path) -> None:
     assert outcome_of(ended, "").reason.code == "COMMAND_LOST"
 
 
+async def test_after_a_new_start_of_the_machine_nobody_else_is_waited_for_or_ended(folder: Path) -> None:
+    """Pids and ticks begin anew then: those in the files may be somebody else's."""
+    stranger = await asyncio.create_subprocess_exec("sleep", "60", start_new_session=True)
+    identity = {"pid": stranger.pid, "start_ticks": processes.start_ticks(stranger.pid)}
+    found = Command(folder / "command", folder)
+    for name in ("claim.json", "command.json"):
+        (folder / "command" / name).write_text(json.dumps({**identity, "boot": "an earlier one"}))
+    assert (await asyncio.wait_for(found.wait(), 10)).is_lost
+    await found.end(0)
+    await asyncio.to_thread(sweep, folder.parent.parent)
+    assert stranger.returncode is None
+    for name in ("claim.json", "command.json"):
+        (folder / "command" / name).write_text(json.dumps({**identity, "boot": shim.boot()}))
+    await found.end(0)
+    assert await stranger.wait() == -signal.SIGKILL
+
+
+async def test_a_command_that_filled_the_disk_still_has_an_end(folder: Path) -> None:
+    mounted = ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(folder)]
+    if (await asyncio.to_thread(subprocess.run, mounted, capture_output=True)).returncode:
+        pytest.skip("a small file system needs root")
+    try:
+        for name in ("command", "user_logs", "work"):
+            (folder / name).mkdir()
+        started = await start(folder, "head -c 9999999 /dev/zero >filled; exit 7")
+        assert await started.wait() == Exit(7)
+        assert not os.statvfs(folder).f_bfree
+    finally:
+        await asyncio.to_thread(subprocess.run, ["umount", str(folder)], check=True)
+
+
 async def test_the_end_reaches_grandchildren_that_hide(folder: Path) -> None:
     hidden = "setsid sh -c 'trap \"\" TERM; sleep 60'"
     started = await start(folder, f"trap '' TERM; ({hidden} &); echo up; while :; do sleep 1; done")

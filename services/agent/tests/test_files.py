@@ -164,6 +164,18 @@ def test_a_protected_folder_can_be_removed(tmp_path: Path) -> None:
     assert not (tmp_path / "inputs").exists()
 
 
+def test_a_folder_that_the_command_closed_can_be_removed(tmp_path: Path) -> None:
+    closed = tmp_path / "work/outputs/closed"
+    (closed / "deeper").mkdir(parents=True)
+    (closed / "deeper/file").write_bytes(b"x")
+    (closed / "outside").symlink_to(tmp_path)
+    (closed / "deeper").chmod(0)
+    closed.chmod(0)
+    # Root may do all, so this says more where the tests run as somebody else.
+    remove(tmp_path / "work")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_outputs_of_any_shape_are_found(tmp_path: Path) -> None:
     folder = tmp_path / "work/outputs"
     (folder / "deep/er").mkdir(parents=True)

@@ -99,6 +99,45 @@ async def test_nothing_is_lost_or_double_however_often_it_breaks_and_restarts(
     assert servicer.points == {step: step for step in range(500)}
 
 
+async def test_positions_that_cannot_be_written_lose_nothing(
+    service: tuple[FlakyIngest, "ingest_pb2_grpc.IngestServiceAsyncStub"], tmp_path: Path
+) -> None:
+    servicer, stub = service
+    log = tmp_path / "user_logs" / "std_log.txt"
+    log.parent.mkdir()
+    log.write_bytes(b"line\n" * 1_000)
+    last = shipper(stub, tmp_path)
+    (file,) = last._logs.due(now=True)
+    # Stands for a full disk: no file can be written there.
+    file._position_path.with_name(file._position_path.name + ".new").mkdir()
+    last.finish()
+    await asyncio.wait_for(last.run(), 20)
+    assert bytes(servicer.log) == log.read_bytes()
+
+
+async def test_a_file_that_cannot_be_read_ends_with_a_reason_and_not_never(
+    service: tuple[FlakyIngest, "ingest_pb2_grpc.IngestServiceAsyncStub"],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, stub = service
+    log = tmp_path / "user_logs" / "std_log.txt"
+    log.parent.mkdir()
+    log.write_text("hello\n")
+    unreadable = shipper(stub, tmp_path)
+    (file,) = unreadable._logs.due(now=True)
+
+    def peek() -> None:
+        raise PermissionError(f"{log} is closed")
+
+    monkeypatch.setattr(file, "peek", peek)
+    unreadable.finish()
+    with pytest.raises(StepFailed) as caught:
+        await asyncio.wait_for(unreadable.run(), 20)
+    assert caught.value.reason.code == "OUTPUT_COLLECTION_FAILED"
+    assert "std_log.txt" in caught.value.reason.message
+
+
 async def test_what_is_refused_for_good_ends_with_a_reason(
     service: tuple[FlakyIngest, "ingest_pb2_grpc.IngestServiceAsyncStub"], tmp_path: Path
 ) -> None:

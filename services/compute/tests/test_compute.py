@@ -1,5 +1,6 @@
 """Compute on real servers: creation, placement, reports, leases, restart."""
 
+import time
 from collections.abc import AsyncIterator
 
 import grpc
@@ -14,6 +15,8 @@ from stellwerk_protos.compute.v1 import computes_pb2
 from stellwerk_protos.runs.v1.runs_pb2 import Run
 
 SHORT_LEASE_SECONDS = 1.0
+# Long enough for a slow machine to renew it in time.
+SLOW_LEASE_SECONDS = 4.0
 
 
 @pytest_asyncio.fixture
@@ -144,24 +147,59 @@ async def test_a_silent_node_and_its_runs_show_it_and_come_back(impatient: Compu
     assert (await impatient.allocation(kept)).state == domain.SUCCEEDED
 
 
-async def test_heartbeats_keep_a_node_alive_also_over_a_restart_of_compute(impatient: Compute) -> None:
+async def test_what_may_be_on_its_way_to_a_paused_node_is_not_given_to_another(impatient: Compute) -> None:
     workspace = await impatient.workspace()
-    name = await impatient.submit(workspace, "long")
+    name = await impatient.submit(workspace, "sent")
     async with impatient.agent().connected() as agent:
-        first = await agent.assignment()
-        await agent.report(name, 1, domain.RUNNING)
-        await impatient.stop()
-    await impatient.start()
-    async with impatient.agent().connected(name) as agent:
-        second = await agent.assignment()
-        assert second.allocation.state == domain.RUNNING
-        assert second.token
-        assert first.allocation.name == second.allocation.name
-        for _ in range(3):
-            await agent.beat(name)
-        await agent.report(name, 2, domain.SUCCEEDED)
+        await agent.assignment()
+        await impatient.journal.until(name, "not_responding", "LEASE_EXPIRED")
+        # The node goes on, and says what it held before it has read the assignment.
+        await agent.beat()
+        await impatient.journal.until(name, "assigned", "AGENT_RETURNED")
+        await agent.beat(name)
+        await agent.report(name, 1, domain.SUCCEEDED)
     await impatient.journal.until(name, "succeeded")
-    assert "not_responding" not in impatient.journal.verbs(name)
+    verbs = impatient.journal.verbs(name)
+    assert "queued" not in verbs[verbs.index("assigned") :]
+
+
+async def test_a_run_on_a_node_that_never_returns_can_be_canceled(impatient: Compute) -> None:
+    workspace = await impatient.workspace()
+    name = await impatient.submit(workspace, "stranded")
+    async with impatient.agent().connected() as agent:
+        await agent.assignment()
+        await agent.report(name, 1, domain.RUNNING)
+    await impatient.journal.until(name, "not_responding", "LEASE_EXPIRED")
+    await impatient.cancel(workspace, "stranded")
+    await impatient.journal.until(name, "canceled", "NODE_SILENT")
+    async with impatient.agent().connected(name) as returned:
+        (asked,) = await returned.hear("cancellation")
+        assert asked.cancellation.allocation == name
+        await returned.report(name, 2, domain.CANCELED)
+    assert (await impatient.allocation(name)).reason.code == "NODE_SILENT"
+
+
+async def test_heartbeats_keep_a_node_alive_also_over_a_restart_of_compute(servers: Servers) -> None:
+    async with running(servers, SLOW_LEASE_SECONDS) as compute:
+        workspace = await compute.workspace()
+        name = await compute.submit(workspace, "long")
+        async with compute.agent().connected() as agent:
+            first = await agent.assignment()
+            await agent.report(name, 1, domain.RUNNING)
+            await compute.stop()
+        await compute.start()
+        async with compute.agent().connected(name) as agent:
+            second = await agent.assignment()
+            assert second.allocation.state == domain.RUNNING
+            assert second.token
+            assert first.allocation.name == second.allocation.name
+            # For longer than the lease, without which this would say nothing.
+            until = time.monotonic() + 1.5 * SLOW_LEASE_SECONDS
+            while time.monotonic() < until:
+                await agent.beat(name)
+            await agent.report(name, 2, domain.SUCCEEDED)
+        await compute.journal.until(name, "succeeded")
+        assert "not_responding" not in compute.journal.verbs(name)
 
 
 async def test_a_node_is_told_to_stop_what_is_not_its_own(compute: Compute) -> None:

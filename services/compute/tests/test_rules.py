@@ -16,7 +16,7 @@ OWNER = "workspaces/demo/runs/amber-fox-1"
 REASON = Reason(code="TEST", message="Because.")
 STATES = [value for value in AllocationState.values() if value]
 STEPS = st.one_of(
-    st.sampled_from(["assign", "cancel", "silence", "restore", "lose", "wait", "fail"]),
+    st.sampled_from(["assign", "cancel", "silence", "restore", "lose", "abandon", "wait", "fail"]),
     st.sampled_from(STATES),
 )
 
@@ -33,6 +33,7 @@ def take(allocation: Allocation, step: str | int) -> Fact | None:
         "silence": lambda: domain.silence(allocation),
         "restore": lambda: domain.restore(allocation, domain.RUNNING),
         "lose": lambda: domain.lose(allocation, domain.ASSIGNED),
+        "abandon": lambda: domain.abandon(allocation),
         "wait": lambda: domain.wait(allocation, REASON),
         "fail": lambda: domain.fail(allocation, REASON),
     }

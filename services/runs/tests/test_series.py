@@ -11,7 +11,7 @@ from stellwerk_platform.errors import ResourceExhausted
 from stellwerk_protos.runs.v1.ingest_pb2 import AppendRequest, LogChunk, MetricBatch
 from stellwerk_runs.ingest.domain import PIECE_BYTES, arrivals, message_id, piece_of, pieces
 from stellwerk_runs.ingest.sequence import Arrival, advance
-from stellwerk_runs.ingest.sources import Sources
+from stellwerk_runs.ingest.sources import Names, logs, sources
 from stellwerk_runs.logs.domain import CHUNK_BYTES, LogEnd, LogText, Written
 from stellwerk_runs.metrics.domain import CHUNK_POINTS, Chunk, Points, Series, join
 
@@ -121,15 +121,15 @@ def test_a_piece_kept_for_later_is_what_arrived() -> None:
         assert piece_of(RUN, item) == request
 
 
-def test_one_source_too_many_is_refused_and_known_ones_go_on() -> None:
-    sources = Sources(limit=2)
-    for source in ("a", "b", "a"):
-        sources.check(RUN, source)
+@pytest.mark.parametrize(("names", "reason"), [(sources(2), "TOO_MANY_SOURCES"), (logs(2), "TOO_MANY_LOGS")])
+def test_a_run_has_a_bounded_number_of_sources_and_logs(names: Names, reason: str) -> None:
+    for name in ("a", "b", "a"):
+        names.check(RUN, name)
     with pytest.raises(ResourceExhausted) as caught:
-        sources.check(RUN, "c")
-    assert caught.value.reason == "TOO_MANY_SOURCES"
-    sources.check(RUN, "b")
-    sources.check(RUN + "2", "c")
+        names.check(RUN, "c")
+    assert caught.value.reason == reason
+    names.check(RUN, "b")
+    names.check(RUN + "2", "c")
 
 
 def test_a_longer_piece_with_the_same_beginning_has_another_id() -> None:

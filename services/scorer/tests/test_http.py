@@ -311,17 +311,19 @@ async def test_an_error_of_the_script_shows_its_traceback_in_the_log_only(scorer
         assert "worker.py" not in running.log
 
 
-async def test_request_headers_reach_a_script_that_asks_for_them(scorer: StartScorer) -> None:
+async def test_request_headers_reach_a_script_that_asks_for_them_but_no_token_does(
+    scorer: StartScorer,
+) -> None:
     script = """
         def init():
             pass
 
         def run(raw, request_headers):
-            return request_headers["x-tenant"]
+            return [request_headers["x-tenant"], "earer" in str(request_headers)]
     """
     async with scorer(script) as running, (await running.ready()).http() as http:
         response = await http.post("/score", content="1", headers={"x-tenant": "demo"})
-        assert response.json() == "demo"
+        assert response.json() == ["demo", False]
 
 
 async def test_many_requests_at_once_each_get_their_own_answer(scorer: StartScorer) -> None:

@@ -148,6 +148,18 @@ async def test_a_run_that_takes_too_long(scorer: StartScorer, body: str) -> None
         assert (await http.post("/score", content="hello")).json() == "hello"
 
 
+async def test_who_waits_behind_a_stuck_run_is_not_lost_with_it(scorer: StartScorer) -> None:
+    async with scorer(FRAGILE, SCORING_TIMEOUT_MS="3000") as running, (await running.ready()).http() as http:
+        stuck = asyncio.create_task(http.post("/score", content="stuck"))
+        await running.line("stuck begins")
+        # Its own time has to last until the stuck one is killed, which is a second after its end.
+        async with asyncio.timeout(20):
+            while not stuck.done():
+                waiting = await http.post("/score", content="patient")
+                assert waiting.status_code in (200, 503, 504), waiting.text
+        assert (await stuck).status_code == 504
+
+
 async def test_a_request_that_waits_too_long_is_never_started(scorer: StartScorer) -> None:
     script = INIT + "import time\ndef run(raw):\n    print('got', raw)\n    time.sleep(60)\n"
     limit = {"STELLWERK_SCORER_TIMEOUT_MS": "500"}

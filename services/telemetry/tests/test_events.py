@@ -11,7 +11,8 @@ import pytest
 from services.telemetry.tests.support import EMPTY, Telemetry, reason_of, until
 from stellwerk_launcher.testing import Servers
 from stellwerk_platform.errors import from_rpc
-from stellwerk_platform.journal import Event
+from stellwerk_platform.journal import Event, Fact, entry
+from stellwerk_protos.registry.v1 import workspaces_pb2
 from stellwerk_protos.telemetry.v1 import telemetry_pb2 as pb
 
 
@@ -161,3 +162,28 @@ async def test_a_dead_letter_is_listed_and_handed_back(telemetry: Telemetry) -> 
         again = stub.ReplayDeadLetter(pb.ReplayDeadLetterRequest(sequence=letter.sequence))
         assert await reason_of(again) == "DEAD_LETTER_NOT_FOUND"
     consumer.cancel()
+
+
+async def test_large_events_are_listed_in_answers_that_a_client_can_take(telemetry: Telemetry) -> None:
+    for revision in (1, 2, 3):
+        resource = workspaces_pb2.Workspace(
+            name="workspaces/large", revision=revision, description="x" * 6 * 1024 * 1024
+        )
+        made = entry(telemetry.bus.names.namespace, "registry", resource, Fact("tested", "TEST"))
+        await telemetry.bus.publish(made.subject, made.body, {"Nats-Msg-Id": made.id})
+    sequences: list[int] = []
+
+    async def probe() -> bool:
+        answer = await stub.ListEvents(pb.ListEventsRequest(parent="workspaces/-"))
+        sequences[:] = []
+        while True:
+            sequences.extend(e.sequence for e in answer.events if e.resource == "workspaces/large")
+            if not answer.next_page_token:
+                return len(sequences) == 3
+            answer = await stub.ListEvents(
+                pb.ListEventsRequest(parent="workspaces/-", page_token=answer.next_page_token)
+            )
+
+    async with telemetry.stub() as stub:
+        await until(probe)
+    assert sequences == sorted(sequences)

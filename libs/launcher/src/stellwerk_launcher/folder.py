@@ -24,7 +24,8 @@ LEFTOVER_TIMEOUT_SECONDS = 30.0
 KILL_TIMEOUT_SECONDS = 5.0
 STATE_FILE = "stack.json"
 LOGS_FOLDER = "logs"
-_REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EIO)
+# ENOENT: /proc, where nobody can make a folder.
+_REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.EIO)
 
 
 def prepare(data_dir: Path) -> Path:

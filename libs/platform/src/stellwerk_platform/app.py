@@ -110,6 +110,7 @@ class Service:
         await database.open()
         bus = await app.enter(Bus.connect(settings.nats_url, settings.namespace, app.name))
         await ensure_streams(bus)
+        database.maximum_event_bytes = bus.maximum_body_bytes
         relay = Relay(database, bus)
         database.on_commit(relay.wake)
         app.background(relay.run())

@@ -68,6 +68,9 @@ ROLES: dict[str, frozenset[str]] = {
 _CACHE_SIZE = 10_000
 _API_KEY_SECONDS = 60
 _KEY_REFRESH_SECONDS = 1.0
+# So long a key that was retired, and what it signed, may go on here.
+_KEY_LIFE_SECONDS = 300.0
+_KEY_RETRY_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -161,19 +164,20 @@ class TokenVerifier:
         self._keys: dict[str, Ed25519PublicKey] = {}
         self._keys_time = 0.0
         self._lock = asyncio.Lock()
-        self._verified: OrderedDict[str, Caller] = OrderedDict()
+        # With the time, of the monotonic clock, until which it need not be verified again.
+        self._verified: OrderedDict[str, tuple[Caller, float]] = OrderedDict()
 
     async def verify(self, token: str) -> Caller:
         """The caller that a token or API key stands for; raises `Unauthenticated`."""
         cache_key = hashlib.sha256(token.encode()).hexdigest() if token.startswith(API_KEY_PREFIX) else token
-        caller = self._verified.get(cache_key)
-        if caller is not None and caller.expire_time > time.time():
+        caller, until = self._verified.get(cache_key, (None, 0.0))
+        if caller is not None and caller.expire_time > time.time() and until > time.monotonic():
             return caller
         if token.startswith(API_KEY_PREFIX):
             caller = await self._exchange(token)
         else:
             caller = await self._decode(token)
-        self._verified[cache_key] = caller
+        self._verified[cache_key] = caller, time.monotonic() + _KEY_LIFE_SECONDS
         if len(self._verified) > _CACHE_SIZE:
             self._verified.popitem(last=False)
         return caller
@@ -204,16 +208,30 @@ class TokenVerifier:
 
     async def _key(self, key_id: str) -> Ed25519PublicKey:
         # A known key must not wait behind the question for an unknown one.
-        if key_id not in self._keys:
+        if key_id not in self._keys or (self._is_older(_KEY_LIFE_SECONDS) and not self._lock.locked()):
             async with self._lock:
                 # An unknown key may be a new one: ask, but not more often than once a second.
-                if key_id not in self._keys and time.monotonic() - self._keys_time > _KEY_REFRESH_SECONDS:
-                    keys = await self._source.signing_keys()
-                    self._keys = {key: Ed25519PublicKey.from_public_bytes(raw) for key, raw in keys.items()}
-                    self._keys_time = time.monotonic()
+                known = key_id in self._keys
+                if self._is_older(_KEY_LIFE_SECONDS if known else _KEY_REFRESH_SECONDS):
+                    await self._refresh(known)
         if key_id not in self._keys:
             raise _invalid()
         return self._keys[key_id]
+
+    def _is_older(self, seconds: float) -> bool:
+        return time.monotonic() - self._keys_time > seconds
+
+    async def _refresh(self, known: bool) -> None:
+        """Asks for the keys; while `secrets` is away, those that are known stay."""
+        try:
+            keys = await self._source.signing_keys()
+        except Unavailable:
+            if not known:
+                raise
+            self._keys_time = time.monotonic() - _KEY_LIFE_SECONDS + _KEY_RETRY_SECONDS
+            return
+        self._keys = {key: Ed25519PublicKey.from_public_bytes(raw) for key, raw in keys.items()}
+        self._keys_time = time.monotonic()
 
 
 def bearer(metadata: object) -> str:

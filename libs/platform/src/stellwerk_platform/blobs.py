@@ -1,6 +1,7 @@
 """The blob store: S3 objects under their SHA-256, written and read by presigned URL."""
 
 import base64
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from stellwerk_platform.errors import PlatformError, Unavailable
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
 
+log = logging.getLogger(__name__)
 URL_SECONDS = 900
 
 
@@ -57,9 +59,17 @@ class BlobStore:
         except ClientError as error:
             if _status(error) != 404:
                 raise _unavailable(error) from error
-            await self._client.create_bucket(Bucket=self._bucket)
+            await self._create_bucket()
         except BotoCoreError as error:
             raise _unavailable(error) from error
+
+    async def _create_bucket(self) -> None:
+        try:
+            await self._client.create_bucket(Bucket=self._bucket)
+        except (ClientError, BotoCoreError) as error:
+            # 409: another replica was faster.
+            if not isinstance(error, ClientError) or _status(error) != 409:
+                raise _unavailable(error) from error
 
     async def size(self, workspace: str, sha256: str) -> int | None:
         """Bytes of a blob, None when it is missing; raises `Unavailable`."""
@@ -112,8 +122,10 @@ def _status(error: ClientError) -> int:
 
 
 def _unavailable(error: Exception) -> PlatformError:
+    # The text names addresses, which are nothing for callers.
+    log.warning("The blob store does not answer: %.300s", error)
     return Unavailable(
         "BLOB_STORE_UNAVAILABLE",
-        f"The blob store does not answer: {str(error)[:300]}",
+        "The blob store does not answer.",
         "Check the S3 server (`stellwerk status`) and its free space, then try again.",
     )

@@ -9,7 +9,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import nats
@@ -18,7 +18,15 @@ import nats.js.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, DiscardPolicy, RetentionPolicy, StreamConfig
+from nats.js.api import (
+    AckPolicy,
+    ConsumerConfig,
+    DeliverPolicy,
+    DiscardPolicy,
+    PubAck,
+    RetentionPolicy,
+    StreamConfig,
+)
 from opentelemetry.trace import SpanKind
 
 from stellwerk_platform import telemetry
@@ -28,6 +36,9 @@ from stellwerk_platform.journal import Event, decode
 log = logging.getLogger(__name__)
 Handler = Callable[[Event], Awaitable[None]]
 _ACK_WAIT_SECONDS = 5.0
+_IN_PROGRESS_SECONDS = 2.0
+# The server counts the headers of a message in; those of a dead letter hold an error text.
+_HEADER_BYTES = 8 * 1024
 _DUPLICATE_WINDOW_SECONDS = 3_600
 _TRIES = 5
 _DEFAULT_NAMESPACE = "stellwerk"
@@ -88,6 +99,11 @@ class Bus:
         finally:
             await client.close()
 
+    @property
+    def maximum_body_bytes(self) -> int:
+        """What the server takes as one message, less room for headers."""
+        return int(self.client.max_payload) - _HEADER_BYTES
+
     async def ensure_stream(self, name: str, *parts: str, work: bool = False, max_bytes: int = -1) -> None:
         """Creates or updates a stream for `<namespace>.<parts>.>`.
 
@@ -118,15 +134,21 @@ class Bus:
 
     async def publish_many(self, messages: Iterable[tuple[str, bytes, Mapping[str, str]]]) -> None:
         """Returns once all are stored; raises `Unavailable` if any may not be."""
+        if not self.client.is_connected:
+            # The client would fill its buffer, and publish it all again and again when it is back.
+            raise _not_stored(nats.errors.ConnectionReconnectingError())
+        acks: list[asyncio.Future[PubAck]] = []
         try:
-            acks = [
-                await self.jetstream.publish_async(subject, body, headers=dict(headers))
-                for subject, body, headers in messages
-            ]
+            for subject, body, headers in messages:
+                acks.append(await self.jetstream.publish_async(subject, body, headers=dict(headers)))
             async with asyncio.timeout(10):
                 await asyncio.gather(*acks)
         except (nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
             raise _not_stored(error) from error
+        finally:
+            # What is not answered yet would keep its place among those that may be under way.
+            for ack in acks:
+                ack.cancel()
 
     async def subscribe(
         self,
@@ -176,7 +198,8 @@ class Bus:
         self, subscription: "nats.aio.subscription.Subscription", durable: str, handler: Handler
     ) -> None:
         async for message in subscription.messages:
-            await self._handle(message, durable, handler)
+            async with kept([message]):
+                await self._handle(message, durable, handler)
 
     async def _handle(self, message: Msg, durable: str, handler: Handler) -> None:
         tries, delay = 0, 0.1
@@ -189,10 +212,9 @@ class Bus:
                 known = as_platform_error(error)
                 retryable = known is not None and known.retryable
                 tries += not retryable
-                log.warning("%s: %s (%s)", durable, error, message.subject, exc_info=not retryable)
+                log.warning("%s: %.300s (%s)", durable, error, message.subject, exc_info=not retryable)
                 if tries >= _TRIES and await self._bury(message, durable, error):
                     break
-                await message.in_progress()
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, _ACK_WAIT_SECONDS / 2)
         # Not acknowledged for sure until the server says so; a lost one is only a repetition.
@@ -200,7 +222,10 @@ class Bus:
 
     async def _bury(self, message: Msg, durable: str, error: Exception) -> bool:
         """Moves the event to the dead letters; False if that did not work."""
+        place = message.metadata
         headers = {
+            # Tried again after an answer that was lost, it is the same dead letter.
+            "Nats-Msg-Id": f"{durable}:{place.stream}:{place.sequence.stream}",
             "Stellwerk-Consumer": durable,
             "Stellwerk-Error": f"{type(error).__name__}: {error}".replace("\n", " ")[:1_000],
             "Content-Type": "application/cloudevents+json",
@@ -211,6 +236,24 @@ class Bus:
             return False
         log.error("%s gave up on an event; it is a dead letter now: %s", durable, error)
         return True
+
+
+@asynccontextmanager
+async def kept(messages: Sequence[Msg]) -> AsyncIterator[None]:
+    """Tells JetStream from time to time that these are being worked on, so that nobody else gets them."""
+
+    async def renew() -> None:
+        while True:
+            await asyncio.sleep(_IN_PROGRESS_SECONDS)
+            with suppress(nats.errors.Error):
+                for message in messages:
+                    await message.in_progress()
+
+    task = asyncio.create_task(renew())
+    try:
+        yield
+    finally:
+        task.cancel()
 
 
 async def ensure_streams(bus: Bus) -> None:

@@ -46,6 +46,7 @@ class Entry:
     resource: str
     subject: str
     body: bytes
+    revision: int
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,8 @@ def entry(namespace: str, service: str, resource: Message, fact: Fact) -> Entry:
         event["traceparent"] = traceparent
     workspace = names.workspace_of(name) or "_"
     subject = f"{namespace}.journal.{workspace}.{service}.{kind}.{fact.verb}"
-    return Entry(event_id, name, subject, json.dumps(event, separators=(",", ":")).encode())
+    body = json.dumps(event, separators=(",", ":"), ensure_ascii=False).encode()
+    return Entry(event_id, name, subject, body, revision)
 
 
 def decode(body: bytes) -> Event:
@@ -167,7 +169,7 @@ class Relay:
                     pass
                 delay = 0.1
             except Exception as error:
-                log.warning("The relay tries again in %.1f s: %s", delay, error)
+                log.warning("The relay tries again in %.1f s: %.300s", delay, error)
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, 5.0)
                 self._awake.set()
@@ -176,11 +178,12 @@ class Relay:
         """Publishes one batch and returns its size.
 
         A resource's next entry is sent only after its last one is stored, so that a
-        connection that breaks in between cannot turn their order.
+        connection that breaks in between cannot turn their order. The revision decides
+        what is next: the ids of two replicas follow two clocks.
         """
         entries = await self._outbox.pending(_BATCH)
         by_resource: dict[str, list[Entry]] = defaultdict(list)
-        for item in entries:
+        for item in sorted(entries, key=lambda item: item.revision):
             by_resource[item.resource].append(item)
         for wave in zip_longest(*by_resource.values()):
             await self._publisher.publish_many(

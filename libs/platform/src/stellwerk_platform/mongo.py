@@ -8,11 +8,11 @@
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import count
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from bson import Binary
 from bson.codec_options import CodecOptions
@@ -25,12 +25,20 @@ from pymongo.errors import (
     DuplicateKeyError,
     OperationFailure,
     PyMongoError,
+    ServerSelectionTimeoutError,
 )
 
 from stellwerk_platform import failpoints, paging, telemetry
 from stellwerk_platform.auth import current_actor
 from stellwerk_platform.documents import Document, from_document, now, to_document
-from stellwerk_platform.errors import Aborted, AlreadyExists, NotFound, Unavailable, translate
+from stellwerk_platform.errors import (
+    Aborted,
+    AlreadyExists,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+    translate,
+)
 from stellwerk_platform.journal import Entry, Fact, entry
 
 log = logging.getLogger(__name__)
@@ -39,12 +47,16 @@ T = TypeVar("T")
 Session = AsyncIOMotorClientSession
 _OUTBOX = "journal_outbox"
 _REQUEST_ID = "request_id"
+_EVENT_BYTES = 1024 * 1024
+_SELECTION_MS = 15_000
 
 
 def _away(error: Exception) -> Unavailable:
+    # The text names addresses, which are nothing for callers.
+    log.warning("MongoDB does not answer: %.300s", error)
     return Unavailable(
         "MONGODB_UNAVAILABLE",
-        f"MongoDB does not answer: {str(error)[:300]}",
+        "MongoDB does not answer.",
         "Check that it runs as a replica set and that STELLWERK_MONGODB_URI is right.",
     )
 
@@ -64,7 +76,7 @@ class Database:
         self.namespace = namespace
         self.service = service
         self.client: AsyncIOMotorClient = AsyncIOMotorClient(
-            uri, serverSelectionTimeoutMS=15_000, appname=f"stellwerk-{service}", retryWrites=True
+            uri, serverSelectionTimeoutMS=_SELECTION_MS, appname=f"stellwerk-{service}", retryWrites=True
         )
         options: CodecOptions[Document] = CodecOptions(tz_aware=True, tzinfo=UTC)
         self.raw: AsyncIOMotorDatabase = self.client.get_database(
@@ -72,6 +84,8 @@ class Database:
         )
         self._outbox = self.raw[_OUTBOX]
         self._wake: Callable[[], None] = lambda: None
+        # What the bus takes; an event that it does not take would hold up all that follow.
+        self.maximum_event_bytes = _EVENT_BYTES
 
     async def open(self) -> None:
         """Waits until the server answers; raises `Unavailable` when it does not within 15 s."""
@@ -114,20 +128,12 @@ class Database:
                 if (attempt := next(attempts)) > 0:
                     await asyncio.sleep(random.uniform(0, min(0.002 * 2**attempt, 0.25)))
                 transaction = Transaction(self, session)
-                result = await work(transaction)
-                if transaction.entries:
-                    await self._outbox.insert_many(
-                        [
-                            {
-                                "_id": e.id,
-                                "resource": e.resource,
-                                "subject": e.subject,
-                                "body": Binary(e.body),
-                            }
-                            for e in transaction.entries
-                        ],
-                        session=session,
-                    )
+                try:
+                    result = await work(transaction)
+                    await self._record(transaction)
+                except ServerSelectionTimeoutError as error:
+                    # It has been waited for already; the driver would do so again and again, for two minutes.
+                    raise _away(error) from error
                 failpoints.hit("store.before_commit")
                 return result
 
@@ -136,10 +142,34 @@ class Database:
         self._wake()
         return result
 
+    async def _record(self, transaction: "Transaction") -> None:
+        documents = [
+            {
+                "_id": item.id,
+                "resource": item.resource,
+                "subject": item.subject,
+                "body": Binary(item.body),
+                "revision": item.revision,
+            }
+            for item in transaction.entries
+        ]
+        if documents:
+            await self._outbox.insert_many(documents, session=transaction.session)
+
     async def pending(self, limit: int) -> list[Entry]:
-        """The oldest journal entries that are not known to be published."""
-        documents = await self._outbox.find().sort("_id", ASCENDING).limit(limit).to_list(limit)
-        return [Entry(d["_id"], d["resource"], d["subject"], bytes(d["body"])) for d in documents]
+        """The oldest journal entries that are not known to be published.
+
+        As of one moment: a plain read could miss an entry that is committed while it
+        goes on, and find the next one of the same resource.
+        """
+        async with await self.client.start_session(
+            snapshot=True  # type: ignore[call-arg]  # motor's stub forgets it
+        ) as session:
+            found = self._outbox.find(session=session).sort("_id", ASCENDING).limit(limit)
+            documents = await found.to_list(limit)
+        return [
+            Entry(d["_id"], d["resource"], d["subject"], bytes(d["body"]), d["revision"]) for d in documents
+        ]
 
     async def remove(self, ids: list[str]) -> None:
         """Forgets published journal entries."""
@@ -164,7 +194,15 @@ class Transaction:
             actor=fact.actor or current_actor(self._database.service),
             cause=fact.cause or telemetry.trace_id(),
         )
-        self.entries.append(entry(self._database.namespace, self._database.service, resource, fact))
+        made = entry(self._database.namespace, self._database.service, resource, fact)
+        if len(made.body) > self._database.maximum_event_bytes:
+            raise InvalidArgument(
+                "RESOURCE_TOO_LARGE",
+                f"{made.resource[:200]} has {len(made.body):,} bytes as a journal event, over "
+                f"{self._database.maximum_event_bytes:,}.",
+                "Use fewer or shorter entries: for files, pack them into an archive.",
+            )
+        self.entries.append(made)
 
     def last_event(self, otherwise: str = "") -> str:
         """The id of the entry recorded last: the cause of what follows from it in this transaction."""
@@ -223,7 +261,10 @@ class Collection(Generic[R]):
         key: str = "_id",
         descending: bool = False,
     ) -> tuple[list[R], str]:
-        """One page in the order of `key` (ties by name) and the token of the next one."""
+        """One page in the order of `key` (ties by name) and the token of the next one.
+
+        It ends early where it would get too large for one answer.
+        """
         size = paging.page_size(size)
         query = (self._name, sorted(where.items(), key=lambda item: item[0]), key, descending)
         position = paging.decode(token, *query)
@@ -236,12 +277,16 @@ class Collection(Generic[R]):
             where = {"$and": [where, {"$or": after}]}
         order = DESCENDING if descending else ASCENDING
         sort = [(key, order)] if key == "_id" else [(key, order), ("_id", order)]
-        documents = await self.raw.find(where).sort(sort).limit(size + 1).to_list(size + 1)
-        items = [from_document(self._kind, document) for document in documents[:size]]
-        if len(documents) <= size:
-            return items, ""
-        last = documents[size - 1]
-        return items, paging.encode([last["_id"], _to_token(last[key])], *query)
+        items: list[R] = []
+        room = paging.Room(size)
+        last: Mapping[str, Any] = {}
+        async for document in self.raw.find(where).sort(sort).limit(size + 1):
+            item = from_document(self._kind, document)
+            if not room.take(item.ByteSize()):
+                return items, paging.encode([last["_id"], _to_token(last[key])], *query)
+            items.append(item)
+            last = document
+        return items, ""
 
     async def all(self, where: Document, session: Session | None = None) -> list[R]:
         """All that match: for sets that are known to be small."""

@@ -10,6 +10,8 @@ from stellwerk_platform.errors import InvalidArgument
 
 DEFAULT_SIZE = 100
 MAXIMUM_SIZE = 1_000
+# A message of gRPC has 16 MiB at most, and what is encoded again, as JSON for example, grows.
+_PAGE_BYTES = 8 * 1024 * 1024
 
 
 def page_size(requested: int, maximum: int = MAXIMUM_SIZE) -> int:
@@ -19,6 +21,23 @@ def page_size(requested: int, maximum: int = MAXIMUM_SIZE) -> int:
             "INVALID_PAGE_SIZE", f"The page size {requested} is negative.", "Use 0 or more."
         )
     return min(requested or min(DEFAULT_SIZE, maximum), maximum)
+
+
+class Room:
+    """What fits on one page: `size` items, and 8 MiB unless the first one alone has more."""
+
+    def __init__(self, size: int) -> None:
+        self._items = size
+        self._bytes = _PAGE_BYTES
+        self._is_empty = True
+
+    def take(self, size_bytes: int) -> bool:
+        """Whether one more item of so many bytes fits."""
+        self._items -= 1
+        self._bytes -= size_bytes
+        fits = self._items >= 0 and (self._bytes >= 0 or self._is_empty)
+        self._is_empty = False
+        return fits
 
 
 def encode(position: Any, *query: object) -> str:

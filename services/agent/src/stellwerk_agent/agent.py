@@ -3,13 +3,16 @@
 import asyncio
 import logging
 from collections import OrderedDict
+from pathlib import Path
 
 from stellwerk_agent.connection import Connection
-from stellwerk_agent.folder import AllocationFolder
+from stellwerk_agent.failure import StepFailed, reason_of
+from stellwerk_agent.folder import AllocationFolder, discard
 from stellwerk_agent.node import Node
 from stellwerk_agent.replica import ReplicaWorker
 from stellwerk_agent.run import RunWorker
 from stellwerk_agent.worker import Worker
+from stellwerk_protos.common.v1 import common_pb2
 from stellwerk_protos.compute.v1 import agents_pb2, agents_pb2_grpc, computes_pb2, workloads_pb2
 
 log = logging.getLogger(__name__)
@@ -33,9 +36,12 @@ class Agent:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         # An assignment that was on its way when its allocation ended must not start it anew.
         self._ended: OrderedDict[str, None] = OrderedDict()
+        self._discarding: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """For ever; when cancelled, commands live on."""
+        for path in AllocationFolder.leftovers(self._folder):
+            self._discard(path)
         for folder in AllocationFolder.load_all(self._folder):
             log.info("%s is taken up again", folder.allocation.name)
             self._hold(folder)
@@ -45,15 +51,20 @@ class Agent:
             tasks = list(self._tasks.values())
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, *self._discarding, return_exceptions=True)
 
     def _hold(self, folder: AllocationFolder) -> None:
         name = folder.allocation.name
         worker = _KINDS[folder.allocation.workload.kind](self._node, folder, self._connection.send)
         self._workers[name] = worker
         task = asyncio.create_task(worker.run(), name=name)
-        task.add_done_callback(lambda _: self._settle(name))
+        task.add_done_callback(self._worker_ended)
         self._tasks[name] = task
+
+    def _worker_ended(self, task: "asyncio.Task[None]") -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.critical("%s has no worker any more", task.get_name(), exc_info=error)
+        self._settle(task.get_name())
 
     def _settle(self, name: str) -> None:
         """Lets go of an allocation that is over and fully acknowledged."""
@@ -64,7 +75,13 @@ class Agent:
         self._ended[name] = None
         if len(self._ended) > _REMEMBERED:
             self._ended.popitem(last=False)
-        worker.folder.discard()
+        self._discard(worker.folder.retire())
+
+    def _discard(self, path: Path) -> None:
+        """In a thread: a large folder must not hold up the leases."""
+        task = asyncio.create_task(asyncio.to_thread(discard, path))
+        self._discarding.add(task)
+        task.add_done_callback(self._discarding.discard)
 
     def held(self) -> list[str]:
         """Allocations that this node holds."""
@@ -81,7 +98,25 @@ class Agent:
             worker.folder.write_token(assignment.token)
         elif name not in self._ended and assignment.allocation.state == _ASSIGNED:
             log.info("%s is assigned", name)
-            self._hold(AllocationFolder.create(self._folder, assignment))
+            self._take(assignment)
+
+    def _take(self, assignment: agents_pb2.Assignment) -> None:
+        try:
+            if assignment.allocation.workload.kind not in _KINDS:
+                raise StepFailed("WORKLOAD_UNKNOWN", "The agent knows no such kind.", "Update the agent.")
+            folder = AllocationFolder.create(self._folder, assignment)
+        except Exception as error:
+            log.exception("%s cannot be taken", assignment.allocation.name)
+            # Nothing is held; if this is lost, compute assigns it again.
+            refusal = agents_pb2.Report(allocation=assignment.allocation.name, sequence=1)
+            refusal.state = computes_pb2.ALLOCATION_STATE_FAILED
+            refusal.reason.CopyFrom(reason_of(error))
+            self._connection.send(refusal)
+            return
+        if assignment.allocation.cancel_requested:
+            # Compute's cancellation came before there was anything to cancel.
+            folder.request_stop(common_pb2.Reason(code="CANCEL_REQUESTED", message="It never started."))
+        self._hold(folder)
 
     def cancel(self, cancellation: agents_pb2.Cancellation) -> None:
         """Stops an allocation; nothing happens to one that is over."""

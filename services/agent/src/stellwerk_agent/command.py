@@ -88,40 +88,47 @@ class Command:
     async def wait(self) -> Exit:
         """Returns when the command has ended."""
         for name in ("claim.json", "command.json"):
-            identity = self._read(name)
+            identity = _identity(self._folder / name)
             # Without its shim the command itself is waited for; nobody knows its exit code then.
-            if self._read("exit.json") is None and identity is not None:
+            if _read(self._folder / "exit.json") is None and identity is not None:
                 await processes.wait_for_end(identity["pid"], identity["start_ticks"])
         if self._shim is not None:
             await asyncio.to_thread(self._shim.wait)
-        found = self._read("exit.json")
+        found = _read(self._folder / "exit.json")
         if found is None:
-            return Exit(None, "the process that watched it was killed", is_lost=True)
+            return Exit(None, "its watcher was killed or found the disk full", is_lost=True)
         return Exit(found.get("returncode"), found.get("error", ""), time_ms=found["time_ms"])
 
     def usage(self) -> Usage | None:
         """What it used; None while it runs, or when nobody could count."""
-        found = (self._read("exit.json") or {}).get("usage")
+        found = (_read(self._folder / "exit.json") or {}).get("usage")
         return None if found is None else Usage(**found)
 
     def processes(self) -> list[psutil.Process]:
         """Its living processes and all that they started. Blocks."""
-        return processes.of_allocation(self._marker, self._session())
-
-    def _session(self) -> int | None:
-        identity = self._read("command.json")
-        if identity is None:
-            return None
-        return processes.session_of(identity["pid"], identity["start_ticks"])
+        return processes.of_allocation(self._marker, session_of(self._folder))
 
     async def end(self, grace_seconds: float) -> None:
         """Ends the command and all that it started."""
-        session = self._session()
+        session = session_of(self._folder)
         await asyncio.to_thread(processes.end, self._marker, session, grace_seconds)
 
-    def _read(self, name: str) -> dict[str, Any] | None:
-        try:
-            found: dict[str, Any] = json.loads((self._folder / name).read_bytes())
-        except FileNotFoundError:
-            return None
-        return found
+
+def session_of(folder: Path) -> int | None:
+    """The session of the command whose files lie in `folder`, None without one that is still its own."""
+    identity = _identity(folder / "command.json")
+    return None if identity is None else processes.session_of(identity["pid"], identity["start_ticks"])
+
+
+def _identity(path: Path) -> dict[str, Any] | None:
+    """Which process a file names, None when the machine was started anew since: it cannot live any more."""
+    identity = _read(path)
+    return identity if identity is not None and identity["boot"] == shim.boot() else None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    return found

@@ -17,7 +17,8 @@ from stellwerk_protos.compute.v1 import agents_pb2, agents_pb2_grpc
 log = logging.getLogger(__name__)
 _Outbox = asyncio.Queue["agents_pb2.ConnectRequest | None"]
 _FIRST_BEAT_SECONDS = 1.0
-_SHORTEST_BEAT_SECONDS = 0.1
+# Bounds, because the end of a lease is told by another machine's clock.
+_SHORTEST_BEAT_SECONDS, _LONGEST_BEAT_SECONDS = 0.1, 10.0
 _STALL_SECONDS = 10.0
 
 
@@ -95,7 +96,11 @@ class Connection:
         try:
             async for response in call:
                 self._heard_time = time.monotonic()
-                self._handle(response)
+                try:
+                    self._handle(response)
+                except Exception:
+                    # What concerns one allocation must not end the connection of all.
+                    log.exception("A %s could not be handled", response.WhichOneof("message"))
         except asyncio.CancelledError:
             if not beating.done() or beating.cancelled():
                 raise
@@ -128,7 +133,7 @@ class Connection:
             self._holder.acknowledge(response.report_ack)
         elif kind == "heartbeat_ack":
             lease_seconds = response.heartbeat_ack.lease_expire_time.ToMicroseconds() / 1e6 - time.time()
-            self._beat_seconds = max(lease_seconds / 3, _SHORTEST_BEAT_SECONDS)
+            self._beat_seconds = min(max(lease_seconds / 3, _SHORTEST_BEAT_SECONDS), _LONGEST_BEAT_SECONDS)
             self._ready_file.touch()
 
 

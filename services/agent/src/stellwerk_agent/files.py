@@ -13,7 +13,6 @@ from stellwerk_agent.failure import StepFailed
 from stellwerk_protos.common.v1 import common_pb2
 
 _FICLONE = 0x40049409
-_WRITABLE = 0o200
 
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o600) -> None:
@@ -99,13 +98,18 @@ def protect(folder: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Removes a folder, also a protected one; nothing happens when there is none."""
-    for path, _, _ in os.walk(folder):
-        mode = os.stat(path).st_mode
-        if not mode & _WRITABLE:
-            os.chmod(path, stat.S_IMODE(mode) | 0o700)
-    if folder.exists():
-        shutil.rmtree(folder)
+    """Removes a folder, also one that its owner closed; nothing happens when there is none."""
+    if not folder.is_dir() or folder.is_symlink():
+        folder.unlink(missing_ok=True)
+        return
+    closed = [str(folder)]
+    while closed:
+        path = closed.pop()
+        if stat.S_IMODE(os.stat(path).st_mode) & stat.S_IRWXU != stat.S_IRWXU:
+            os.chmod(path, stat.S_IRWXU)
+        with os.scandir(path) as entries:
+            closed += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    shutil.rmtree(folder)
 
 
 def tail(path: Path, size_bytes: int = 4096) -> str:

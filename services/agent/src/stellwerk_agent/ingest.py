@@ -43,7 +43,7 @@ class Shipper:
         self._finishing = False
         self._batch = 0
         self._saved_time = self._progress_time = 0.0
-        self._refusals = 0
+        self._refusals = self._unread = 0
 
     def finish(self) -> None:
         """Nothing more is written: `run` returns once everything is acknowledged."""
@@ -62,11 +62,24 @@ class Shipper:
                 failure = from_rpc(error)
             except PlatformError as error:
                 failure = error
+            except OSError as error:
+                failure = self._unreadable(error)
             finally:
                 self._reset()
             self._judge(failure)
             delay = FIRST_DELAY_SECONDS if self._batch > batch else min(delay * 2, LONGEST_DELAY_SECONDS)
             await asyncio.sleep(delay)
+
+    def _unreadable(self, error: OSError) -> PlatformError:
+        """A local file that cannot be read: tried again some times, for it may be out of descriptors only."""
+        self._unread += 1
+        if self._unread >= _REFUSALS:
+            raise StepFailed(
+                "OUTPUT_COLLECTION_FAILED",
+                f"The logs and metrics cannot be read on the node: {error}.",
+                "See the agent's log, and whether the command changed these files.",
+            )
+        return Unavailable("FILE_UNREADABLE", f"{error}.")
 
     def _judge(self, failure: PlatformError) -> None:
         log.warning("%s: logs and metrics wait: %s", self._run, failure)
@@ -95,20 +108,26 @@ class Shipper:
         return [*logs, *(tail for tail in self._metrics.tails() if tail.has_more())]
 
     def _save(self) -> None:
-        for tail in self._tails():
-            tail.save()
         self._saved_time = asyncio.get_running_loop().time()
+        try:
+            for tail in self._tails():
+                tail.save()
+        except OSError as error:
+            # Without them a restarted agent sends more of what is stored already, no more than that.
+            log.warning("%s: positions could not be written: %s", self._run, error)
 
     async def _stream(self) -> None:
         requests: asyncio.Queue[ingest_pb2.AppendRequest | None] = asyncio.Queue()
         producer = asyncio.create_task(self._produce(requests))
         call = self._stub.Append(_drain(requests))
+        # Without a producer nothing would come to an end here.
+        producer.add_done_callback(lambda _: _has_failed(producer) and call.cancel())
         watch = asyncio.create_task(self._watch(call))
         try:
             async for response in call:
                 self._acknowledge(response.batch)
         except asyncio.CancelledError:
-            if not watch.done() or watch.cancelled():
+            if not _has_failed(producer) and (not watch.done() or watch.cancelled()):
                 raise
         finally:
             # Also the library's own task that reads the queue has to end.
@@ -117,6 +136,8 @@ class Shipper:
             for task in (producer, watch):
                 task.cancel()
             await asyncio.gather(producer, watch, return_exceptions=True)
+        if _has_failed(producer):
+            await producer
         if not self._finishing or self._pending or self._has_more():
             raise Unavailable("STREAM_ENDED", "The stream ended before everything was acknowledged.")
 
@@ -173,6 +194,10 @@ class Shipper:
     def _has_more(self) -> bool:
         """Whether anything whole is left; a torn last record is not."""
         return any(tail.peek() is not None for tail in self._due())
+
+
+def _has_failed(task: "asyncio.Task[None]") -> bool:
+    return task.done() and not task.cancelled() and task.exception() is not None
 
 
 async def _drain(

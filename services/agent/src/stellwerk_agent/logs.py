@@ -86,7 +86,7 @@ class LogFile:
                     return None
                 file.seek(self._read)
                 data = file.read(LOG_CHUNK_BYTES)
-        except OSError:
+        except FileNotFoundError:
             return None
         if not data:
             return None

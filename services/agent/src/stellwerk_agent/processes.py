@@ -6,6 +6,7 @@ setsid still has it.
 """
 
 import asyncio
+import logging
 import os
 import signal
 import time
@@ -13,8 +14,9 @@ from pathlib import Path
 
 import psutil
 
+log = logging.getLogger(__name__)
 MARKER = "STELLWERK_ALLOCATION"
-_POLL_SECONDS = 0.02
+_FIRST_POLL_SECONDS, _LONGEST_POLL_SECONDS = 0.01, 0.5
 
 
 def start_ticks(pid: int) -> int | None:
@@ -86,23 +88,33 @@ def _belongs(pid: int, marker: bytes, session: int | None) -> bool:
 
 
 def end(folder: Path, session: int | None, grace_seconds: float) -> None:
-    """SIGTERM to all, and after the grace SIGKILL until none is left. Blocks."""
+    """SIGTERM to all, and after the grace SIGKILL until none is left that takes signals from us. Blocks."""
     deadline = time.monotonic() + grace_seconds
-    number = signal.SIGTERM
+    number, pause = signal.SIGTERM, _FIRST_POLL_SECONDS
     told: set[psutil.Process] = set()
+    untouchable: set[psutil.Process] = set()
     # Looked for again each time: what was forked in between is in nobody's list.
-    while living := of_allocation(folder, session):
-        if time.monotonic() >= deadline:
-            number = signal.SIGKILL
+    while living := [process for process in of_allocation(folder, session) if process not in untouchable]:
+        remaining_seconds = deadline - time.monotonic()
+        if remaining_seconds <= 0 and number != signal.SIGKILL:
+            number, pause = signal.SIGKILL, _FIRST_POLL_SECONDS
         for process in living:
             if number == signal.SIGKILL or process not in told:
                 told.add(process)
-                _signal(process, number)
-        time.sleep(_POLL_SECONDS)
+                if not _signal(process, number):
+                    untouchable.add(process)
+        time.sleep(min(pause, remaining_seconds) if remaining_seconds > 0 else pause)
+        # To look through all processes of a machine is work.
+        pause = min(pause * 1.5, _LONGEST_POLL_SECONDS)
 
 
-def _signal(process: psutil.Process, number: signal.Signals) -> None:
+def _signal(process: psutil.Process, number: signal.Signals) -> bool:
+    """False for a process of somebody else: the command became another user, and stays."""
     try:
         process.send_signal(number)
+    except psutil.AccessDenied:
+        log.warning("%s belongs to another user and goes on", process)
+        return False
     except psutil.Error:
-        return  # it was faster
+        pass  # it was faster
+    return True

@@ -223,6 +223,8 @@ def _killed(number: int) -> common_pb2.Reason:
     cure = "See user_logs/std_log.txt."
     if number == signal.SIGKILL:
         cure = "Often the node ran out of memory: use less, or a larger compute. " + cure
+    if number == signal.SIGTERM:
+        cure = "`stellwerk down` ends running commands this way: then submit it again. " + cure
     return common_pb2.Reason(
         code="SCRIPT_KILLED", message=f"The command was ended by signal {number} ({name}).", cure=cure
     )

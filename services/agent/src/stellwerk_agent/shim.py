@@ -15,6 +15,8 @@ import time
 from types import FrameType
 from typing import Any
 
+_RESERVED_BYTES = 4096
+
 
 def main(folder: str, started_fd: int = -1) -> int:
     """Returns 0 always: how the command ended stands in `exit.json`."""
@@ -23,6 +25,9 @@ def main(folder: str, started_fd: int = -1) -> int:
         signal.signal(number, _stay)
     if not _claim(folder):
         return 0
+    # A disk that the command fills, perhaps at once, must not hide who it is and how it ended.
+    reserve(folder, "command.json")
+    reserve(folder, "exit.json")
     with open(os.path.join(folder, "spec.json"), encoding="utf-8") as file:
         spec: dict[str, Any] = json.load(file)
     try:
@@ -73,10 +78,16 @@ def _start(spec: "dict[str, Any]") -> "subprocess.Popen[bytes]":
         os.close(log)
 
 
-def _identity(pid: int) -> "dict[str, int]":
+def _identity(pid: int) -> "dict[str, object]":
     with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
         start_ticks = int(file.read().rpartition(")")[2].split()[19])
-    return {"pid": pid, "start_ticks": start_ticks}
+    return {"pid": pid, "start_ticks": start_ticks, "boot": boot()}
+
+
+def boot() -> str:
+    """Which start of the machine this is: after another one, pid and ticks may be somebody else's."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
 
 
 def _usage() -> "dict[str, float]":
@@ -94,14 +105,24 @@ def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+def reserve(folder: str, name: str) -> None:
+    """Takes the room for a file that `write` is going to write."""
+    _write(os.path.join(folder, name) + ".new", " " * _RESERVED_BYTES)
+
+
 def write(folder: str, name: str, value: object) -> None:
     """Writes a file that is whole or not there, also after a power cut."""
     path = os.path.join(folder, name)
-    with open(path + ".new", "w", encoding="utf-8") as file:
-        json.dump(value, file)
+    _write(path + ".new", json.dumps(value))
+    os.rename(path + ".new", path)
+
+
+def _write(path: str, text: str) -> None:
+    # Not truncated: that would give the reserved room away. JSON ends well with the blanks that stay.
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    os.rename(path + ".new", path)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """Ends all that a stopped agent left running on purpose: `python -m stellwerk_agent.sweep FOLDER`."""
 
-import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from stellwerk_agent import processes
+from stellwerk_agent.command import session_of
 
 _GRACE_SECONDS = 5.0
 
@@ -19,8 +19,7 @@ def sweep(folder: Path) -> None:
 
 def _sweep_one(allocation: Path) -> None:
     try:
-        identity = json.loads((allocation / "command" / "command.json").read_bytes())
-        session = processes.session_of(identity["pid"], identity["start_ticks"])
+        session = session_of(allocation / "command")
     except (OSError, ValueError, KeyError):
         session = None
     processes.end(allocation, session, _GRACE_SECONDS)

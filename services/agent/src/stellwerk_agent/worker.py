@@ -109,12 +109,14 @@ class Worker(ABC):
 
     def report(self, state: computes_pb2.AllocationState.ValueType, reason: common_pb2.Reason) -> None:
         """Writes the next report down and sends it."""
-        self._state.state = state
-        self._state.reason.CopyFrom(reason)
-        self.folder.add_report(self._state)
-        failpoints.hit("agent.reported")
         report = agents_pb2.Report()
         report.CopyFrom(self._state)
+        report.state = state
+        report.reason.CopyFrom(reason)
+        self.folder.add_report(report, is_last=state in TERMINAL)
+        self._state.sequence, self._state.state = report.sequence, state
+        self._state.reason.CopyFrom(reason)
+        failpoints.hit("agent.reported")
         self._send(report)
         log.info("%s: %s %s", self.allocation.name, report.reason.code, report.reason.message)
 

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 from stellwerk_platform.errors import Unavailable
 from stellwerk_scorer.worker_process import LoadFailed, Result, WorkerProcess, timed_out
@@ -16,6 +17,8 @@ _FIRST_DELAY_SECONDS = 0.1
 _LONGEST_DELAY_SECONDS = 10.0
 # A worker that lived this long had started well: its death says nothing about the next one.
 _STABLE_SECONDS = 30.0
+# The token that let a request in may do everything that the gateway may: user code must not see it.
+_HIDDEN_HEADERS = frozenset({"authorization", "proxy-authorization"})
 
 log = logging.getLogger(__name__)
 
@@ -64,12 +67,14 @@ class WorkerClient:
                 await self._slot.acquire()
         except TimeoutError:
             raise timed_out("The request waited too long for its turn.") from None
-        if self._worker is None:
+        if self._worker is None or self._worker.is_doomed:
             self._slot.release()
             raise Unavailable(
                 "WORKER_NOT_READY", "The scoring script is being started.", "Ask again in some seconds."
             )
-        metadata = {"tensors": tensors, **({"headers": dict(headers)} if self._wants_headers else {})}
+        metadata: dict[str, Any] = {"tensors": tensors}
+        if self._wants_headers:
+            metadata["headers"] = {k: v for k, v in headers.items() if k.lower() not in _HIDDEN_HEADERS}
         answer = self._worker.send(body, metadata, max(deadline - time.monotonic(), 0.001))
         # Not when this task ends: its client may go while the worker is still busy with the request.
         answer.add_done_callback(lambda _answer: self._slot.release())

@@ -47,6 +47,8 @@ class WorkerProcess(asyncio.Protocol):
         # True when `run` takes the request's headers; LoadFailed when the script cannot serve.
         self.loaded: asyncio.Future[bool] = loop.create_future()
         self.lost: asyncio.Future[None] = loop.create_future()
+        # Set when it is about to be killed: who comes next must not be given to it.
+        self.is_doomed = False
         self._process: asyncio.subprocess.Process
         self._transport: asyncio.Transport
         self._buffer = bytearray()
@@ -164,6 +166,7 @@ class WorkerProcess(asyncio.Protocol):
 
     def _kill_stuck(self, request_id: int) -> None:
         """`run` did not let itself be interrupted: nothing but a new worker helps."""
+        self.is_doomed = True
         self._finish(request_id, timed_out("The scoring script did not answer in time and was ended."))
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()

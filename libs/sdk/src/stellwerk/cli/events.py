@@ -45,6 +45,8 @@ def events_list(session: Session, resource: str, trace_id: str, limit: int) -> N
         return
     for event in found:
         _print_event(session, event)
+    if len(found) == limit:
+        click.echo(f"These are the oldest {limit}; --limit shows more.", err=True)
 
 
 @events.command("dead-letters", example="stellwerk events dead-letters")
@@ -85,7 +87,7 @@ def _print_event(session: Session, event: Any) -> None:
 @click.command(cls=Command, example="stellwerk trace RUN")
 @click.argument("run", metavar="RUN|TRACE_ID")
 def trace(session: Session, run: str) -> None:
-    """Show the spans of a run's submit, from this command line to the user's script."""
+    """Show the spans of a run, from its submit to its outputs."""
     client = session.client()
     is_trace_id = len(run) == 32 and all(character in "0123456789abcdef" for character in run)
     name = run if is_trace_id else client.workspace(session.flags.workspace or "").runs.get(run).name

@@ -223,8 +223,12 @@ def logs(session: Session, name: str, log: str, follow: bool, listed: bool) -> N
     if session.json:
         output.document({"log": log or "user_logs/std_log.txt", "text": "".join(pieces)})
         return
+    empty = True
     for piece in pieces:
         click.echo(piece, nl=False)
+        empty = False
+    if empty:
+        click.echo("The log is empty; `--list` shows the others of the run.", err=True)
 
 
 @run.command("metrics", example="stellwerk run metrics RUN loss")

@@ -24,7 +24,7 @@ class Reconciler:
     async def announced(self, session: Session, held: set[str]) -> None:
         """After a connection began: every live allocation is sent again, with a new token."""
         for item in await self._settle(session, held):
-            session.wanted.put_nowait(item.allocation.name)
+            session.want(item.allocation.name)
 
     async def beat(self, session: Session, held: set[str]) -> None:
         """At a heartbeat: sends what the node does not have, and new tokens before the old ones end."""
@@ -32,7 +32,7 @@ class Reconciler:
             name = item.allocation.name
             renew_time = session.token_renew_times.get(name)
             if name not in held or renew_time is None or renew_time < time.time():
-                session.wanted.put_nowait(name)
+                session.want(name)
 
     async def _settle(self, session: Session, held: set[str]) -> list[Held]:
         """Restores, loses and cancels; returns what the node has to hold."""
@@ -42,7 +42,10 @@ class Reconciler:
         remaining = []
         for item in expected:
             name = item.allocation.name
-            allocation = await self._settle_one(item, name in held)
+            # What was sent on this connection and is not held yet is on its way: queued again, it could
+            # start on two nodes.
+            is_there = name in held or name in session.token_renew_times
+            allocation = await self._settle_one(item, name in held, is_there)
             if allocation.node != session.node or allocation.state in domain.TERMINAL:
                 self._wake()
                 continue
@@ -50,18 +53,19 @@ class Reconciler:
             if allocation.cancel_requested:
                 # An unstarted one goes first, so that there is something to cancel.
                 if name not in held:
-                    session.wanted.put_nowait(name)
+                    session.want(name)
                 _cancel(session, name, item.beside.cancel_reason)
         return remaining
 
-    async def _settle_one(self, item: Held, is_held: bool) -> computes_pb2.Allocation:
+    async def _settle_one(self, item: Held, is_held: bool, is_there: bool) -> computes_pb2.Allocation:
         state = item.allocation.state
         if state == domain.ASSIGNED or (is_held and state != domain.NOT_RESPONDING):
             return item.allocation
 
         def change(allocation: computes_pb2.Allocation, beside: Beside) -> tuple[Fact | None, Beside]:
             earlier = computes_pb2.AllocationState.ValueType(beside.earlier_state)
-            settle = domain.restore if is_held else domain.lose
+            returns = is_there if earlier == domain.ASSIGNED else is_held
+            settle = domain.restore if returns else domain.lose
             return settle(allocation, earlier), beside
 
         return await self._allocations.change(item.allocation.name, change)
@@ -71,7 +75,8 @@ class Reconciler:
         """The change that a report makes, once: a repeated or overtaken one makes none."""
 
         def change(allocation: computes_pb2.Allocation, beside: Beside) -> tuple[Fact | None, Beside]:
-            if report.sequence <= beside.report_sequence:
+            # Another node's numbers would hide this one's.
+            if allocation.node != node or report.sequence <= beside.report_sequence:
                 return None, beside
             fact = domain.report(allocation, node, report)
             return fact, replace(beside, report_sequence=report.sequence)

@@ -17,7 +17,7 @@ from stellwerk_compute.allocations.store import AllocationStore
 from stellwerk_compute.nodes import domain as node_rules
 from stellwerk_compute.nodes.store import NodeStore
 from stellwerk_platform.auth import current_caller
-from stellwerk_platform.errors import InvalidArgument, NotFound, PermissionDenied
+from stellwerk_platform.errors import InvalidArgument, NotFound, PermissionDenied, PlatformError, from_rpc
 from stellwerk_protos.compute.v1 import agents_pb2, agents_pb2_grpc, computes_pb2
 from stellwerk_protos.secrets.v1 import tokens_pb2, tokens_pb2_grpc
 
@@ -122,11 +122,15 @@ class AgentService(agents_pb2_grpc.AgentServiceServicer):
     async def _assign(self, session: Session) -> None:
         """Sends assignments, each with a token made for it now: tokens are never stored."""
         while True:
-            name = await session.wanted.get()
+            name = await session.next_wanted()
             held = await self._allocations.find(name)
             if held is None or not _lives_on(held.allocation, session.node):
                 continue
             token = await self._issue(held.allocation.owner)
+            # Again, for that may have taken long: a cancellation in between has found nothing to cancel.
+            held = await self._allocations.find(name)
+            if token is None or held is None or not _lives_on(held.allocation, session.node):
+                continue
             expire_time = token.expire_time.seconds
             session.token_renew_times[name] = time.time() + (expire_time - time.time()) / 2
             assignment = agents_pb2.Assignment(
@@ -134,15 +138,21 @@ class AgentService(agents_pb2_grpc.AgentServiceServicer):
             )
             session.send(agents_pb2.ConnectResponse(assignment=assignment))
 
-    async def _issue(self, owner: str) -> tokens_pb2.Token:
+    async def _issue(self, owner: str) -> tokens_pb2.Token | None:
+        """Waits for `secrets`; None when it refuses: the others go on, and the next heartbeat asks anew."""
         while True:
             try:
                 return await self._tokens.IssueWorkloadToken(
                     tokens_pb2.IssueWorkloadTokenRequest(owner=owner), timeout=10
                 )
-            except Exception as error:
-                log.warning("No token for %s now: %s", owner, error)
-                await asyncio.sleep(_RETRY_SECONDS)
+            except grpc.aio.AioRpcError as error:
+                failure = from_rpc(error)
+            except PlatformError as error:
+                failure = error
+            log.warning("No token for %s now: %s", owner, failure)
+            if not failure.retryable:
+                return None
+            await asyncio.sleep(_RETRY_SECONDS)
 
 
 def _check_caller(node: str) -> None:

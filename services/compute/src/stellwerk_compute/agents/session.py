@@ -11,10 +11,24 @@ class Session:
 
     def __init__(self, node: str) -> None:
         self.node = node
-        self.wanted: asyncio.Queue[str] = asyncio.Queue()
+        # When the token of each allocation that was sent here is to be renewed.
         self.token_renew_times: dict[str, float] = {}
+        self._wanted: asyncio.Queue[str] = asyncio.Queue()
+        self._queued: set[str] = set()
         self._outbox: asyncio.Queue[agents_pb2.ConnectResponse | None] = asyncio.Queue()
         self.closed = False
+
+    def want(self, allocation: str) -> None:
+        """Has an allocation sent here in turn; nothing changes for one that waits for that already."""
+        if allocation not in self._queued:
+            self._queued.add(allocation)
+            self._wanted.put_nowait(allocation)
+
+    async def next_wanted(self) -> str:
+        """The next allocation to send."""
+        allocation = await self._wanted.get()
+        self._queued.discard(allocation)
+        return allocation
 
     def send(self, response: agents_pb2.ConnectResponse) -> None:
         """Sends a message in turn."""
@@ -52,7 +66,7 @@ class Sessions:
     def assign(self, node: str, allocation: str) -> None:
         """Has an allocation sent to its node, now or when its agent announces itself."""
         if (session := self._by_node.get(node)) is not None:
-            session.wanted.put_nowait(allocation)
+            session.want(allocation)
 
     def cancel(self, node: str, cancellation: agents_pb2.Cancellation) -> None:
         """Asks a node to stop an allocation, now or when it announces itself."""

@@ -112,6 +112,18 @@ def silence(allocation: computes_pb2.Allocation) -> Fact | None:
     return _move(allocation, NOT_RESPONDING, reason)
 
 
+def abandon(allocation: computes_pb2.Allocation) -> Fact | None:
+    """Ends one that was canceled on a node that stays silent; should it return, it is told to stop."""
+    if allocation.state != NOT_RESPONDING or not allocation.cancel_requested:
+        return None
+    reason = common_pb2.Reason(
+        code="NODE_SILENT",
+        message=f"Canceled without {allocation.node}, which has not been heard of since.",
+        cure="See whether the machine still runs: the command stops there when the agent returns.",
+    )
+    return _move(allocation, CANCELED, reason)
+
+
 def restore(allocation: computes_pb2.Allocation, earlier: State.ValueType) -> Fact | None:
     """The node is back and still holds it: as it was, until the node says more."""
     if allocation.state != NOT_RESPONDING:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from opentelemetry import context as otel_context
@@ -148,6 +149,15 @@ class AllocationStore:
         found = await self._raw.find(where, {"_id": 1}, session=tx.session).to_list(None)
         for document in found:
             await self.change_in(tx, document["_id"], silence)
+
+    async def abandoned(self, since: datetime) -> list[str]:
+        """What was to be canceled on a silent node, and has not changed since then."""
+        where = {
+            "state": computes_pb2.AllocationState.Name(domain.NOT_RESPONDING),
+            "cancel_requested": True,
+            "update_time": {"$lte": since},
+        }
+        return [document["_id"] async for document in self._raw.find(where, {"_id": 1})]
 
     async def on_node(self, node: str) -> list[Held]:
         """What lives on a node."""

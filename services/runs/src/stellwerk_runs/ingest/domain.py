@@ -24,6 +24,8 @@ _KINDS = {"metrics": METRICS, "log": LOGS, "records": RECORDS}
 # Small enough for any NATS server (1 MB), and to bound what the writer holds at a time.
 PIECE_BYTES = 256 * 1024
 _PIECE_POINTS = PIECE_BYTES // (3 * ITEM_BYTES)
+# Each metric of a piece costs the store two documents, however few points it has.
+PIECE_COLUMNS = 500
 _METRIC_LENGTH = 500
 _SOURCE_LENGTH = 100
 _LOG_BYTES = 1024 * 1024
@@ -108,7 +110,7 @@ def _check_position(position: int) -> None:
 
 
 def pieces(request: AppendRequest) -> Iterator[AppendRequest]:
-    """The request in messages of about 256 KiB, or one record; without empty columns."""
+    """The request in messages of about 256 KiB and 500 metrics, or one record; without empty columns."""
     kind = kind_of(request)
     if kind == LOGS:
         yield from _log_pieces(request)
@@ -147,7 +149,7 @@ def _record_piece(run: str, source: str, first: int, part: Sequence[Record]) -> 
 def _metric_pieces(request: AppendRequest) -> Iterator[AppendRequest]:
     batch, size = MetricBatch(source=request.metrics.source), 0
     for column in _cut(request.metrics):
-        if size + column.ByteSize() > PIECE_BYTES and size:
+        if size and (size + column.ByteSize() > PIECE_BYTES or len(batch.columns) == PIECE_COLUMNS):
             yield AppendRequest(run=request.run, metrics=batch)
             batch, size = MetricBatch(source=request.metrics.source), 0
         batch.columns.append(column)

@@ -13,7 +13,7 @@ from stellwerk_platform.errors import Unavailable
 from stellwerk_protos.runs.v1 import ingest_pb2 as pb
 from stellwerk_protos.runs.v1 import ingest_pb2_grpc
 from stellwerk_runs.ingest.domain import LOGS, check, kind_of, message_id, pieces, source_of
-from stellwerk_runs.ingest.sources import Sources
+from stellwerk_runs.ingest.sources import logs, sources
 from stellwerk_runs.ingest.streams import Streams
 from stellwerk_runs.runs.store import RunStore
 
@@ -35,7 +35,8 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         self._bus = bus
         self._runs = runs
         self._streams = streams
-        self._sources = Sources()
+        self._sources = sources()
+        self._logs = logs()
         self._room = asyncio.Semaphore(_IN_FLIGHT_PIECES)
 
     async def Append(
@@ -71,14 +72,16 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
                 authorise(caller, "run.append", request.run)
                 check(request)
                 await self._runs.check(request.run)
-                if kind_of(request) != LOGS:
+                if kind_of(request) == LOGS:
+                    self._logs.check(request.run, request.log.log)
+                else:
                     self._sources.check(request.run, source_of(request))
                 tasks = []
                 for piece in pieces(request):
                     await self._room.acquire()
                     tasks.append(asyncio.create_task(self._publish(piece)))
                     publishing.add(tasks[-1])
-                    tasks[-1].add_done_callback(partial(_forget, publishing))
+                    tasks[-1].add_done_callback(partial(self._published, publishing))
                 await queue.put((request.batch, tasks))
             await queue.put(None)
         except Exception as error:
@@ -86,25 +89,23 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
 
     async def _publish(self, piece: pb.AppendRequest) -> None:
         """Returns once the piece is stored; while the stream is full, the sender is held back."""
-        try:
-            body = piece.SerializeToString(deterministic=True)
-            subject = self._streams.subject(kind_of(piece), piece.run)
-            headers = {"Nats-Msg-Id": message_id(body)}
-            deadline = time.monotonic() + _PATIENCE_SECONDS
-            while True:
-                try:
-                    await self._bus.publish(subject, body, headers)
-                    return
-                except Unavailable:
-                    if time.monotonic() > deadline:
-                        raise
-                await asyncio.sleep(_RETRY_SECONDS)
-        finally:
-            self._room.release()
+        body = piece.SerializeToString(deterministic=True)
+        subject = self._streams.subject(kind_of(piece), piece.run)
+        headers = {"Nats-Msg-Id": message_id(body)}
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                await self._bus.publish(subject, body, headers)
+                return
+            except Unavailable:
+                if time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(_RETRY_SECONDS)
 
-
-def _forget(publishing: set[asyncio.Task[None]], task: asyncio.Task[None]) -> None:
-    publishing.discard(task)
-    # Seen by the answer that waits for it; after the first error nobody waits for the others.
-    if not task.cancelled():
-        task.exception()
+    def _published(self, publishing: set[asyncio.Task[None]], task: asyncio.Task[None]) -> None:
+        # Here and not in the task, which never begins when the sender is gone before its turn.
+        self._room.release()
+        publishing.discard(task)
+        # Seen by the answer that waits for it; after the first error nobody waits for the others.
+        if not task.cancelled():
+            task.exception()

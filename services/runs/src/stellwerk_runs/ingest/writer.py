@@ -1,4 +1,5 @@
-"""Moves what JetStream holds to MongoDB, in batches: one transaction a run and batch.
+"""Moves what JetStream holds to MongoDB, in batches: one transaction a run and batch, or a few where
+it brings very many metrics.
 
 A message is acknowledged, and with that removed from the stream, after the commit.
 Killed in between, the writer gets it once more and the store knows it already.
@@ -7,26 +8,24 @@ Killed in between, the writer gets it once more and the store knows it already.
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import nats.errors
 from google.protobuf.message import DecodeError
 from nats.aio.msg import Msg
-from pymongo.errors import PyMongoError
+from pymongo.errors import ConnectionFailure, PyMongoError
 
 from stellwerk_platform import failpoints
-from stellwerk_platform.bus import Bus
+from stellwerk_platform.bus import Bus, kept
 from stellwerk_protos.runs.v1.ingest_pb2 import AppendRequest
 from stellwerk_runs.changes import Changes
-from stellwerk_runs.ingest.domain import PIECE_BYTES, RECORDS
+from stellwerk_runs.ingest.domain import PIECE_BYTES, PIECE_COLUMNS, RECORDS
 from stellwerk_runs.ingest.store import IngestStore, Message
 from stellwerk_runs.ingest.streams import STREAMS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from nats.aio.subscription import Subscription
 
 log = logging.getLogger(__name__)
@@ -35,9 +34,10 @@ _UNACKNOWLEDGED = 384
 _UNACKNOWLEDGED_RECORDS = 96
 _BATCH_MESSAGES = 256
 _BATCH_BYTES = 32 * PIECE_BYTES
+# A transaction with tens of thousands of documents outlives its time limit, or MongoDB's cache, for ever.
+_TRANSACTION_COLUMNS = 2 * PIECE_COLUMNS
 _LINGER_SECONDS = 0.02
 _CONCURRENT_RUNS = 8
-_IN_PROGRESS_SECONDS = 2.0
 _REFUSED_SECONDS = 5.0
 
 
@@ -85,20 +85,21 @@ class Writer:
                 await message.term()
                 continue
             by_run[piece.run].append((message, piece))
-        async with _kept(batch):
+        async with kept(batch):
             await asyncio.gather(*(self._write_run(run, pairs) for run, pairs in by_run.items()))
 
     async def _write_run(self, run: str, pairs: Sequence[tuple[Msg, AppendRequest]]) -> None:
-        messages = [Message(str(index), piece) for index, (_, piece) in enumerate(pairs)]
-        async with self._slots:
-            refused = await self._write(run, messages)
-        for index, (message, _) in enumerate(pairs):
-            with suppress(nats.errors.Error):
-                if str(index) in refused:
-                    await message.nak(_REFUSED_SECONDS)
-                else:
-                    await message.ack()
-        failpoints.hit("writer.acknowledged")
+        for portion in _portions(pairs):
+            messages = [Message(str(index), piece) for index, (_, piece) in enumerate(portion)]
+            async with self._slots:
+                refused = await self._write(run, messages)
+            for index, (message, _) in enumerate(portion):
+                with suppress(nats.errors.Error):
+                    if str(index) in refused:
+                        await message.nak(_REFUSED_SECONDS)
+                    else:
+                        await message.ack()
+            failpoints.hit("writer.acknowledged")
         with suppress(nats.errors.Error):
             await self._changes.announce(run)
 
@@ -107,25 +108,28 @@ class Writer:
         while True:
             try:
                 return await self._store.write(self._kind, run, messages)
-            except PyMongoError as error:
-                log.warning("%s of %s wait %.1f s for MongoDB: %s", self._kind, run, delay, error)
+            except ConnectionFailure as error:
+                log.warning("%s of %s wait %.1f s for MongoDB: %.300s", self._kind, run, delay, error)
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, 2.0)
+            except PyMongoError as error:
+                # What MongoDB refuses must not keep the other runs waiting; it comes again.
+                log.error("MongoDB refuses %s of %s: %.300s", self._kind, run, error)
+                return {message.id for message in messages}
 
 
-@asynccontextmanager
-async def _kept(batch: Sequence[Msg]) -> "AsyncIterator[None]":
-    """Tells JetStream from time to time that the batch is being worked on."""
-
-    async def renew() -> None:
-        while True:
-            await asyncio.sleep(_IN_PROGRESS_SECONDS)
-            with suppress(nats.errors.Error):
-                for message in batch:
-                    await message.in_progress()
-
-    task = asyncio.create_task(renew())
-    try:
-        yield
-    finally:
-        task.cancel()
+def _portions(
+    pairs: Sequence[tuple[Msg, AppendRequest]],
+) -> Iterator[Sequence[tuple[Msg, AppendRequest]]]:
+    """What is written in one transaction each."""
+    portion: list[tuple[Msg, AppendRequest]] = []
+    columns = 0
+    for pair in pairs:
+        size = len(pair[1].metrics.columns)
+        if portion and columns + size > _TRANSACTION_COLUMNS:
+            yield portion
+            portion, columns = [], 0
+        portion.append(pair)
+        columns += size
+    if portion:
+        yield portion

@@ -73,7 +73,24 @@ class LogStore:
         return None if end is None else int(end["size_bytes"])
 
     async def read(self, run: str, log: str, offset: int) -> AsyncIterator[LogText]:
-        """The stored chunks from the one that holds byte `offset` on."""
+        """The stored text from byte `offset` on, in pieces, without gap."""
+        torn_at = -1
+        while True:
+            async for text in self._from(run, log, offset):
+                if text.offset > offset:
+                    break
+                if offset < (end := text.offset + len(text.data)):
+                    yield text.cut(offset - text.offset, len(text.data))
+                    offset = end
+            else:
+                return
+            # The chunk before the last one has grown since it was read; it grows to its end in one step.
+            if torn_at == offset:
+                raise RuntimeError(f"{run} has later bytes of {log!r}, but not {offset}")
+            torn_at = offset
+
+    async def _from(self, run: str, log: str, offset: int) -> AsyncIterator[LogText]:
+        """The chunks from the one that holds byte `offset` on."""
         same = {"run": run, "log": log}
         key = _chunk_key(run, log, offset)
         begin = await self._chunks.find_one(
@@ -81,7 +98,9 @@ class LogStore:
             {"_id": 1},
             sort=[("_id", DESCENDING)],
         )
-        where = {"_id": {"$gte": begin["_id"] if begin else key, "$lt": f"{_key(run, log)}$"}, **same}
+        if begin is None:
+            return
+        where = {"_id": {"$gte": begin["_id"], "$lt": f"{_key(run, log)}$"}, **same}
         async for document in self._chunks.find(where).sort("_id", ASCENDING):
             yield _to_text(document)
 

@@ -27,13 +27,13 @@ class DeadLetters:
         size = paging.page_size(size)
         sequence = int(paging.decode(token, _STREAM) or 0) + 1
         letters: list[telemetry_pb2.DeadLetter] = []
-        while len(letters) <= size:
-            message = await self._next(sequence)
-            if message is None:
-                return letters, ""
+        room = paging.Room(size)
+        while (message := await self._next(sequence)) is not None:
+            if not room.take(len(message.data or b"")):
+                return letters, paging.encode(letters[-1].sequence, _STREAM)
             letters.append(_to_proto(message))
             sequence = message.seq + 1
-        return letters[:size], paging.encode(letters[size - 1].sequence, _STREAM)
+        return letters, ""
 
     async def replay(self, sequence: int) -> None:
         """Hands the event to its consumer once more, then forgets it; raises `NotFound`.

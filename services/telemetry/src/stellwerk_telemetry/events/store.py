@@ -85,8 +85,10 @@ class Events:
         where |= {key: value for key, value in (("resource", resource), ("trace_id", trace_id)) if value}
         if position is not None:
             where["sequence"] = {"$gt": int(position)}
-        found = self._raw.find(where).sort("sequence", ASCENDING).limit(size + 1)
-        documents = await found.to_list(size + 1)
-        events = [to_proto(d["sequence"], bytes(d["body"])) for d in documents[:size]]
-        more = len(documents) > size
-        return events, paging.encode(events[-1].sequence, *query) if more else ""
+        events: list[telemetry_pb2.Event] = []
+        room = paging.Room(size)
+        async for document in self._raw.find(where).sort("sequence", ASCENDING).limit(size + 1):
+            if not room.take(len(document["body"])):
+                return events, paging.encode(events[-1].sequence, *query)
+            events.append(to_proto(document["sequence"], bytes(document["body"])))
+        return events, ""
