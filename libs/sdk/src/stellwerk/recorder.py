@@ -91,7 +91,7 @@ class Recorder:
         """Adds a row to the table of this name: `log_row("confusion", label=3, count=17)`."""
         if not columns:
             raise ValueError(f"the row of {name!r} has no columns")
-        self._note(ROW, name, (values.fitting(values.name(name), columns),), step)
+        self._note(ROW, name, (values.row(values.name(name), columns),), step)
 
     def log_table(self, name: str, table: Mapping[str, Any], step: SupportsIndex | None = None) -> None:
         """Logs a whole table as equally long columns, of any length."""
@@ -116,7 +116,7 @@ class Recorder:
         if path is not None and not Path(path).is_file():
             raise ValueError(f"the image {name!r} is to be read from {path}, which is no file")
         try:
-            place = self._picture(name, ".png" if path is None else Path(path).suffix.lower())
+            place = self._picture(name, ".png" if path is None else _suffix(path))
             if path is not None:
                 shutil.copyfile(path, place)
             else:
@@ -130,12 +130,8 @@ class Recorder:
         self, name: str, value: Mapping[str, Any] | str, step: SupportsIndex | None = None
     ) -> None:
         """Logs {"class_labels": [...], "matrix": [[...], ...]}, as a dictionary or its JSON text."""
-        document = values.document(values.name(name), value, ("class_labels", "matrix"))
-        labels, matrix = document["class_labels"], document["matrix"]
-        rows = [values.items(name, row) for row in values.items(name, matrix)]
-        if any(len(row) != len(rows) for row in rows) or len(values.items(name, labels)) != len(rows):
-            raise ValueError(f"the matrix of {name!r} is not square, or has not one label a row")
-        self._note(CONFUSION_MATRIX, name, (values.fitting(name, document),), step)
+        matrix = values.matrix(values.name(name), value)
+        self._note(CONFUSION_MATRIX, name, (values.fitting(name, matrix),), step)
 
     def log_accuracy_table(
         self, name: str, value: Mapping[str, Any] | str, step: SupportsIndex | None = None
@@ -158,26 +154,24 @@ class Recorder:
 
     def log_param(self, name: str, value: Any) -> None:
         """Notes what the script was told. The first value of a name stays."""
-        self._note(PARAM, name, (values.text(values.name(name), value),), 0)
+        self.log_params({name: value})
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Notes several parameters."""
-        checked = {values.name(name): values.text(name, value) for name, value in params.items()}
-        for name, text in checked.items():
+        """Notes several parameters; a run has up to 1,000."""
+        for name, text in [values.pair(name, value, "parameter") for name, value in params.items()]:
             self._note(PARAM, name, (text,), 0)
 
     def set_tag(self, name: str, value: Any = "") -> None:
         """Sets a tag of the run. The last value stays."""
-        self._note(TAG, name, (values.text(values.name(name), value),), 0)
+        self.set_tags({name: value})
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
-        """Sets several tags."""
-        checked = {values.name(name): values.text(name, value) for name, value in tags.items()}
-        for name, text in checked.items():
+        """Sets several tags; a run has up to 50."""
+        for name, text in [values.pair(name, value, "tag") for name, value in tags.items()]:
             self._note(TAG, name, (text,), 0)
 
     def _document(self, name: str, value: Any, keys: tuple[str, ...]) -> str:
-        return values.fitting(name, values.document(values.name(name), value, keys))
+        return values.fitting(name, values.chart(values.name(name), value, keys))
 
     def _note(
         self, kind: int, name: str, parts: Iterable[str], step: SupportsIndex | None, artifact: str = ""
@@ -229,3 +223,7 @@ class Recorder:
                 continue
             return place
         raise AssertionError("unreachable")
+
+
+def _suffix(path: str | os.PathLike[str]) -> str:
+    return re.sub(r"[^.a-z0-9]", "", Path(path).suffix.lower())[:20]

@@ -4,6 +4,7 @@ Numbers of numpy, torch and the like are taken by their shape (`item`, `tolist`)
 need be installed. What cannot be logged raises `ValueError` at the call, where its cause is.
 """
 
+import itertools
 import json
 import math
 import operator
@@ -11,6 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 LONGEST_NAME = 500
+# Of parameters and tags, in characters.
+LONGEST_KEY = 250
+LONGEST_TEXT = 8_000
 LARGEST_VALUE_BYTES = 1 << 20
 # Long lists and tables are cut into parts of about this size, which are read as one again.
 PART_BYTES = 256 * 1024
@@ -59,13 +63,18 @@ def step(given: Any) -> int:
     return found
 
 
-def text(label: str, value: Any) -> str:
+def pair(key: object, value: Any, what: str) -> tuple[str, str]:
     """A parameter or tag: text as it is, everything else as people write it."""
+    label = name(key, f"name of a {what}")
+    if len(label) > LONGEST_KEY or "\0" in label:
+        raise ValueError(f"the name of a {what} has up to {LONGEST_KEY} characters, and no NUL")
     if isinstance(value, bytes | bytearray):
         raise ValueError(f"the value of {label!r} is bytes, not text")
-    if isinstance(value, Mapping | list | tuple):
-        value = dump(label, value)
-    return _fits(label, value if isinstance(value, str) else str(_plain(label, value)))
+    plain = _plain(label, value)
+    text = _fits(label, dump(label, plain) if isinstance(plain, dict | list) else str(plain))
+    if len(text) > LONGEST_TEXT or "\0" in text:
+        raise ValueError(f"the value of {label!r} has up to {LONGEST_TEXT:,} characters, and no NUL")
+    return label, text
 
 
 def dump(label: str, value: Any) -> str:
@@ -81,6 +90,11 @@ def fitting(label: str, value: Any) -> str:
 def load(given: str) -> Any:
     """What `dump` wrote, with its NaN and infinities as numbers again."""
     return _restored(json.loads(given))
+
+
+def plain(value: Any) -> Any:
+    """A value as strict JSON has it."""
+    return _plain("value", value)
 
 
 def items(label: str, value: Any) -> list[Any]:
@@ -102,27 +116,55 @@ def table(label: str, given: Any) -> dict[str, list[Any]]:
     return columns
 
 
-def document(label: str, given: Any, keys: Sequence[str]) -> Any:
-    """A chart in Azure's shape, as a dictionary or its JSON text; `keys` must be in it, or in its "data"."""
+def row(label: str, columns: Mapping[str, Any]) -> str:
+    """A row as JSON: single values by column."""
+    plain = {name(key, "name of a column"): _plain(label, cell) for key, cell in columns.items()}
+    for key, cell in plain.items():
+        if isinstance(cell, dict | list):
+            raise ValueError(
+                f"the column {key!r} of {label!r} holds a {type(cell).__name__}, no single value"
+            )
+    return fitting(label, plain)
+
+
+def chart(label: str, given: Any, keys: Sequence[str]) -> dict[str, Any]:
+    """A chart in Azure's shape, as a dictionary or its JSON text; its `keys` hold lists.
+
+    Azure's own wrapper, {"schema_type": ..., "data": {...}}, is taken off.
+    """
     if isinstance(given, str):
         try:
             given = json.loads(given)
         except ValueError as error:
             raise ValueError(f"the value of {label!r} is not JSON: {error}") from None
-    if not isinstance(given, Mapping):
+    plain = _plain(label, given)
+    if isinstance(plain, dict):
+        plain = plain.get("data", plain)
+    if not isinstance(plain, dict):
         raise ValueError(f"the value of {label!r} is a dictionary, not {type(given).__name__}")
-    inner = given.get("data", given)
-    missing = [key for key in keys if not isinstance(inner, Mapping) or key not in inner]
+    missing = [key for key in keys if not isinstance(plain.get(key), list)]
     if missing:
-        raise ValueError(f"the value of {label!r} lacks {', '.join(missing)}")
-    return dict(inner)
+        raise ValueError(f"the value of {label!r} has no list {', '.join(missing)}")
+    return plain
+
+
+def matrix(label: str, given: Any) -> dict[str, Any]:
+    """A confusion matrix: as many rows and columns as labels, all cells numbers."""
+    plain = chart(label, given, ("class_labels", "matrix"))
+    size, rows = len(plain["class_labels"]), plain["matrix"]
+    if len(rows) != size or any(not isinstance(row, list) or len(row) != size for row in rows):
+        raise ValueError(f"the matrix of {label!r} is not {size} x {size}, as its class labels say")
+    if not all(map(_is_number, itertools.chain.from_iterable(rows))):
+        raise ValueError(f"a cell of the matrix of {label!r} is no number")
+    return plain
 
 
 def list_parts(label: str, values: Any) -> Iterator[str]:
     """A list as JSON, in parts that each fit into a record."""
     plain = [_plain(label, value) for value in items(label, values)]
+    plain = [int(value) if isinstance(value, bool) else value for value in plain]
     for value in plain:
-        if not isinstance(value, int | float) and value not in _NOT_FINITE:
+        if not _is_number(value):
             raise ValueError(f"the list {label!r} holds a {type(value).__name__}, not only numbers")
     for rows in _ranges(label, [_size(value) for value in plain]):
         yield fitting(label, plain[rows])
@@ -150,6 +192,12 @@ def _ranges(label: str, sizes: list[int], overhead: int = 2) -> Iterator[slice]:
 
 def _size(value: Any) -> int:
     return len(json.dumps(value, ensure_ascii=False).encode()) + 1
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, str):
+        return value in _NOT_FINITE
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _fits(label: str, given: str) -> str:

@@ -9,8 +9,9 @@ from stellwerk_platform.settings import ServiceSettings
 class RunsSettings(ServiceSettings):
     """Whom CreateRun asks, and how much may wait to be stored.
 
-    `stream_bytes` bounds the streams METRICS and LOGS, each; past it appends are
+    `stream_bytes` bounds the streams METRICS, LOGS and RECORDS, each; past it appends are
     refused until the writer has caught up, and the sender keeps its file.
+    `blob_grace_seconds`: how long what nothing uses any more stays, as in the registry.
     `lease_seconds`: how long an interactive run may be silent.
     """
 
@@ -18,3 +19,4 @@ class RunsSettings(ServiceSettings):
     compute_address: str
     stream_bytes: int = 512 * 1024 * 1024
     lease_seconds: float = 30.0
+    blob_grace_seconds: float = 3600.0

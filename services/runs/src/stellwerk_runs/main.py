@@ -11,6 +11,8 @@ from stellwerk_protos.runs.v1 import (
     logs_pb2_grpc,
     metrics_pb2,
     metrics_pb2_grpc,
+    retention_pb2,
+    retention_pb2_grpc,
     runs_pb2,
     runs_pb2_grpc,
     snapshots_pb2,
@@ -29,6 +31,7 @@ from stellwerk_runs.logs.store import LogStore
 from stellwerk_runs.metrics.service import MetricService
 from stellwerk_runs.metrics.store import MetricStore
 from stellwerk_runs.records.store import RecordStore
+from stellwerk_runs.retention import compose as retention
 from stellwerk_runs.runs.events import Allocations
 from stellwerk_runs.runs.leases import LeaseJudge, LeaseStore
 from stellwerk_runs.runs.service import Parts, RunService
@@ -63,6 +66,9 @@ async def compose(app: App, settings: RunsSettings) -> None:
         app.background(Writer(bus, ingest, changes, kind).run())
     registry = Registry(service.channel(settings.registry_address))
     compute = Compute(service.channel(settings.compute_address))
+    removal = await retention.compose(
+        app, database, bus, runs, snapshots, registry, settings.blob_grace_seconds
+    )
     await app.serve(
         settings.listen,
         service.verify,
@@ -96,6 +102,11 @@ async def compose(app: App, settings: RunsSettings) -> None:
                 ArtifactService(artifacts, runs, registry),
                 artifacts_pb2_grpc.add_ArtifactServiceServicer_to_server,
                 artifacts_pb2.DESCRIPTOR.services_by_name["ArtifactService"],
+            ),
+            Registration(
+                removal,
+                retention_pb2_grpc.add_RetentionServiceServicer_to_server,
+                retention_pb2.DESCRIPTOR.services_by_name["RetentionService"],
             ),
         ],
     )

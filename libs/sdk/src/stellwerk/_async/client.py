@@ -62,6 +62,10 @@ class AsyncClient:
             )
         return AsyncWorkspace(self._core, names.workspace(name))
 
+    async def ship(self, folder: Path) -> runs_pb2.Run:
+        """Delivers what a killed interactive run left on this machine (its folder), and ends the run."""
+        return await self._core.ship(folder)
+
     async def nodes(self) -> Sequence[computes_pb2.Node]:
         """The machines with an agent."""
         stub = computes_pb2_grpc.ComputeServiceStub(self._core.channel)

@@ -24,6 +24,7 @@ from stellwerk.settings import Settings, require
 from stellwerk.zipping import write_zip
 from stellwerk_protos.common.v1 import common_pb2
 from stellwerk_protos.registry.v1 import blobs_pb2_grpc
+from stellwerk_protos.runs.v1 import runs_pb2
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
@@ -198,6 +199,12 @@ class AsyncCore:
             await self.download(workspace, [file for file in files if not file.link_target], folder)
             await asyncio.to_thread(write_zip, files, folder, archive)
             os.replace(archive, target)
+
+    async def ship(self, folder: Path) -> runs_pb2.Run:
+        """Delivers the folder of an interactive run whose process is gone."""
+        from stellwerk import interactive_folder
+
+        return await interactive_folder.ship(self, folder)
 
     async def post(self, path: str, body: bytes) -> bytes:
         """POSTs JSON to the gateway's HTTP door; raises `StellwerkError`."""

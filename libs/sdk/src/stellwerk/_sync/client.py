@@ -63,6 +63,10 @@ class Client:
             )
         return Workspace(self._core, names.workspace(name))
 
+    def ship(self, folder: Path) -> runs_pb2.Run:
+        """Delivers what a killed interactive run left on this machine (its folder), and ends the run."""
+        return self._core.ship(folder)
+
     def nodes(self) -> Sequence[computes_pb2.Node]:
         """The machines with an agent."""
         stub = computes_pb2_grpc.ComputeServiceStub(self._core.channel)

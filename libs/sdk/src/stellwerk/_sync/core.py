@@ -17,6 +17,7 @@ from stellwerk import git
 from stellwerk._async.core import AsyncCore, Request, Response
 from stellwerk.settings import Settings
 from stellwerk_protos.common.v1 import common_pb2
+from stellwerk_protos.runs.v1 import runs_pb2
 
 T = TypeVar("T")
 
@@ -114,6 +115,10 @@ class Core:
     def download_zip(self, workspace: str, files: Sequence[common_pb2.File], target: Path) -> None:
         """See `AsyncCore.download_zip`."""
         self._run(self._core.download_zip(workspace, files, target))
+
+    def ship(self, folder: Path) -> runs_pb2.Run:
+        """See `AsyncCore.ship`."""
+        return self._run(self._core.ship(folder))
 
     def post(self, path: str, body: bytes) -> bytes:
         """See `AsyncCore.post`."""

@@ -2,7 +2,7 @@
 
 import click
 
-from stellwerk.cli import assets, config, events, inference, run, stack
+from stellwerk.cli import assets, config, events, experiment, inference, run, run_manage, run_read, stack, why  # noqa: F401  # they add their commands to `run`
 from stellwerk.cli.base import Command, Root, Session
 
 
@@ -29,7 +29,8 @@ def completion(session: Session, shell: str) -> None:
 
 for command in (
     *(stack.up, stack.down, stack.status, stack.logs),
-    *(assets.workspace, assets.dataset, assets.environment, run.run, assets.model),
+    *(assets.workspace, assets.dataset, assets.environment, run.run, experiment.experiment),
+    *(assets.model, why.why),
     *(inference.endpoint, inference.deployment, events.compute, events.events, events.trace),
     *(config.config, completion),
 ):

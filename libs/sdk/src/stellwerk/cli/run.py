@@ -1,6 +1,7 @@
 """`stellwerk run`: submit, follow, read."""
 
 import asyncio
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from stellwerk.requirements import requirements
 
 if TYPE_CHECKING:
     from stellwerk import AsyncRun, AsyncWorkspace
+    from stellwerk_protos.runs.v1 import runs_pb2
 
 DEFAULT_COMMAND = "python train.py"
 
@@ -28,7 +30,13 @@ def run() -> None:
     example='stellwerk run submit examples/digits --command "python train.py" --input digits=digits:1',
 )
 @click.argument("folder", type=click.Path(path_type=Path), required=False)
-@click.option("-f", "--file", "job_file", type=click.Path(path_type=Path), help="Job file (YAML).")
+@click.option(
+    "-f",
+    "--file",
+    "job_file",
+    type=click.Path(path_type=Path),
+    help="Job file: command-job YAML or .runconfig.",
+)
 @click.option("-c", "--command", help=f"Shell command.  [default: {DEFAULT_COMMAND}]")
 @click.option("--experiment", help="Groups runs.  [default: name of the folder]")
 @click.option("-e", "--environment", help="NAME[:VERSION]; with packages the name of what is made.")
@@ -46,6 +54,8 @@ def run() -> None:
 @click.option("--tag", "tags", multiple=True, metavar="NAME=VALUE", help="Repeatable.")
 @click.option("--name", help="Id of the run.  [default: chosen by Stellwerk]")
 @click.option("--display-name", help="A name for people.")
+@click.option("--parent", metavar="RUN", help="The run that this one is a part of.")
+@click.option("--timeout", "timeout_seconds", type=click.FloatRange(0, min_open=True), help="Wall time, s.")
 @click.option("--follow/--detach", default=True, help="Show the run until it is over (the default).")
 def submit(session: Session, folder: Path | None, job_file: Path | None, follow: bool, **options: Any) -> int:
     """Run a command in a copy of FOLDER (here unless given)."""
@@ -58,7 +68,8 @@ def submit(session: Session, folder: Path | None, job_file: Path | None, follow:
 
 def _apply(job: Job, options: dict[str, Any]) -> None:
     """Options win over the file."""
-    for option in ("command", "experiment", "compute", "name", "display_name", "python_version"):
+    texts = ("command", "experiment", "compute", "name", "display_name", "python_version", "parent")
+    for option in (*texts, "timeout_seconds"):
         if options[option]:
             setattr(job, option, options[option])
     job.inputs |= arguments.pairs(options["inputs"], "--input")
@@ -91,22 +102,7 @@ async def _submit(session: Session, job: Job, follow: bool) -> int:
 
 
 async def _create(workspace: "AsyncWorkspace", job: Job) -> "AsyncRun":
-    return await workspace.runs.submit(
-        job.command,
-        code=job.code,
-        environment=job.environment,
-        packages=job.packages or (),
-        python_version=job.python_version,
-        compute=job.compute,
-        inputs=job.inputs,
-        experiment=job.experiment,
-        name=job.name,
-        display_name=job.display_name,
-        description=job.description,
-        tags=job.tags,
-        properties=job.properties,
-        variables=job.variables,
-    )
+    return await workspace.runs.submit(job.command, **job.arguments())
 
 
 def _show_submitted(session: Session, submitted: "AsyncRun") -> None:
@@ -134,14 +130,20 @@ def watch(session: Session, name: str) -> int:
 
 @run.command("list", example="stellwerk run list --experiment digits")
 @click.option("--experiment", default="", help="Only runs of this experiment.")
+@click.option("--archived", is_flag=True, help="Show archived runs too.")
 @click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="At most so many.")
-def list_(session: Session, experiment: str, limit: int) -> None:
+def list_(session: Session, experiment: str, archived: bool, limit: int) -> None:
     """List runs, newest first."""
+    found = session.workspace().runs.list(experiment=experiment, include_archived=archived, limit=limit)
+    show_runs(session, (item.message for item in found))
+
+
+def show_runs(session: Session, found: Iterable["runs_pb2.Run"]) -> None:
+    """Runs as a table, or as an array."""
     from stellwerk import states
 
-    found = session.workspace().runs.list(experiment=experiment, limit=limit)
     output.listing(
-        (item.message for item in found),
+        found,
         session.json,
         ("RUN", "STATE", "EXPERIMENT", "CREATED", "REASON"),
         lambda item: (
@@ -181,6 +183,10 @@ def show(session: Session, name: str) -> None:
         ("git", f"{item.git.commit[:12]} {item.git.branch}{' (dirty)' * item.git.dirty}".strip()),
         ("phases", phases(item.phases)),
         ("tags", output.pairs(item.tags)),
+        ("params", output.pairs(item.params)),
+        ("parent", names.last(item.parent_run)),
+        ("repeats", names.last(item.cloned_from)),
+        ("archived", output.when(item.archive_time)),
         ("trace", item.trace_id),
     ]
     if not session.json:
@@ -192,7 +198,7 @@ def show(session: Session, name: str) -> None:
 @click.argument("name", metavar="RUN")
 @click.option("--message", default="", help="Why, for the record.")
 def cancel(session: Session, name: str, message: str) -> None:
-    """Ask a run to stop."""
+    """Ask a run and all runs below it to stop."""
     from stellwerk.cli import telemetry
 
     with telemetry.root_span("stellwerk run cancel", session.settings()):
@@ -201,62 +207,6 @@ def cancel(session: Session, name: str, message: str) -> None:
         output.document(output.to_json(found.message))
     else:
         click.echo(f"{found.id}: {found.state}")
-
-
-@run.command("logs", example="stellwerk run logs RUN -f")
-@click.argument("name", metavar="RUN")
-@click.option("--log", default="", help="Path of the log.  [default: what the command printed]")
-@click.option("-f", "--follow", is_flag=True, help="Go on until the run is over.")
-@click.option("--list", "listed", is_flag=True, help="List the logs instead.")
-def logs(session: Session, name: str, log: str, follow: bool, listed: bool) -> None:
-    """Print a log."""
-    found = session.workspace().runs.get(name)
-    if listed:
-        output.listing(
-            found.logs(),
-            session.json,
-            ("LOG", "SIZE"),
-            lambda item: (item.log, output.size(item.size_bytes)),
-        )
-        return
-    pieces = found.log(log=log, follow=follow)
-    if session.json:
-        output.document({"log": log or "user_logs/std_log.txt", "text": "".join(pieces)})
-        return
-    empty = True
-    for piece in pieces:
-        click.echo(piece, nl=False)
-        empty = False
-    if empty:
-        click.echo("The log is empty; `--list` shows the others of the run.", err=True)
-
-
-@run.command("metrics", example="stellwerk run metrics RUN loss")
-@click.argument("name", metavar="RUN")
-@click.argument("metric", required=False)
-def metrics(session: Session, name: str, metric: str | None) -> None:
-    """Summarise the metrics of a run, or print all points of one."""
-    found = session.workspace().runs.get(name)
-    if metric is not None:
-        points = found.history(metric)
-        if session.json:
-            output.document([point._asdict() for point in points])
-        else:
-            output.table(("STEP", "TIME", "VALUE"), [(p.step, p.time_ms, f"{p.value:.10g}") for p in points])
-        return
-    output.listing(
-        found.metrics(),
-        session.json,
-        ("METRIC", "COUNT", "MIN", "MAX", "LAST", "STEP"),
-        lambda item: (
-            item.metric,
-            item.count,
-            f"{item.min:.6g}",
-            f"{item.max:.6g}",
-            f"{item.last:.6g}",
-            item.last_step,
-        ),
-    )
 
 
 @run.command("download", example="stellwerk run download RUN outputs --to results/")

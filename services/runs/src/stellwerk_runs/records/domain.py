@@ -114,6 +114,9 @@ def _check_matrix(labels: list[Any], matrix: list[Any]) -> str:
 
 
 def _is_number(value: Any) -> bool:
+    # As in proto JSON: JSON itself has no words for these.
+    if value in ("NaN", "Infinity", "-Infinity"):
+        return True
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

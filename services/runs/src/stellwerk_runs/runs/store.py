@@ -80,6 +80,8 @@ class RunStore:
             indexes=[IndexModel([("workspace", ASCENDING), ("_id", ASCENDING)])],
             extra=lambda experiment: {"workspace": names.workspace_of(experiment.name)},
         )
+        # The names of runs that were removed, which are not given again (retention/store.py).
+        self._removed = database.raw["removed_runs"]
         self._known: set[str] = set()
 
     async def open(self) -> None:
@@ -120,6 +122,10 @@ class RunStore:
         if await self.experiments.find(run.experiment, tx.session) is None:
             experiment = Experiment(name=run.experiment, creator=run.creator)
             await self.experiments.create_in(tx, experiment, Fact("created", "FIRST_RUN"))
+        if await self._removed.find_one({"_id": run.name}, {"_id": 1}, session=tx.session) is not None:
+            raise AlreadyExists(
+                "RUN_REMOVED", f"There was a run {run.name}; it has been removed.", "Choose another run id."
+            )
         created = await self.runs.create_in(tx, run, fact, request_id)
         if depth > 1:
             await self.runs.raw.update_one({"_id": run.name}, {"$set": {_DEPTH: depth}}, session=tx.session)
@@ -174,6 +180,10 @@ class RunStore:
         if len(self._known) >= _KNOWN:
             self._known.clear()
         self._known.add(name)
+
+    def forget(self, name: str) -> None:
+        """Says that the run is gone."""
+        self._known.discard(name)
 
     async def is_over(self, name: str) -> bool:
         """Whether the run is in a terminal state; raises `NotFound`."""

@@ -48,6 +48,7 @@ class SnapshotService(snapshots_pb2_grpc.SnapshotServiceServicer):
         try:
             return await self._store.create(snapshot, Fact("created", "REQUESTED"))
         except AlreadyExists:
+            await self._store.check(snapshot.name)
             return await self._store.get(snapshot.name)
 
     async def GetSnapshot(self, request: pb.GetSnapshotRequest, context: Any) -> pb.Snapshot:

@@ -1,0 +1,1 @@
+"""Retention: what may go, and removing it for good."""

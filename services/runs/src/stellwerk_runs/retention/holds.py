@@ -1,0 +1,45 @@
+"""What other services hold on to: runs that models came from, and snapshots that deployments run.
+
+Told by the journal, so that nobody has to be asked before something is removed.
+"""
+
+from collections.abc import Sequence
+
+from pymongo import ASCENDING, IndexModel
+
+from stellwerk_platform.bus import Bus
+from stellwerk_platform.journal import Event
+from stellwerk_platform.mongo import Database
+
+DURABLE = "runs-holds"
+TYPES = ["registry.model_version.created", "inference.deployment.*"]
+
+
+class Holds:
+    """The collection `holds` (`_id` the holder, `target` a run or snapshot), and its consumer."""
+
+    def __init__(self, database: Database, bus: Bus) -> None:
+        self._database = database
+        self._bus = bus
+        self._holds = database.raw["holds"]
+
+    async def open(self) -> None:
+        """Creates the collection."""
+        await self._database.ensure("holds", [IndexModel([("target", ASCENDING)])], ["target"])
+
+    async def run(self) -> None:
+        """Consumes for ever."""
+        await self._bus.consume(DURABLE, TYPES, self.handle)
+
+    async def handle(self, event: Event) -> None:
+        """Notes who holds what, and who does no longer."""
+        target = event.data.get("run") or event.data.get("snapshot")
+        if event.verb == "deleted":
+            await self._holds.delete_one({"_id": event.resource})
+        elif target:
+            await self._holds.update_one({"_id": event.resource}, {"$set": {"target": target}}, upsert=True)
+
+    async def of(self, targets: Sequence[str]) -> dict[str, str]:
+        """One holder by target, of those that are held."""
+        found = self._holds.find({"target": {"$in": list(targets)}})
+        return {hold["target"]: hold["_id"] async for hold in found}
