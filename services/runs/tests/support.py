@@ -36,11 +36,12 @@ from stellwerk_protos.runs.v1 import (
     ingest_pb2_grpc,
     logs_pb2_grpc,
     metrics_pb2_grpc,
+    retention_pb2_grpc,
     runs_pb2,
     runs_pb2_grpc,
     snapshots_pb2_grpc,
 )
-from stellwerk_protos.runs.v1.ingest_pb2 import AppendRequest, LogChunk, MetricBatch
+from stellwerk_protos.runs.v1.ingest_pb2 import AppendRequest, LogChunk, MetricBatch, Record, RecordBatch
 from stellwerk_protos.runs.v1.metrics_pb2 import GetMetricHistoryRequest
 from stellwerk_registry.config import RegistrySettings
 from stellwerk_registry.main import compose as compose_registry
@@ -50,6 +51,8 @@ from stellwerk_runs.metrics.domain import Points, pack, unpack
 
 # Small, so that a test can fill it.
 STREAM_BYTES = 4 * 1024 * 1024
+# So that a test sees blobs go.
+GRACE_SECONDS = 2.0
 STREAMS = ("JOURNAL", "DEADLETTER", "REDELIVERY", "METRICS", "LOGS", "RECORDS")
 
 
@@ -78,6 +81,10 @@ class Client:
     @property
     def logs(self) -> "logs_pb2_grpc.LogServiceAsyncStub":
         return logs_pb2_grpc.LogServiceStub(self.channel)
+
+    @property
+    def retention(self) -> "retention_pb2_grpc.RetentionServiceAsyncStub":
+        return retention_pb2_grpc.RetentionServiceStub(self.channel)
 
     async def append(self, *requests: AppendRequest) -> list[int]:
         """Sends all, then returns the batches that were acknowledged."""
@@ -190,9 +197,16 @@ def metrics(
     return AppendRequest(run=run, batch=batch, metrics=MetricBatch(source=source, columns=columns))
 
 
-def text(run: str, data: bytes, offset: int = 0, log: str = "user_logs/std_log.txt") -> AppendRequest:
+def text(
+    run: str, data: bytes, offset: int = 0, log: str = "user_logs/std_log.txt", time: int = 0
+) -> AppendRequest:
     """An append of log text."""
-    return AppendRequest(run=run, log=LogChunk(log=log, offset=offset, data=data))
+    return AppendRequest(run=run, log=LogChunk(log=log, offset=offset, data=data, time=time))
+
+
+def records(run: str, *some: Record, first: int = 0, source: str = "1-00000001") -> AppendRequest:
+    """An append of records."""
+    return AppendRequest(run=run, records=RecordBatch(source=source, first_sequence=first, records=some))
 
 
 def values(some: Points) -> list[float]:
@@ -254,6 +268,7 @@ def settings_of(servers: Servers, secrets: Secrets, chosen: dict[str, int]) -> R
         registry_address=f"127.0.0.1:{chosen['registry']}",
         compute_address=f"127.0.0.1:{chosen['compute']}",
         stream_bytes=STREAM_BYTES,
+        blob_grace_seconds=GRACE_SECONDS,
     )
 
 
@@ -270,6 +285,7 @@ def _registry_settings(settings: RunsSettings, servers: Servers, chosen: dict[st
         s3_url=servers.s3_url,
         s3_access_key=servers.s3_access_key,
         s3_secret_key=servers.s3_secret_key,
+        blob_grace_seconds=GRACE_SECONDS,
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from stellwerk import wal
+from stellwerk.wal_columns import Column, Reader
 from stellwerk_protos.runs.v1 import ingest_pb2
 
 log = logging.getLogger(__name__)
@@ -141,12 +142,15 @@ class LogTail(Tail[ingest_pb2.LogChunk]):
 class MetricTail(Tail[ingest_pb2.MetricBatch | ingest_pb2.RecordBatch]):
     """Follows a write-ahead file: its points, and what else was logged."""
 
-    _is_damaged = False
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._reader = Reader(path)
+        self._is_damaged = False
 
     def _next(self, start: Position) -> Batch[ingest_pb2.MetricBatch | ingest_pb2.RecordBatch] | None:
         until = start.points_offset if start.points_offset > start.offset else None
         try:
-            found, offset = wal.read(self.path, start.offset, until=until)
+            found = self._reader.read(start.offset, until=until)
         except FileNotFoundError:
             return None
         except wal.WalError as error:
@@ -155,20 +159,19 @@ class MetricTail(Tail[ingest_pb2.MetricBatch | ingest_pb2.RecordBatch]):
                 log.error("%s is damaged at byte %d: %s", self.path, start.offset, error)
             self._is_damaged = True
             return None
-        if not found:
+        if found is None:
             return None
         source = self.path.name.removesuffix(wal.SUFFIX)
-        notes = [(record.time_ms, record.note) for record in found if record.note is not None]
-        if until is None and len(notes) < len(found):
-            batch, sequences = columns(found, start.sequences)
+        if until is None and (found.columns or not found.notes):
+            batch, sequences = columns(found.columns, start.sequences)
             batch.source = source
-            if notes:
-                return Batch(batch, Position(start.offset, sequences, start.records, offset))
-            return Batch(batch, Position(offset, sequences, start.records))
-        records = [_record(time_ms, note) for time_ms, note in notes]
+            if found.notes:
+                return Batch(batch, Position(start.offset, sequences, start.records, found.end))
+            return Batch(batch, Position(found.end, sequences, start.records))
+        records = [_record(time_ms, note) for time_ms, note in found.notes]
         after = start.records + len(records)
         payload = ingest_pb2.RecordBatch(source=source, first_sequence=start.records, records=records)
-        return Batch(payload, Position(offset, start.sequences, after))
+        return Batch(payload, Position(found.end, start.sequences, after))
 
 
 def _record(time_ms: int, note: wal.Note) -> ingest_pb2.Record:
@@ -197,21 +200,11 @@ def append_request(
 
 
 def columns(
-    records: list[wal.Record], sequences: Mapping[str, int]
+    found: Mapping[str, Column], sequences: Mapping[str, int]
 ) -> tuple[ingest_pb2.MetricBatch, dict[str, int]]:
     """The points by metric, and the sequences after them. Names that no service takes are left out."""
-    by_metric: dict[str, tuple[array[int], array[int], array[float]]] = {}
-    for record in records:
-        time_ms = record.time_ms
-        for name, step, value in record.points:
-            column = by_metric.get(name)
-            if column is None:
-                column = by_metric[name] = (array("q"), array("q"), array("d"))
-            column[0].append(step)
-            column[1].append(time_ms)
-            column[2].append(value)
     batch, after = ingest_pb2.MetricBatch(), dict(sequences)
-    for name, (steps, times, values) in by_metric.items():
+    for name, column in found.items():
         if not 1 <= len(name) <= _MAXIMUM_NAME_CHARACTERS:
             log.warning("A metric name of %d characters was left out", len(name))
             continue
@@ -219,11 +212,11 @@ def columns(
         batch.columns.add(
             metric=name,
             first_sequence=first,
-            steps=_little_endian(steps),
-            times=_little_endian(times),
-            values=_little_endian(values),
+            steps=_little_endian(column.steps),
+            times=_little_endian(column.times),
+            values=_little_endian(column.values),
         )
-        after[name] = first + len(steps)
+        after[name] = first + len(column.steps)
     return batch, after
 
 

@@ -8,7 +8,7 @@ import errno
 import os
 import secrets
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,7 +84,7 @@ class Prefix(NamedTuple):
         encoded = name.encode()
         return cls(
             _TIME.size + _NAME_LENGTH.size + len(encoded) + _POINT.size,
-            _NAME_LENGTH.pack(len(encoded)) + encoded,
+            name_head(name),
         )
 
     def pack(self, time_ms: int, step: int, value: float) -> bytes:
@@ -131,25 +131,52 @@ def read(
     `until` reads exactly the records up to that offset instead, which an earlier call returned. A torn
     last record is left for later. Raises `WalError` for a damaged file.
     """
+    data = load(path, offset, limit_bytes, until)
+    records: list[Record] = []
+    position = 0
+    try:
+        for start, end in spans(data):
+            records.append(unpack(data, start, end))
+            position = end
+    except WalError:
+        if not records:
+            raise
+        # What was whole comes first; the next read tells.
+    return records, offset + position
+
+
+def load(path: str | Path, offset: int, limit_bytes: int, until: int | None) -> bytes:
+    """The bytes that `read` looks at; a first record that is longer than the limit comes whole."""
     with open(path, "rb") as file:
         file.seek(offset)
         data = file.read(limit_bytes if until is None else until - offset)
         if len(data) >= _LENGTH.size and (first := _length(data, 0)) > len(data):
             data += file.read(first - len(data))
-    records = []
+    return data
+
+
+def spans(data: bytes) -> Iterator[tuple[int, int]]:
+    """Where the bodies of whole records begin and end; raises `WalError` at a length that cannot be."""
     position = 0
     while position + _LENGTH.size <= len(data):
-        try:
-            end = position + _length(data, position)
-            if end > len(data):
-                break
-            records.append(_unpack(data, position + _LENGTH.size, end))
-        except WalError:
-            if not records:
-                raise
-            break  # what was whole comes first; the next read tells
+        end = position + _length(data, position)
+        if end > len(data):
+            return
+        yield position + _LENGTH.size, end
         position = end
-    return records, offset + position
+
+
+def record_key(data: bytes, start: int, end: int) -> tuple[int, bytes]:
+    """The length of a record's body and its first name: records of equal keys probably look alike."""
+    first = start + _TIME.size
+    (length,) = _NAME_LENGTH.unpack_from(data, first) if first + _NAME_LENGTH.size <= end else (0,)
+    return end - start, data[first : first + _NAME_LENGTH.size + length]
+
+
+def name_head(name: str) -> bytes:
+    """How a metric's name stands in a record, its length before it."""
+    encoded = name.encode()
+    return _NAME_LENGTH.pack(len(encoded)) + encoded
 
 
 def _length(data: bytes, position: int) -> int:
@@ -159,7 +186,8 @@ def _length(data: bytes, position: int) -> int:
     return _LENGTH.size + length
 
 
-def _unpack(data: bytes, position: int, end: int) -> Record:
+def unpack(data: bytes, position: int, end: int) -> Record:
+    """The record whose body lies there; raises `WalError`."""
     try:
         (time_ms,) = _TIME.unpack_from(data, position)
         position += _TIME.size

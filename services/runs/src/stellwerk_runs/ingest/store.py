@@ -8,9 +8,10 @@ import asyncio
 import json
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import TypeAlias
 
 from bson import Binary
 from pymongo import ASCENDING, IndexModel, ReplaceOne, ReturnDocument
@@ -34,6 +35,12 @@ log = logging.getLogger(__name__)
 # What waits longer than this for something before it never gets it.
 _EARLY_LIFE = timedelta(days=7)
 _EARLY_PER_RUN = 500
+# Of what waited, this much goes into one transaction.
+_EARLY_BYTES = 4 * 1024 * 1024
+# Ids of messages that are not taken, and whether more of what waited can be stored now.
+_Outcome: TypeAlias = tuple[set[str], bool]
+# The next position by sequence, and what stores what is new.
+_Writes: TypeAlias = tuple[dict[Key, int], Callable[[Sequence[Fresh]], Awaitable[None]]]
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,7 @@ class IngestStore:
         unprojected = IndexModel([("unprojected", ASCENDING)], sparse=True)
         await self._database.ensure("ingest_heads", [removed, unprojected], required=["version"])
         indexes = [
-            IndexModel([("sequence", ASCENDING)]),
+            IndexModel([("sequence", ASCENDING), ("position", ASCENDING)]),
             IndexModel([("run", ASCENDING)]),
             IndexModel([("time", ASCENDING)], expireAfterSeconds=int(_EARLY_LIFE.total_seconds())),
         ]
@@ -94,7 +101,7 @@ class IngestStore:
         )
 
     async def write(self, kind: str, run: str, messages: Sequence[Message]) -> set[str]:
-        """Stores each point and byte that is new, once.
+        """Stores each point, byte and record that is new, once, with all that waited for them.
 
         Returns the ids of messages that are not taken because too much of this run
         waits already for something before it; they must be sent again later.
@@ -102,33 +109,34 @@ class IngestStore:
 
         tries = 0
 
-        async def work(tx: Transaction) -> set[str]:
+        async def work(tx: Transaction) -> _Outcome:
             # A service that was killed leaves its documents locked for some seconds; the driver
             # would try again at once, and again.
             nonlocal tries
             await asyncio.sleep(min(0.005 * (2**tries - 1), 0.5))
             tries = min(tries + 1, 10)
-            refused = await self._write_in(tx, kind, run, messages)
+            written = await self._write_in(tx, kind, run, messages)
             failpoints.hit("writer.before_commit")
-            return refused
+            return written
 
         while True:
             try:
-                refused = await self._transact(kind, work)
+                refused, more = await self._transact(kind, work)
                 failpoints.hit("writer.committed")
-                return refused
+                if not more:
+                    return refused
             except DuplicateKeyError:
                 # Another replica was faster with the first write of a run.
                 continue
 
-    async def _transact(self, kind: str, work: Callable[[Transaction], Awaitable[set[str]]]) -> set[str]:
+    async def _transact(self, kind: str, work: Callable[[Transaction], Awaitable[_Outcome]]) -> _Outcome:
         if kind == RECORDS:
             # Parameters and tags change the run, which the journal tells.
             return await self._database.commit(work)
         async with await self._database.client.start_session() as session:
             return await session.with_transaction(lambda one: work(Transaction(self._database, one)))
 
-    async def _write_in(self, tx: Transaction, kind: str, run: str, messages: Sequence[Message]) -> set[str]:
+    async def _write_in(self, tx: Transaction, kind: str, run: str, messages: Sequence[Message]) -> _Outcome:
         session = tx.session
         mark = {"$set": {"unprojected": True}} if kind == METRICS else {}
         head = await self._heads.find_one_and_update(
@@ -140,67 +148,75 @@ class IngestStore:
         )
         if head.get("removed_time"):
             # What was still under way when the run was removed goes with it.
-            return set()
+            return set(), False
         incoming = [a for message in messages for a in arrivals(message.piece, message.id)]
-        early = await self._take_early(session, kind, run, incoming) if head.get("early") else {}
-        everything = [*incoming, *early.values()]
-        if kind == METRICS:
-            waiting = await self._write_metrics(session, run, head["version"], everything)
-        elif kind == LOGS:
-            waiting = await self._write_logs(session, run, everything)
-        else:
-            waiting = await self._write_records(tx, run, everything)
-        return await self._keep_early(session, kind, run, early, waiting)
+        store = {METRICS: self._metric_writes, LOGS: self._log_writes, RECORDS: self._record_writes}[kind]
+        ends, save = await store(tx, run, head["version"], incoming)
+        early: dict[str, Arrival] = {}
+        more = False
+        if head.get("early"):
+            early, more = await self._take_early(session, kind, run, incoming, ends)
+        fresh, waiting = advance([*incoming, *early.values()], ends)
+        if fresh:
+            await save(fresh)
+        return await self._keep_early(session, kind, run, early, waiting), more
 
-    async def _write_metrics(
-        self, session: Session, run: str, version: int, everything: Sequence[Arrival]
-    ) -> list[Arrival]:
-        series = await self._metrics.load(run, {arrival.key[0] for arrival in everything}, session)
+    async def _metric_writes(
+        self, tx: Transaction, run: str, version: int, incoming: Sequence[Arrival]
+    ) -> _Writes:
+        series = await self._metrics.load(run, {arrival.key[0] for arrival in incoming}, tx.session)
         ends: dict[Key, int] = {
             (metric, source): count for metric, one in series.items() for source, count in one.next.items()
         }
-        fresh, waiting = advance(everything, ends)
-        parts: dict[str, list[Points]] = defaultdict(list)
-        for item in fresh:
-            metric, source = item.arrival.key
-            parts[metric].append(_points(item))
-            series[metric].next[source] = ends[item.arrival.key]
-        if parts:
+
+        async def save(fresh: Sequence[Fresh]) -> None:
+            parts: dict[str, list[Points]] = defaultdict(list)
+            for item in fresh:
+                metric, source = item.arrival.key
+                parts[metric].append(_points(item))
+                series[metric].next[source] = ends[item.arrival.key]
             changed: list[Series] = [series[metric] for metric in parts]
-            tails = await self._metrics.tails(run, changed, session)
+            tails = await self._metrics.tails(run, changed, tx.session)
             chunks: list[Chunk] = []
             for one in changed:
                 chunks += one.append(join(parts[one.metric]), tails.get(one.metric), version)
-            await self._metrics.save(run, changed, chunks, session)
-        return waiting
+            await self._metrics.save(run, changed, chunks, tx.session)
 
-    async def _write_logs(self, session: Session, run: str, everything: Sequence[Arrival]) -> list[Arrival]:
-        logs = await self._logs.load(run, {arrival.key[0] for arrival in everything}, session)
+        return ends, save
+
+    async def _log_writes(
+        self, tx: Transaction, run: str, version: int, incoming: Sequence[Arrival]
+    ) -> _Writes:
+        logs = await self._logs.load(run, {arrival.key[0] for arrival in incoming}, tx.session)
         ends: dict[Key, int] = {(path,): end.size_bytes for path, end in logs.items()}
-        fresh, waiting = advance(everything, ends)
-        parts: dict[str, list[Written]] = defaultdict(list)
-        for item in fresh:
-            parts[item.arrival.key[0]].append(_text(item))
-        if parts:
+
+        async def save(fresh: Sequence[Fresh]) -> None:
+            parts: dict[str, list[Written]] = defaultdict(list)
+            for item in fresh:
+                parts[item.arrival.key[0]].append(_text(item))
             changed: list[LogEnd] = [logs[path] for path in parts]
-            tails = await self._logs.tails(run, changed, session)
+            tails = await self._logs.tails(run, changed, tx.session)
             texts: list[LogText] = []
             for end in changed:
                 texts += end.append(parts[end.log], tails.get(end.log))
-            await self._logs.save(run, changed, texts, session)
-        return waiting
+            await self._logs.save(run, changed, texts, tx.session)
 
-    async def _write_records(self, tx: Transaction, run: str, everything: Sequence[Arrival]) -> list[Arrival]:
+        return ends, save
+
+    async def _record_writes(
+        self, tx: Transaction, run: str, version: int, incoming: Sequence[Arrival]
+    ) -> _Writes:
         count, sources = await self._records.load(run, tx.session)
         ends: dict[Key, int] = {(source,): taken for source, taken in sources.items()}
-        fresh, waiting = advance(everything, ends)
-        if fresh:
+
+        async def save(fresh: Sequence[Fresh]) -> None:
             new = [record for item in fresh for record in _records(item)]
             listed = [record for record in new if record.kind not in records.ANNOTATIONS]
             taken = {key[0]: end for key, end in ends.items()}
             await self._records.save(run, count, listed, taken, tx.session)
             await self._annotate(tx, run, new)
-        return waiting
+
+        return ends, save
 
     async def _annotate(self, tx: Transaction, run: str, new: Sequence[Record]) -> None:
         params, tags = records.annotations(new)
@@ -212,15 +228,31 @@ class IngestStore:
             log.warning("%s is gone; its parameters and tags are dropped", run)
 
     async def _take_early(
-        self, session: Session, kind: str, run: str, incoming: Sequence[Arrival]
-    ) -> dict[str, Arrival]:
-        """What waits in the sequences that now go on, by document id."""
-        sequences = list({_sequence(kind, run, arrival.key) for arrival in incoming})
-        found = {}
-        async for document in self._early.find({"sequence": {"$in": sequences}}, session=session):
-            piece = AppendRequest.FromString(bytes(document["body"]))
-            found[document["_id"]] = arrivals(piece, document["_id"])[0]
-        return found
+        self, session: Session, kind: str, run: str, incoming: Sequence[Arrival], ends: Mapping[Key, int]
+    ) -> tuple[dict[str, Arrival], bool]:
+        """What can now go on of that which waits, by document id, and whether there is more of it.
+
+        Bounded: a transaction has to fit into MongoDB's cache.
+        """
+        reach = {arrival.key: ends.get(arrival.key, 0) for arrival in incoming}
+        for arrival in sorted(incoming, key=lambda arrival: arrival.position):
+            if arrival.position <= reach[arrival.key]:
+                reach[arrival.key] = max(reach[arrival.key], arrival.position + arrival.length)
+        found: dict[str, Arrival] = {}
+        size = 0
+        for key, end in reach.items():
+            waits = self._early.find({"sequence": _sequence(kind, run, key)}, session=session)
+            async for document in waits.sort("position", ASCENDING):
+                if size > _EARLY_BYTES:
+                    return found, True
+                piece = AppendRequest.FromString(bytes(document["body"]))
+                arrival = arrivals(piece, document["_id"])[0]
+                if arrival.position > end:
+                    break
+                end = max(end, arrival.position + arrival.length)
+                found[document["_id"]] = arrival
+                size += len(document["body"])
+        return found, False
 
     async def _keep_early(
         self, session: Session, kind: str, run: str, early: dict[str, Arrival], waiting: Sequence[Arrival]
@@ -260,6 +292,7 @@ def _early_document(kind: str, run: str, arrival: Arrival) -> dict[str, object]:
         "_id": message_id(body),
         "run": run,
         "sequence": _sequence(kind, run, arrival.key),
+        "position": arrival.position,
         "body": Binary(body),
         "time": datetime.now(UTC),
     }
