@@ -137,7 +137,7 @@ class LeaseJudge:
         last, asleep = float("-inf"), 0.0
         while True:
             try:
-                expiry = await self._round(
+                expiry = await self.round(
                     time.monotonic() - last > asleep + self._leases.seconds * _STALL_SHARE
                 )
                 last = time.monotonic()
@@ -147,7 +147,8 @@ class LeaseJudge:
             asleep = self._until(expiry)
             await asyncio.sleep(asleep)
 
-    async def _round(self, stalled: bool) -> datetime | None:
+    async def round(self, stalled: bool) -> datetime | None:
+        """Judges what is over, and returns when the next lease ends."""
         expired = await self._leases.expired()
         if stalled and expired:
             # This process or the store stood still, and nobody could renew a lease.

@@ -1,5 +1,7 @@
 """SearchRuns: parse, find, reply."""
 
+import asyncio
+
 from stellwerk_platform import names
 from stellwerk_platform.errors import InvalidArgument
 from stellwerk_protos.runs.v1 import runs_pb2 as pb
@@ -26,8 +28,11 @@ class Search:
         query = compile_query(workspace, request.filter, request.order_by, request.include_archived)
         identity = (workspace, request.filter, request.order_by, request.include_archived)
         page, token = await self._search.find(query, request.page_size, request.page_token, *identity)
-        runs = {run.name: run for run in await self._runs.runs.all({"_id": {"$in": page}})}
-        last = await self._search.last(workspace, page, request.metrics)
+        found, last = await asyncio.gather(
+            self._runs.runs.all({"_id": {"$in": page}}),
+            self._search.last(workspace, page, request.metrics),
+        )
+        runs = {run.name: run for run in found}
         return pb.SearchRunsResponse(
             runs=[pb.FoundRun(run=runs[name], metrics=last.get(name)) for name in page if name in runs],
             next_page_token=token,
