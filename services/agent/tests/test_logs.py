@@ -128,3 +128,11 @@ def test_links_and_names_that_cannot_travel_do_no_harm(followed: Followed) -> No
     followed.ship()
     assert sorted(followed.stored.values()) == sorted([b"caf\xe9", b"caf\xe8", b"a\\b", b"new\nline"])
     assert all("\n" not in name and "\\" not in name for name in followed.stored)
+
+
+def test_a_script_gone_wild_is_told_that_it_has_too_many_logs(followed: Followed) -> None:
+    for number in range(1_000):
+        (followed.work / f"logs/{number:04d}").write_text("x")
+    followed.ship()
+    assert len(followed.stored) == 901
+    assert b"'logs/0900'" in followed.stored["system_logs/notices.log"]

@@ -18,6 +18,8 @@ START_ORDER = (
 WITH_BLOBS = ("registry", "runs")
 WITH_ADDRESS = ("registry", "runs", "compute", "secrets", "inference", "telemetry")
 AGENT_FOLDER = "agent"
+# Taken over from whoever starts the stack.
+_AGENT_SETTINGS = ("STELLWERK_SYSTEM_METRICS_SECONDS",)
 OWNER_KEY_FILE = "owner.key"
 # What the launcher sets itself, or what belongs to the person at the terminal; everything else of ours
 # (STELLWERK_LEASE_SECONDS, log levels …) reaches the services as it is.
@@ -97,15 +99,21 @@ def _service_environment(context: Context, name: str) -> dict[str, str]:
 
 def _agent_environment(context: Context) -> dict[str, str]:
     folder = context.folder(AGENT_FOLDER)
-    return _common(context, "agent") | {
-        "STELLWERK_GRPC_ADDRESS": context.address("gateway"),
-        "STELLWERK_GATEWAY_URL": f"http://{context.address('gateway_http')}",
-        "STELLWERK_AGENT_DIR": str(folder),
-        "STELLWERK_AGENT_NODE": "nodes/local",
-        "STELLWERK_AGENT_POOL": "local",
-        # Replicas take slots as well, so a small machine still gets some.
-        "STELLWERK_AGENT_SLOTS": os.environ.get("STELLWERK_AGENT_SLOTS") or str(max(4, os.cpu_count() or 1)),
-    }
+    given = {name: os.environ[name] for name in _AGENT_SETTINGS if name in os.environ}
+    return (
+        _common(context, "agent")
+        | given
+        | {
+            "STELLWERK_GRPC_ADDRESS": context.address("gateway"),
+            "STELLWERK_GATEWAY_URL": f"http://{context.address('gateway_http')}",
+            "STELLWERK_AGENT_DIR": str(folder),
+            "STELLWERK_AGENT_NODE": "nodes/local",
+            "STELLWERK_AGENT_POOL": "local",
+            # Replicas take slots as well, so a small machine still gets some.
+            "STELLWERK_AGENT_SLOTS": os.environ.get("STELLWERK_AGENT_SLOTS")
+            or str(max(4, os.cpu_count() or 1)),
+        }
+    )
 
 
 def _version(name: str) -> str:

@@ -26,6 +26,9 @@ _SCAN_SHARE = 20
 # Up to so many files are looked at in every round, more only when the folders are scanned.
 _QUICK_FILES = 64
 _HEAD_BYTES = 1024
+# `runs` takes 1,000 logs of a run; some room is left for the platform's own.
+_MOST_LOGS = 900
+_NOTICES = "system_logs/notices.log"
 _GONE = (-1, -1)
 log = logging.getLogger(__name__)
 _Inode: TypeAlias = tuple[int, int]
@@ -222,12 +225,25 @@ class LogFolder:
         if file is not None and status.st_size < file.read_bytes:
             file.end()
             file = None
+        if file is None and len(self._files) >= _MOST_LOGS and path.is_relative_to(self._work):
+            self._leave_out(log)
+            return
         if file is None:
             free = self._free(log)
             file = LogFile(path, free, inode, self._at(free))
             self._hold(file)
         file.path = path
         file.size_bytes = status.st_size
+
+    def _leave_out(self, first: str) -> None:
+        """Says once, where the run's owner looks, that there are too many."""
+        notices = self._own / _NOTICES
+        if not notices.exists():
+            notices.parent.mkdir(exist_ok=True)
+            notices.write_text(
+                f"More than {_MOST_LOGS} log files: {first!r} and those after it are not followed. "
+                "Write fewer to ./logs, or write them to ./outputs, which has no limit.\n"
+            )
 
     def _free(self, log: str) -> str:
         if log not in self._files:
