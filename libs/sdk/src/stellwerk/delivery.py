@@ -36,6 +36,7 @@ class _Connection:
 
     pending: deque[tuple[int, Tail[Any], Position]] = field(default_factory=deque)
     is_over: bool = False
+    is_stalled: bool = False
 
 
 class Delivery:
@@ -88,7 +89,7 @@ class Delivery:
                 self._acknowledge(connection, answer.batch)
         except asyncio.CancelledError:
             # The watch cancelled the call, or somebody this task.
-            if not watch.done():
+            if not connection.is_stalled:
                 raise
         finally:
             connection.is_over = True
@@ -146,6 +147,7 @@ class Delivery:
             await asyncio.sleep(1)
             if not connection.pending:
                 waiting_since = clock()
+        connection.is_stalled = True
         call.cancel()
 
 

@@ -23,6 +23,7 @@ IMAGES_FOLDER = Path("outputs") / "images"
 # Those of `stellwerk.runs.v1.RecordKind`.
 LIST, ROW, TABLE, IMAGE, CONFUSION_MATRIX, ACCURACY_TABLE, RESIDUALS, PREDICTIONS, PARAM, TAG = range(1, 11)
 _MAXIMUM_PREPARED = 10_000
+_MAXIMUM_FORMS = 100
 
 
 class Recorder:
@@ -36,6 +37,7 @@ class Recorder:
         self._steps: dict[str, int] = {}
         self._record_steps: dict[str, int] = {}
         self._prepared: dict[str, wal.Prefix] = {}
+        self._forms: dict[tuple[str, ...], wal.Form] = {}
         self._writer: wal.Writer | None = None
         self._writer_pid = 0
         self._warned = False
@@ -71,17 +73,23 @@ class Recorder:
 
     def log_metrics(self, metrics: Mapping[str, SupportsFloat], step: SupportsIndex | None = None) -> None:
         """Logs one value each of several metrics, with the same time and, if given, the same step."""
-        checked = [(values.name(name), values.number(name, value)) for name, value in metrics.items()]
+        names = tuple(metrics)
+        form = self._forms.get(names) or self._form(names)
+        numbers = [
+            value if type(value) is float else values.number(name, value) for name, value in metrics.items()
+        ]
         given = None if step is None else values.step(step)
-        if not checked:
+        if not names:
             return
         with self._lock:
-            points = []
-            for name, number in checked:
-                at = self._steps.get(name, -1) + 1 if given is None else given
-                self._steps[name] = max(at, self._steps.get(name, -1))
-                points.append((name, at, number))
-            self._append(wal.pack(time.time_ns() // 1_000_000, points))
+            last = self._steps
+            if given is None:
+                steps = [last.get(name, -1) + 1 for name in names]
+                last.update(zip(names, steps, strict=True))
+            else:
+                steps = [given] * len(names)
+                last.update((name, max(given, last.get(name, given))) for name in names)
+            self._append(form.pack(time.time_ns() // 1_000_000, steps, numbers))
 
     def log_list(self, name: str, values_: Iterable[Any], step: SupportsIndex | None = None) -> None:
         """Logs a list of numbers, of any length."""
@@ -187,6 +195,12 @@ class Recorder:
             now_ms = time.time_ns() // 1_000_000
             for text in texts:
                 self._append(wal.pack_note(now_ms, wal.Note(kind, name, at, text, artifact)))
+
+    def _form(self, names: tuple[str, ...]) -> wal.Form:
+        form = wal.Form([values.name(name) for name in names])
+        if len(self._forms) < _MAXIMUM_FORMS:
+            self._forms[names] = form
+        return form
 
     def _prepare(self, name: str) -> wal.Prefix:
         prefix = wal.Prefix.of(values.name(name))

