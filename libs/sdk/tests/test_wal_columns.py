@@ -66,3 +66,9 @@ def test_what_is_whole_before_a_damage_comes_first(tmp_path: Path) -> None:
         assert (piece.end, len(piece.columns["a"].values)) == (2 * len(good), 2)
         with pytest.raises(wal.WalError):
             reader.read(piece.end)
+
+
+@given(points=POINTS, time_ms=st.integers(0, 2**40))
+def test_a_prepared_form_packs_the_same_bytes(points: list[tuple[str, int, float]], time_ms: int) -> None:
+    form = wal.Form([name for name, _, _ in points])
+    assert form.pack(time_ms, [p[1] for p in points], [p[2] for p in points]) == wal.pack(time_ms, points)

@@ -88,7 +88,7 @@ class Recorder:
                 last.update(zip(names, steps, strict=True))
             else:
                 steps = [given] * len(names)
-                last.update((name, max(given, last.get(name, given))) for name in names)
+                last.update((name, max(given, last.get(name, -1))) for name in names)
             self._append(form.pack(time.time_ns() // 1_000_000, steps, numbers))
 
     def log_list(self, name: str, values_: Iterable[Any], step: SupportsIndex | None = None) -> None:
