@@ -5,11 +5,13 @@ each has 6 parameters, 2 tags and 8 metrics. The service runs in the client's pr
 that the time holds the work of both sides.
 """
 
+import asyncio
 import random
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -25,6 +27,7 @@ from stellwerk_protos.runs.v1 import runs_pb2_grpc
 from stellwerk_runs.runs.service import Parts, RunService
 from stellwerk_runs.runs.store import RunStore
 from stellwerk_runs.search import fields
+from tests.bench.mlflow_peer import NAME, search_p50
 from tests.bench.resources import Resources
 from tests.bench.suite import Measurement, benchmark, percentile
 
@@ -108,7 +111,6 @@ async def searching(resources: Resources, count: int) -> "AsyncIterator[runs_pb2
     database = Database(resources.servers.mongodb_uri, f"b{uuid.uuid4().hex[:8]}", "runs")
     await database.open()
     store = RunStore(database)
-    await store.open()
     whole: list[Document] = []
     small: list[Document] = []
     for run, last in runs(count):
@@ -118,6 +120,8 @@ async def searching(resources: Resources, count: int) -> "AsyncIterator[runs_pb2
             await store.runs.raw.insert_many(whole, ordered=False)
             await store.search.raw.insert_many(small, ordered=False)
             whole, small = [], []
+    # Indexes are built faster over what is there already.
+    await store.open()
     other: Any = None  # Searches need nothing else of the service.
     parts = Parts(store, other, other, other, other, AnyWorkspace(), other)  # type: ignore[arg-type]
     descriptor = pb.DESCRIPTOR.services_by_name["RunService"]
@@ -156,10 +160,13 @@ async def p95_milliseconds(resources: Resources, count: int) -> Measurement:
     return Measurement(percentile(samples, 95), len(samples))
 
 
-@benchmark("runs.search.10k", unit="ms (p95)", better="lower", goal=20)
+@benchmark(
+    "runs.search.10k", unit="ms (p95)", better="lower", goal=20, peer=f"{NAME}, p50 with filter and sort"
+)
 async def search_10k(resources: Resources) -> Measurement:
-    """Over 10,000 runs."""
-    return await p95_milliseconds(resources, 10_000)
+    """Over 10,000 runs; the peer has as many."""
+    found = await p95_milliseconds(resources, 10_000)
+    return replace(found, peer_value=await asyncio.to_thread(search_p50, 10_000))
 
 
 @benchmark("runs.search.200k", unit="ms (p95)", better="lower", goal=60)
