@@ -9,6 +9,8 @@ import asyncio
 import logging
 import time
 
+from pymongo.errors import OperationFailure
+
 from stellwerk_platform import failpoints
 from stellwerk_runs.ingest.store import IngestStore
 from stellwerk_runs.metrics.store import MetricStore
@@ -46,11 +48,18 @@ class Projector:
             begin = time.monotonic()
             if self._resting.get(run, 0.0) > begin:
                 continue
-            last = await self._metrics.last(run, METRICS)
-            await self._search.put_metrics(run, last, version)
-            failpoints.hit("projector.written")
-            await self._ingest.projected(run, version)
+            try:
+                await self._bring(run, version)
+            except OperationFailure as error:
+                # One run that MongoDB refuses must not stop the others.
+                log.error("Searches do not see the metrics of %s: %s", run, error)
             self._rest(run, time.monotonic() - begin)
+
+    async def _bring(self, run: str, version: int) -> None:
+        last = await self._metrics.last(run, METRICS)
+        await self._search.put_metrics(run, last, version)
+        failpoints.hit("projector.written")
+        await self._ingest.projected(run, version)
 
     def _rest(self, run: str, cost_seconds: float) -> None:
         if len(self._resting) >= _REMEMBERED:
