@@ -151,8 +151,15 @@ def _walk(
 
 def _ignored(rules: "GitIgnoreSpec", entry: "os.DirEntry[str]", name: str) -> bool:
     # For git a symlink is never a folder, whatever it points to.
-    folder = entry.is_dir(follow_symlinks=False)
-    return bool(rules.match_file(f"{name}/" if folder else name))
+    path = f"{name}/" if entry.is_dir(follow_symlinks=False) else name
+    for pattern in reversed(rules.patterns):
+        if pattern.include is None or pattern.regex is None or not (found := pattern.regex.match(path)):
+            continue
+        # A pattern that names a folder above was judged there; here it says nothing.
+        mark = found.start("ps_d") if "ps_d" in pattern.regex.groupindex else -1
+        if mark in (-1, len(path) - 1):
+            return bool(pattern.include)
+    return False
 
 
 def _target(root: Path, link: Path, name: str) -> Path:
