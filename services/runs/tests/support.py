@@ -5,9 +5,10 @@ allocation queued, and a test plays the rest of its life by publishing the event
 that `compute` would publish.
 """
 
+import asyncio
 import hashlib
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -41,7 +42,14 @@ from stellwerk_protos.runs.v1 import (
     runs_pb2_grpc,
     snapshots_pb2_grpc,
 )
-from stellwerk_protos.runs.v1.ingest_pb2 import AppendRequest, LogChunk, MetricBatch, Record, RecordBatch
+from stellwerk_protos.runs.v1.ingest_pb2 import (
+    RECORD_KIND_ROW,
+    AppendRequest,
+    LogChunk,
+    MetricBatch,
+    Record,
+    RecordBatch,
+)
 from stellwerk_protos.runs.v1.metrics_pb2 import GetMetricHistoryRequest
 from stellwerk_registry.config import RegistrySettings
 from stellwerk_registry.main import compose as compose_registry
@@ -209,6 +217,11 @@ def records(run: str, *some: Record, first: int = 0, source: str = "1-00000001")
     return AppendRequest(run=run, records=RecordBatch(source=source, first_sequence=first, records=some))
 
 
+def record_of(name: str) -> Record:
+    """A record that is right."""
+    return Record(name=name, kind=RECORD_KIND_ROW, value='{"x": 1}')
+
+
 def values(some: Points) -> list[float]:
     """The values as numbers."""
     return list(unpack("d", some.values))
@@ -224,6 +237,15 @@ async def refused(call: Awaitable[object]) -> PlatformError:
 async def collect(stream: "Iterable[object] | AsyncIterator[object]") -> list[object]:
     """All messages of a stream."""
     return [item async for item in stream]  # type: ignore[union-attr]  # calls are async iterables
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]], timeout_seconds: float = 30.0) -> None:
+    """Returns once the condition holds; for what tells nobody when it is done."""
+    async with asyncio.timeout(timeout_seconds):
+        while True:
+            if await condition():
+                return
+            await asyncio.sleep(0.05)
 
 
 @asynccontextmanager

@@ -9,14 +9,25 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import fields
 
 import grpc
 import pytest_asyncio
 
-from services.runs.tests.support import STREAMS, Client, metrics, points, settings_of, text, values
+from services.runs.tests.support import (
+    STREAMS,
+    Client,
+    eventually,
+    metrics,
+    points,
+    record_of,
+    records,
+    settings_of,
+    text,
+    values,
+)
 from services.secrets.tests.support import Secrets
 from stellwerk_launcher import ports
 from stellwerk_launcher.testing import Servers
@@ -26,10 +37,18 @@ from stellwerk_platform.documents import now
 from stellwerk_platform.grpc_client import connect
 from stellwerk_platform.journal import Fact, entry
 from stellwerk_platform.mongo import Database
+from stellwerk_protos.common.v1.common_pb2 import File
 from stellwerk_protos.compute.v1.computes_pb2 import ALLOCATION_STATE_SUCCEEDED, Allocation
-from stellwerk_protos.runs.v1 import logs_pb2, runs_pb2
-from stellwerk_protos.runs.v1.ingest_pb2 import AppendRequest
+from stellwerk_protos.runs.v1 import logs_pb2, metrics_pb2, runs_pb2
+from stellwerk_protos.runs.v1.ingest_pb2 import RECORD_KIND_PARAM, AppendRequest, Record
+from stellwerk_protos.runs.v1.runs_pb2 import RUN_STATE_COMPLETED
+from stellwerk_runs.artifacts.store import ArtifactStore
 from stellwerk_runs.config import RunsSettings
+from stellwerk_runs.ingest.store import IngestStore, Message
+from stellwerk_runs.logs.store import LogStore
+from stellwerk_runs.metrics.store import MetricStore
+from stellwerk_runs.records.store import RecordStore
+from stellwerk_runs.retention.store import RemovalStore
 from stellwerk_runs.runs.store import RunStore
 
 RUN = "workspaces/demo/runs/steady-oak-000001"
@@ -48,8 +67,9 @@ BATCH = 40
 class Child:
     """The service, started anew whenever it has died, with the next failpoint."""
 
-    def __init__(self, settings: RunsSettings) -> None:
+    def __init__(self, settings: RunsSettings, lives: Sequence[str] = LIVES) -> None:
         self._settings = settings
+        self._lives = lives
         self._process: asyncio.subprocess.Process | None = None
         self.deaths: list[int] = []
 
@@ -62,7 +82,7 @@ class Child:
 
     async def live(self) -> None:
         """All lives, one after the other."""
-        for failpoint in LIVES:
+        for failpoint in self._lives:
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "stellwerk_runs.main"),
                 env=self._environment(failpoint),
@@ -89,7 +109,9 @@ async def secrets(servers: Servers) -> AsyncIterator[Secrets]:
 
 
 @asynccontextmanager
-async def submitted(settings: RunsSettings) -> AsyncIterator[Bus]:
+async def submitted(
+    settings: RunsSettings, state: "runs_pb2.RunState.ValueType" = runs_pb2.RUN_STATE_STARTING
+) -> AsyncIterator[Bus]:
     """The run in the store, without those who would check it, and the bus of the namespace."""
     database = Database(settings.mongodb_uri, settings.namespace, "runs")
     await database.open()
@@ -97,6 +119,9 @@ async def submitted(settings: RunsSettings) -> AsyncIterator[Bus]:
     await store.open()
     run = runs_pb2.Run(name=RUN, experiment="workspaces/demo/experiments/e", creator="users/owner")
     await store.create(lambda: run, "", chosen=True)
+    if state != runs_pb2.RUN_STATE_STARTING:
+        name = runs_pb2.RunState.Name(state)
+        await store.runs.raw.update_one({"_id": RUN}, {"$set": {"state": name}})
     database.close()
     async with Bus.connect(settings.nats_url, settings.namespace, "test") as bus:
         yield bus
@@ -135,6 +160,9 @@ def cut(more: list[float], lines: bytes, first: int, offset: int, size: int) -> 
         metrics(RUN, "loss", points(more[n : n + size], first + n), first + n)
         for n in range(0, len(more), size)
     ]
+    rows = [record_of(str(int(value))) for value in more]
+    rows[0] = Record(name=f"p{first}", kind=RECORD_KIND_PARAM, value=str(first))
+    requests += [records(RUN, *rows[n : n + size], first=first + n) for n in range(0, len(rows), size)]
     return requests + [text(RUN, lines[n : n + 4 * size], offset + n) for n in range(0, len(lines), 4 * size)]
 
 
@@ -154,10 +182,86 @@ async def test_killed_at_every_step_it_loses_and_doubles_nothing(servers: Server
                 assert read == log
                 history = await client.history(RUN, "loss")
                 assert values(history) == sent
+                assert await rows_of(client) == [str(n) for n in range(len(sent)) if n % BATCH]
+                run = await client.runs.GetRun(runs_pb2.GetRunRequest(name=RUN))
+                assert dict(run.params) == {f"p{n}": str(n) for n in range(0, len(sent), BATCH)}
             assert lives.deaths == [-signal.SIGKILL] * (len(LIVES) - 1)
         finally:
             await lives.stop()
             await child
+
+
+async def rows_of(client: Client) -> list[str]:
+    """The names of all records, in the order stored."""
+    found: list[str] = []
+    token = ""
+    while True:
+        answer = await client.metrics.ListRecords(
+            metrics_pb2.ListRecordsRequest(parent=RUN, page_size=1_000, page_token=token)
+        )
+        found += [record.name for record in answer.records]
+        token = answer.next_page_token
+        if not token:
+            return found
+
+
+async def test_a_removal_that_is_killed_is_finished(servers: Servers, secrets: Secrets) -> None:
+    chosen = ports.choose(["registry", "compute", "runs"], {})
+    settings = settings_of(servers, secrets, chosen)
+    digests = [f"{number:064x}" for number in range(5)]
+    async with submitted(settings, RUN_STATE_COMPLETED):
+        database = Database(settings.mongodb_uri, settings.namespace, "runs")
+        lives = Child(settings, ("removal.deleting:2", "removal.deleting:5", "removal.deleted", ""))
+        child = None
+        try:
+            for store in (MetricStore(database), LogStore(database), RecordStore(database)):
+                await store.open()
+            runs = RunStore(database)
+            ingest = IngestStore(
+                database, MetricStore(database), LogStore(database), RecordStore(database), runs
+            )
+            await ingest.open()
+            for kind, piece in (
+                ("metrics", metrics(RUN, "loss", points(range(10)))),
+                ("logs", text(RUN, b"line")),
+                ("records", records(RUN, record_of("x"))),
+            ):
+                await ingest.write(kind, RUN, [Message("0", piece)])
+            artifacts = ArtifactStore(database)
+            await artifacts.open()
+            await artifacts.record(RUN, [File(path=d, sha256=d, size_bytes=1) for d in digests])
+            removals = RemovalStore(database, runs)
+            await removals.open()
+            await removals.mark(RUN, await removals.size(RUN))
+            child = asyncio.create_task(lives.live())
+
+            async def done() -> bool:
+                mark = await database.raw["removed_runs"].find_one({"_id": RUN})
+                return mark is not None and "unfinished" not in mark
+
+            await eventually(done, 90)
+            assert lives.deaths == [-signal.SIGKILL] * 3
+            for name in (
+                "metric_series",
+                "metric_chunks",
+                "logs",
+                "log_chunks",
+                "records",
+                "artifacts",
+                "runs",
+            ):
+                assert await database.raw[name].count_documents({}) == 0, name
+            # The registry is away: what it has to release is not forgotten.
+            waiting = [d["_id"][-64:] async for d in database.raw["blob_releases"].find()]
+            assert sorted(waiting) == digests
+            # What was under way when the run was removed is dropped.
+            assert await ingest.write("logs", RUN, [Message("0", text(RUN, b"late", 4))]) == set()
+            assert await database.raw["log_chunks"].count_documents({}) == 0
+        finally:
+            await lives.stop()
+            if child is not None:
+                await child
+            database.close()
 
 
 async def end(bus: Bus) -> None:

@@ -272,3 +272,15 @@ async def test_reading_what_is_not_there_says_so(platform: Platform, client: Cli
     assert (await refused(client.history(run + "x", "none"))).reason == "RUN_NOT_FOUND"
     assert (await refused(whole_log(client, run, "none"))).reason == "LOG_NOT_FOUND"
     assert await whole_log(client, run) == b""
+
+
+async def test_much_that_waited_is_stored_piece_by_piece(platform: Platform, client: Client) -> None:
+    run, size = (await platform.run()).name, 1024 * 1024
+    # More than one transaction of the test server's MongoDB can hold.
+    for number in range(1, 33):
+        await client.append(text(run, bytes([number]) * size, number * size))
+    await client.append(text(run, b"\0" * size))
+    await ended(platform, run)
+    request = logs_pb2.ReadLogRequest(parent=run, follow=True)
+    parts = [part.data async for part in client.logs.ReadLog(request)]
+    assert b"".join(parts) == b"".join(bytes([number]) * size for number in range(33))

@@ -241,7 +241,8 @@ class IngestStore:
         found: dict[str, Arrival] = {}
         size = 0
         for key, end in reach.items():
-            waits = self._early.find({"sequence": _sequence(kind, run, key)}, session=session)
+            # Mostly the first one says that nothing can go on yet: no more are fetched than needed.
+            waits = self._early.find({"sequence": _sequence(kind, run, key)}, session=session, batch_size=4)
             async for document in waits.sort("position", ASCENDING):
                 if size > _EARLY_BYTES:
                     return found, True
