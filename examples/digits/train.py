@@ -6,7 +6,7 @@ from pathlib import Path
 import joblib
 import numpy as np
 import pandas as pd
-from sklearn.metrics import log_loss
+from sklearn.metrics import confusion_matrix, log_loss
 from sklearn.neural_network import MLPClassifier
 
 import stellwerk
@@ -46,7 +46,9 @@ def main() -> None:
     images, digits = load(data, "training")
     validation = load(data, "validation")
     order = np.random.default_rng(1)
-    model = MLPClassifier(hidden_layer_sizes=(64, 64), learning_rate_init=0.003, random_state=0)
+    params = {"hidden_layer_sizes": (64, 64), "learning_rate_init": 0.003}
+    run.log_params({**params, "epochs": EPOCHS})
+    model = MLPClassifier(**params, random_state=0)
     accuracies: list[float] = []
     for epoch in range(EPOCHS):
         for batch in np.array_split(order.permutation(len(images)), len(images) // 64):
@@ -55,6 +57,8 @@ def main() -> None:
         accuracies.append(float(model.score(*validation)))
         run.log_metrics({"loss": loss, "accuracy": accuracies[-1]}, step=epoch)
         print(f"epoch {epoch}: loss {loss:.4f}, accuracy {accuracies[-1]:.4f}")
+    matrix = confusion_matrix(validation[1], model.predict(validation[0]), labels=CLASSES)
+    run.log_confusion_matrix("validation", {"class_labels": CLASSES, "matrix": matrix})
     joblib.dump(model, run.outputs / "model.joblib")
     curve(accuracies, run.outputs / "curve.svg")
 

@@ -8,13 +8,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 
 from stellwerk import AsyncClient, Client, StellwerkError, progress, transfer, translate
+from stellwerk._async.runs import create_snapshot
 from stellwerk.pack import pack
 from stellwerk_protos.common.v1 import common_pb2
 from stellwerk_protos.registry.v1 import blobs_pb2
+from stellwerk_protos.runs.v1 import snapshots_pb2
 
 from .conftest import KEY, Platform
 
@@ -227,3 +230,32 @@ async def test_a_full_store_and_a_dead_one_are_named(blobs: _Blobs, tmp_path: Pa
 def test_no_path_leaves_the_folder(path: str) -> None:
     with pytest.raises(StellwerkError, match="PATH_UNSAFE"):
         transfer.safe_path(path)
+
+
+async def test_the_files_of_a_large_snapshot_travel_as_a_manifest() -> None:
+    class Core:
+        channel = grpc.aio.insecure_channel("127.0.0.1:1")
+        manifest = b""
+
+        def __init__(self, count: int) -> None:
+            self.files = [common_pb2.File(path=f"{n:05}", sha256="0" * 64) for n in range(count)]
+
+        async def upload(self, parent: str, folder: Path, *, ignore: bool) -> list[common_pb2.File]:
+            return self.files
+
+        async def upload_bytes(self, parent: str, data: bytes, label: str) -> str:
+            self.manifest = data
+            return "f" * 64
+
+        async def call(self, method: Any, request: Any) -> Any:
+            self.request = request
+            return request
+
+    small: Any = Core(5_000)
+    large: Any = Core(5_001)
+    for core in (small, large):
+        with pytest.raises(AttributeError):  # the answer here has no name
+            await create_snapshot(core, "workspaces/demo", Path())
+    assert (len(small.request.files), small.request.manifest) == (5_000, "")
+    assert (len(large.request.files), large.request.manifest) == (0, "f" * 64)
+    assert list(snapshots_pb2.Manifest.FromString(large.manifest).files) == large.files

@@ -167,3 +167,10 @@ def test_git_facts_without_the_password(tmp_path: Path) -> None:
     assert facts == {"repository_uri": "https://example.org/x.git", "branch": "trunk", "dirty": False}
     write(tmp_path, "b")
     assert git.facts(tmp_path)["dirty"] is True
+    (tmp_path / "a").write_text("changed\n")
+    assert git.write_patch(tmp_path, tmp_path / "uncommitted.patch")
+    patch = (tmp_path / "uncommitted.patch").read_text()
+    assert "+changed" in patch
+    subprocess.run(["git", "checkout", "-q", "a"], cwd=tmp_path, check=True)
+    subprocess.run(["git", "apply", "uncommitted.patch"], cwd=tmp_path, check=True)
+    assert (tmp_path / "a").read_text() == "changed\n"

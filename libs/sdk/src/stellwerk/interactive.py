@@ -176,6 +176,14 @@ class InteractiveRun(Recorder):
                 self._writer.close()
             core.close()
 
+    def complete(self) -> None:
+        """Ends the run as Completed, where there is no `with` block."""
+        self.finish()
+
+    def fail(self, message: str) -> None:
+        """Ends the run as Failed, where there is no `with` block."""
+        self.finish("Failed", common_pb2.Reason(code="SCRIPT_FAILED", message=message[:3_000]))
+
     def _flush(self, core: Core, home: Folder) -> bool:
         failure: Any = "it took too long"
         done = core.spawn(lambda connection: self._end(connection, home))
