@@ -1,5 +1,6 @@
 """Reading 100,000 points of one metric of a run, all of them and down-sampled, over gRPC."""
 
+import asyncio
 import statistics
 import struct
 import time
@@ -34,8 +35,8 @@ ROUNDS = 20
 async def logged(resources: Resources) -> AsyncIterator[tuple[grpc.aio.Channel, str]]:
     """A channel to the gRPC door, and an interactive run with the points of one metric."""
     status = resources.stack.status()
-    key = Path(status["owner_key_file"]).read_text().strip()
-    async with connect(status["grpc_address"], StaticCredentials(key)) as channel:
+    key = await asyncio.to_thread(Path(status["owner_key_file"]).read_text)
+    async with connect(status["grpc_address"], StaticCredentials(key.strip())) as channel:
         workspace_id = f"bench-{uuid.uuid4().hex[:8]}"
         workspace = await workspaces_pb2_grpc.WorkspaceServiceStub(channel).CreateWorkspace(
             workspaces_pb2.CreateWorkspaceRequest(workspace_id=workspace_id)

@@ -29,6 +29,7 @@ from stellwerk_platform.documents import now
 from stellwerk_platform.errors import PlatformError, from_rpc
 from stellwerk_platform.grpc_client import connect
 from stellwerk_platform.journal import Fact, entry
+from stellwerk_platform.mongo import Database
 from stellwerk_protos.common.v1.common_pb2 import File, Reason
 from stellwerk_protos.compute.v1.computes_pb2 import Allocation
 from stellwerk_protos.registry.v1 import blobs_pb2, blobs_pb2_grpc, workspaces_pb2, workspaces_pb2_grpc
@@ -54,8 +55,13 @@ from stellwerk_protos.runs.v1.metrics_pb2 import GetMetricHistoryRequest
 from stellwerk_registry.config import RegistrySettings
 from stellwerk_registry.main import compose as compose_registry
 from stellwerk_runs.config import RunsSettings
+from stellwerk_runs.ingest.store import IngestStore
+from stellwerk_runs.logs.store import LogStore
 from stellwerk_runs.main import compose
 from stellwerk_runs.metrics.domain import Points, pack, unpack
+from stellwerk_runs.metrics.store import MetricStore
+from stellwerk_runs.records.store import RecordStore
+from stellwerk_runs.runs.store import RunStore
 
 # Small, so that a test can fill it.
 STREAM_BYTES = 4 * 1024 * 1024
@@ -237,6 +243,12 @@ async def refused(call: Awaitable[object]) -> PlatformError:
 async def collect(stream: "Iterable[object] | AsyncIterator[object]") -> list[object]:
     """All messages of a stream."""
     return [item async for item in stream]  # type: ignore[union-attr]  # calls are async iterables
+
+
+def ingest_store(database: Database) -> IngestStore:
+    """The writer's store alone."""
+    parts = MetricStore(database), LogStore(database), RecordStore(database)
+    return IngestStore(database, *parts, RunStore(database))
 
 
 async def eventually(condition: Callable[[], Awaitable[bool]], timeout_seconds: float = 30.0) -> None:

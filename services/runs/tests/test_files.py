@@ -60,6 +60,41 @@ async def test_a_snapshot_that_cannot_be_is_refused(platform: Platform, client: 
     assert error.reason == "SNAPSHOT_LIST_TOO_LARGE"
 
 
+async def test_a_large_snapshot_comes_as_a_manifest_and_is_the_same_snapshot(
+    platform: Platform, client: Client
+) -> None:
+    workspace = await platform.workspace()
+    one = await platform.upload(workspace, "a/train.py", b"print(1)")
+    link = File(path="b", link_target="a/train.py")
+
+    async def by_manifest(files: list[File]) -> snapshots_pb2.Snapshot:
+        body = snapshots_pb2.Manifest(files=files).SerializeToString()
+        manifest = (await platform.upload(workspace, "manifest", body)).sha256
+        return await client.snapshots.CreateSnapshot(
+            snapshots_pb2.CreateSnapshotRequest(parent=workspace, manifest=manifest)
+        )
+
+    small = await by_manifest([link, one])
+    assert (list(small.files), small.manifest, small.file_count) == ([one, link], "", 2)
+    request = snapshots_pb2.CreateSnapshotRequest(parent=workspace, files=[one, link])
+    assert await client.snapshots.CreateSnapshot(request) == small
+    many = [File(path=f"{n:06d}", sha256=one.sha256, size_bytes=one.size_bytes) for n in range(30_000)]
+    large = await by_manifest([*many, link, one])
+    assert large.name == f"{workspace}/snapshots/{digest_of([*many, link, one])}"
+    assert (len(large.files), large.file_count) == (0, 30_002)
+    assert large.size_bytes == 30_001 * one.size_bytes
+    assert await client.snapshots.GetSnapshot(snapshots_pb2.GetSnapshotRequest(name=large.name)) == large
+    outside = File(path="c", link_target="../etc/passwd")
+    assert (await refused(by_manifest([one, outside]))).reason == "INVALID_PATH"
+    below = File(path="b/x", sha256=one.sha256)
+    assert (await refused(by_manifest([one, link, below]))).reason == "INVALID_FILE"
+    assert (await refused(by_manifest([one, MISSING]))).reason == "BLOB_MISSING"
+    request = snapshots_pb2.CreateSnapshotRequest(parent=workspace, manifest=one.sha256)
+    assert (await refused(client.snapshots.CreateSnapshot(request))).reason == "INVALID_MANIFEST"
+    request.manifest = "1" * 64
+    assert (await refused(client.snapshots.CreateSnapshot(request))).reason == "BLOB_MISSING"
+
+
 async def listed(client: Client, run: str, path: str = "", page_size: int = 2) -> list[str]:
     """Paths of artifacts, read in pages."""
     paths, token = [], ""

@@ -118,7 +118,8 @@ async def test_records_are_kept_once_in_order_and_parameters_go_to_the_run(
         run=run,
     )
     listed = [one for one in sent if one.kind not in (ingest.RECORD_KIND_PARAM, ingest.RECORD_KIND_TAG)]
-    found, token = [], ""
+    found: list[ingest.Record] = []
+    token = ""
     while True:
         answer = await client.metrics.ListRecords(
             metrics_pb2.ListRecordsRequest(parent=run, page_size=3, page_token=token)

@@ -3,10 +3,10 @@
 import asyncio
 import random
 
-from services.runs.tests.support import Platform, metrics, points, text
+from services.runs.tests.support import Platform, ingest_store, metrics, points, text
 from stellwerk_platform.mongo import Database
 from stellwerk_runs.ingest.domain import LOGS, METRICS
-from stellwerk_runs.ingest.store import IngestStore, Message
+from stellwerk_runs.ingest.store import Message
 from stellwerk_runs.logs.store import LogStore
 from stellwerk_runs.metrics.store import MetricStore
 
@@ -15,7 +15,7 @@ RUN = "workspaces/none/runs/shared"
 
 async def write_all(database: Database, messages: list[Message], chance: random.Random) -> None:
     """One replica: batches of any size, one after the other."""
-    store = IngestStore(database, MetricStore(database), LogStore(database))
+    store = ingest_store(database)
     while messages:
         size = chance.randrange(1, 6)
         batch, messages[:size] = messages[:size], []

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
-from services.runs.tests.support import Client, Platform, metrics, points, text
+from services.runs.tests.support import Client, Platform, ingest_store, metrics, points, text
 from stellwerk_platform.auth import Caller, set_caller
 from stellwerk_platform.mongo import Database
 from stellwerk_protos.compute.v1.computes_pb2 import ALLOCATION_STATE_SUCCEEDED
@@ -14,10 +14,9 @@ from stellwerk_runs.changes import Changes
 from stellwerk_runs.ingest import service
 from stellwerk_runs.ingest.domain import LOGS
 from stellwerk_runs.ingest.service import IngestService
-from stellwerk_runs.ingest.store import IngestStore, Message
+from stellwerk_runs.ingest.store import Message
 from stellwerk_runs.ingest.streams import Streams
 from stellwerk_runs.logs.store import LogStore
-from stellwerk_runs.metrics.store import MetricStore
 from stellwerk_runs.runs.store import RunStore
 
 LOG = "user_logs/std_log.txt"
@@ -45,7 +44,7 @@ async def test_a_run_with_very_many_metrics_is_stored_and_holds_up_no_other(
 async def test_a_log_that_grows_while_it_is_read_has_no_gap(platform: Platform) -> None:
     database = Database(platform.settings.mongodb_uri, platform.settings.namespace, "runs")
     logs, run, data = LogStore(database), "workspaces/none/runs/grows", b""
-    store = IngestStore(database, MetricStore(database), logs)
+    store = ingest_store(database)
 
     async def write(more: bytes) -> None:
         nonlocal data

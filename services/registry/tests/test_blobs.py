@@ -1,0 +1,120 @@
+"""Which blobs stay and which go, in front of the real object store, whoever comes in between."""
+
+import asyncio
+import hashlib
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+import httpx
+import pytest_asyncio
+
+from stellwerk_launcher.testing import Servers
+from stellwerk_platform.blobs import BlobStore
+from stellwerk_platform.mongo import Database
+from stellwerk_protos.registry.v1.datasets_pb2 import DatasetVersion
+from stellwerk_registry.blobs.store import BlobIndex
+from stellwerk_registry.versions.store import VersionStore
+
+WORKSPACE = "demo"
+
+
+class Versions(VersionStore[DatasetVersion]):
+    """Stands for datasets and models: what refers to blobs, and a moment in which a test can act."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database, "datasets", DatasetVersion)
+        self.names: set[str] = set()
+        self.asked, self.go_on = asyncio.Event(), asyncio.Event()
+        self.go_on.set()
+
+    async def referred(self, workspace: str, digests: Sequence[str]) -> set[str]:
+        """Those that the test names."""
+        found = self.names & set(digests)
+        self.asked.set()
+        await self.go_on.wait()
+        return found
+
+
+@dataclass
+class Blobs:
+    """The index, its object store, and uploads as clients do them."""
+
+    index: BlobIndex
+    objects: BlobStore
+    versions: Versions
+    client: httpx.AsyncClient = field(default_factory=lambda: httpx.AsyncClient(trust_env=False))
+
+    async def put(self, content: bytes) -> str:
+        digest = hashlib.sha256(content).hexdigest()
+        for missing in await self.index.missing(WORKSPACE, [digest], offer=True):
+            url, headers = await self.objects.upload_url(WORKSPACE, missing)
+            (await self.client.put(url, content=content, headers=headers)).raise_for_status()
+        return digest
+
+    async def release(self, *digests: str, validate_only: bool = False) -> tuple[int, list[str]]:
+        sizes, later = await self.index.release(WORKSPACE, digests, validate_only=validate_only)
+        return sum(sizes.values()), later
+
+
+@pytest_asyncio.fixture
+async def blobs(servers: Servers) -> AsyncIterator[Blobs]:
+    namespace = f"t{uuid.uuid4().hex[:8]}"
+    database = Database(servers.mongodb_uri, namespace, "registry")
+    versions = Versions(database)
+    s3 = (servers.s3_url, servers.s3_access_key, servers.s3_secret_key, namespace)
+    async with BlobStore.connect(*s3) as objects:
+        index = BlobIndex(database, objects, [versions], grace_seconds=0.2)
+        await index.open()
+        found = Blobs(index, objects, versions)
+        yield found
+        await found.client.aclose()
+    await database.client.drop_database(database.raw.name)
+    database.close()
+
+
+async def aged() -> None:
+    """Lets the grace time pass, which is what is tested here."""
+    await asyncio.sleep(0.3)
+
+
+async def test_only_old_blobs_that_nothing_names_go(blobs: Blobs) -> None:
+    old, named = await blobs.put(b"old"), await blobs.put(b"named")
+    assert await blobs.index.missing(WORKSPACE, [old, named]) == []
+    assert await blobs.release(old, "0" * 64) == (3, [old])
+    await aged()
+    blobs.versions.names = {named}
+    assert await blobs.release(old, named, validate_only=True) == (3, [])
+    assert await blobs.release(old, named) == (3, [])
+    assert await blobs.index.missing(WORKSPACE, [old, named]) == [old]
+    assert await blobs.objects.size(WORKSPACE, old) is None
+    assert await blobs.put(b"old") == old
+    assert await blobs.index.missing(WORKSPACE, [old]) == []
+
+
+async def test_being_asked_for_keeps_a_blob(blobs: Blobs) -> None:
+    digest = await blobs.put(b"used again")
+    await aged()
+    assert await blobs.index.missing(WORKSPACE, [digest]) == []
+    assert await blobs.release(digest) == (10, [digest])
+    assert await blobs.objects.size(WORKSPACE, digest) == 10
+
+
+async def test_whoever_asks_during_a_removal_waits_and_uploads_again(blobs: Blobs) -> None:
+    digest = await blobs.put(b"going")
+    assert await blobs.index.missing(WORKSPACE, [digest]) == []
+    await aged()
+    blobs.versions.asked.clear()
+    removal = asyncio.create_task(blobs.release(digest))
+    await blobs.versions.asked.wait()
+    blobs.versions.asked.clear()
+    blobs.versions.go_on.clear()
+    await blobs.versions.asked.wait()
+    # The mark is set, the object is still there.
+    upload = asyncio.create_task(blobs.put(b"going"))
+    done, _ = await asyncio.wait({upload}, timeout=0.3)
+    assert not done
+    blobs.versions.go_on.set()
+    await asyncio.gather(removal, upload)
+    assert await blobs.objects.size(WORKSPACE, digest) == 5
+    assert await blobs.index.missing(WORKSPACE, [digest]) == []
