@@ -8,6 +8,7 @@ renews the run's lease. A process that is killed leaves the folder, and `stellwe
 """
 
 import asyncio
+import os
 import signal
 import sys
 import threading
@@ -122,7 +123,14 @@ class InteractiveRun(Recorder):
         )
         if not request.HasField("git"):
             request.git.CopyFrom(runs_pb2.GitInfo(**core.git(Path.cwd(), request.parent)))
-        return core.call(stub.CreateRun, request)
+        try:
+            return core.call(stub.CreateRun, request)
+        except StellwerkError as error:
+            if error.code == "PERMISSION_DENIED" and "STELLWERK_RUN" in os.environ:
+                error.cure = (
+                    "The token of a run may not create runs; give the run a key in STELLWERK_API_KEY."
+                )
+            raise
 
     async def _make_delivery(self, core: AsyncCore) -> None:
         self._delivery = Delivery(core, self.message.name, self._folder)
