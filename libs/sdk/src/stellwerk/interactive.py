@@ -128,7 +128,7 @@ class InteractiveRun(Recorder):
         except StellwerkError as error:
             if error.code == "PERMISSION_DENIED" and "STELLWERK_RUN" in os.environ:
                 error.cure = (
-                    "The token of a run may not create runs; give the run a key in STELLWERK_API_KEY."
+                    "A run may not create runs by itself; give it a key in STELLWERK_API_KEY."
                 )
             raise
 
