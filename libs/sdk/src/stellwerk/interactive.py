@@ -127,9 +127,7 @@ class InteractiveRun(Recorder):
             return core.call(stub.CreateRun, request)
         except StellwerkError as error:
             if error.code == "PERMISSION_DENIED" and "STELLWERK_RUN" in os.environ:
-                error.cure = (
-                    "A run may not create runs by itself; give it a key in STELLWERK_API_KEY."
-                )
+                error.cure = "A run may not create runs by itself; give it a key in STELLWERK_API_KEY."
             raise
 
     async def _make_delivery(self, core: AsyncCore) -> None:
