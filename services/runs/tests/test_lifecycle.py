@@ -231,8 +231,8 @@ async def test_a_run_keeps_its_patch_its_timeout_and_what_it_repeats(
 
 
 async def test_an_update_changes_what_its_mask_names(platform: Platform, client: Client) -> None:
-    run = await platform.run()
-    await platform.until(run.name, pb.RUN_STATE_QUEUED)
+    # Nobody else changes an interactive run.
+    run = await client.runs.CreateRun(interactive(await platform.workspace()))
     wanted = pb.Run(name=run.name, display_name="Best", description="So far.", tags={"a": "1"})
     request = pb.UpdateRunRequest(run=wanted)
     request.update_mask.paths.extend(["display_name", "tags"])
