@@ -53,7 +53,9 @@ def _check_file(file: File, links: bool) -> None:
         return
     check_sha256(file.sha256)
     if file.size_bytes < 0:
-        raise InvalidArgument("INVALID_FILE", f"{file.path!r} has a negative size.", "Send its size in bytes.")
+        raise InvalidArgument(
+            "INVALID_FILE", f"{file.path!r} has a negative size.", "Send its size in bytes."
+        )
 
 
 def _check_link(file: File, links: bool) -> None:
