@@ -10,6 +10,7 @@ from typing import Any
 import boto3  # type: ignore[import-untyped]
 import hvac
 import nats
+import psutil
 import pytest
 from botocore.config import Config
 from hvac.exceptions import Forbidden
@@ -120,6 +121,15 @@ async def test_nats_refuses_strangers(servers: Servers) -> None:
     assert b"Authorization Violation" in await reader.readline()
     writer.close()
     await writer.wait_closed()
+
+
+def test_servers_listen_on_loopback_and_nats_without_its_monitor(servers: Servers) -> None:
+    for process in servers.process.status()["processes"]:
+        found = psutil.Process(process["pid"]).net_connections("inet")
+        listening = {(item.laddr.ip, item.laddr.port) for item in found if item.status == psutil.CONN_LISTEN}
+        assert {ip for ip, _ in listening} == {"127.0.0.1"}, process["name"]
+        if process["name"] == "nats":
+            assert [f"{ip}:{port}" for ip, port in listening] == [process["address"]]
 
 
 async def test_mongodb_service_is_limited_to_its_database(servers: Servers, credentials: Credentials) -> None:
