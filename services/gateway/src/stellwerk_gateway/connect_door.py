@@ -28,7 +28,14 @@ from protobuf.wkt import Struct
 
 from stellwerk_gateway import catalog
 from stellwerk_gateway.backends import Backend, Backends
-from stellwerk_gateway.forward import DETAILS_KEY, Metadata, is_lost_connection, received, traced
+from stellwerk_gateway.forward import (
+    DETAILS_KEY,
+    Metadata,
+    is_lost_connection,
+    received,
+    traced,
+    unary_timeout,
+)
 from stellwerk_platform.errors import InvalidArgument, PlatformError, to_status
 
 _MAX_MESSAGE_BYTES = 16 * 1024 * 1024
@@ -130,7 +137,7 @@ class _Call:
     async def unary(self, request: bytes, context: RequestContext[Any, Any]) -> _Encoded:
         with self._translated(), traced(self._method.path, _metadata(context)) as metadata:
             call = (await self._backend.unary(self._method.path))(
-                request, metadata=metadata, timeout=_timeout_seconds(context)
+                request, metadata=metadata, timeout=unary_timeout(_timeout_seconds(context))
             )
             try:
                 response = await call
