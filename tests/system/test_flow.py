@@ -234,6 +234,25 @@ def test_no_secret_is_in_an_event(cli: Cli, owner_key: str, run: dict[str, Any])
     assert "eyJ" not in text
 
 
+def test_no_secret_is_in_a_log(stack: dict[str, Any], owner_key: str, run: dict[str, Any]) -> None:
+    """Neither keys nor tokens, nor presigned URLs, which open what they name to anybody."""
+    folder = Path(stack["owner_key_file"]).parent
+    credentials = json.loads((folder / "credentials.json").read_text())
+    secrets = [owner_key, "X-Amz-Signature", "eyJhbGciOiJFZERTQSI", *_passwords(credentials)]
+    assert len(secrets) > 10
+    for log in (folder / "logs").iterdir():
+        text = log.read_text(errors="replace")
+        found = [secret[:15] for secret in secrets if secret in text]
+        assert not found, log.name
+
+
+def _passwords(part: Any) -> list[str]:
+    """All long texts in a tree."""
+    if isinstance(part, dict):
+        return [text for value in part.values() for text in _passwords(value)]
+    return [part] if isinstance(part, str) and len(part) >= 16 else []
+
+
 def test_curl_can_call_the_whole_api(stack: dict[str, Any], owner_key: str, run: dict[str, Any]) -> None:
     url = f"{stack['gateway_url']}/stellwerk.runs.v1.RunService/GetRun"
     body = {"name": run["name"]}
