@@ -2,9 +2,12 @@
 
 import asyncio
 import json
+import os
 import re
+import subprocess
 import uuid
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import boto3  # type: ignore[import-untyped]
@@ -18,6 +21,7 @@ from pymongo import AsyncMongoClient
 from pymongo.errors import OperationFailure
 
 from stellwerk_launcher.credentials import VAULT_ROLES, Credentials
+from stellwerk_launcher.servers import mongod
 from stellwerk_launcher.testing import Servers
 
 
@@ -212,3 +216,16 @@ def test_s3_bucket_exists_and_keys_are_needed(servers: Servers) -> None:
     good.delete_object(Bucket="stellwerk", Key=key)
     good.close()
     bad.close()
+
+
+def test_mongod_runs_where_the_system_has_no_libcurl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(mongod, "_has_libcurl", lambda: False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a cache"))
+    given = mongod.libcurl_environment()
+    assert mongod.libcurl_environment() == given, "also the second time"
+    environment = {**os.environ, **given, "LD_DEBUG": "files"}
+    said = subprocess.run(
+        [mongod.find().path, "--version"], env=environment, capture_output=True, text=True, check=True
+    )
+    assert "db version" in said.stdout
+    assert f"calling init: {tmp_path}/a cache/stellwerk/lib/" in said.stderr
