@@ -100,8 +100,21 @@ async def test_health_readiness_and_unknown_paths(web: aiohttp.ClientSession) ->
         assert (response.status, (await response.json())["ready"]) == (200, True)
     async with web.get("/nothing") as response:
         assert (response.status, (await response.json())["reason"]) == (404, "PATH_NOT_FOUND")
-    async with web.get(SERVICE + "GetRun") as response:
-        assert response.status == 405
+
+
+@pytest.mark.parametrize("method", ["GetRun", "WatchRun"])
+async def test_what_the_protocol_refuses_says_what_to_send(web: aiohttp.ClientSession, method: str) -> None:
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    async with web.post(SERVICE + method, data="{}", headers=form) as response:
+        refused = await response.json()
+        assert (response.status, refused["reason"]) == (415, "MEDIA_TYPE_UNSUPPORTED")
+        assert "content-type: application/json" in refused["cure"]
+    async with web.post(SERVICE + method, data=b"{}", skip_auto_headers=["content-type"]) as response:
+        assert (response.status, (await response.json())["reason"]) == (415, "MEDIA_TYPE_UNSUPPORTED")
+    async with web.get(SERVICE + method) as response:
+        refused = await response.json()
+        assert (response.status, refused["reason"]) == (405, "METHOD_NOT_ALLOWED")
+        assert "POST" in refused["cure"]
 
 
 def _messages(body: bytes) -> list[tuple[int, object]]:
