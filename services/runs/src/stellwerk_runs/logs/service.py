@@ -40,7 +40,9 @@ class LogService(logs_pb2_grpc.LogServiceServicer):
         await self._streams.settle(LOGS, request.parent)
         if not request.follow and request.log and not await self._store.exists(request.parent, log):
             raise NotFound(
-                "LOG_NOT_FOUND", f"{request.parent} has no log {log!r}.", "See `stellwerk run logs --list`."
+                "LOG_NOT_FOUND",
+                f"{request.parent} has no log {log!r}.",
+                f"See `stellwerk run logs {names.id_of(request.parent)} --list`.",
             )
         with self._changes.watch(request.parent) as changed:
             while True:
