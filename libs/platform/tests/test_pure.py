@@ -128,6 +128,15 @@ def test_a_run_appends_to_itself_only_and_reads_its_workspace_only() -> None:
             auth.authorise(caller("Workload"), permission, resource)
 
 
+def test_what_the_gateway_shows_to_a_scorer_opens_one_endpoint_and_nothing_else() -> None:
+    invoker = caller("Invoker", "workspaces/demo/endpoints/a")
+    auth.authorise(invoker, "endpoint.invoke", "workspaces/demo/endpoints/a")
+    with pytest.raises(PermissionDenied):
+        auth.authorise(invoker, "endpoint.invoke", "workspaces/demo/endpoints/b")
+    with pytest.raises(PermissionDenied):
+        auth.authorise(invoker, "run.read", "workspaces/demo")
+
+
 @pytest.mark.parametrize("role", ["Owner", "TelemetryWriter", "Workload", "", "Nobody"])
 def test_what_is_internal_is_for_services_and_nodes(role: str) -> None:
     with pytest.raises(PermissionDenied):
