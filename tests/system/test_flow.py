@@ -180,6 +180,33 @@ async def test_images_are_scored_over_grpc(
     assert answer.id == "7"
 
 
+def test_an_error_of_the_scoring_script_is_found_where_its_cure_says(
+    cli: Cli, stack: dict[str, Any], owner_key: str, endpoint: dict[str, Any]
+) -> None:
+    url = stack["gateway_url"] + endpoint["path"]
+    headers = {"authorization": f"Bearer {owner_key}"}
+    answer = httpx.post(f"{url}/score", json={"wrong": 1}, headers=headers)
+    assert (answer.status_code, answer.json()["reason"]) == (500, "SCRIPT_ERROR")
+    assert "`stellwerk logs agent`" in answer.json()["cure"]
+    follower = cli.start("logs", "agent", "--follow", "--data-dir", stack["data_dir"])
+    assert follower.stdout is not None
+    line = next(line for line in follower.stdout if "score.py" in line)
+    follower.kill()
+    follower.communicate()
+    assert f"workspaces/{WORKSPACE}/endpoints/digits/deployments/blue/replicas/" in line
+
+
+def test_traffic_can_be_taken_from_all(cli: Cli, endpoint: dict[str, Any]) -> None:
+    assert not cli.json("endpoint", "traffic", "digits", "--none")["traffic"]
+    assert cli.json("endpoint", "traffic", "digits", "blue=100")["traffic"] == {"blue": 100}
+
+
+def test_the_newest_events_are_reachable(cli: Cli, run: dict[str, Any]) -> None:
+    every = cli.json("events", "list", "--limit", "10000", "--resource", "runs/train-1")
+    tail = cli.json("events", "list", "--tail", "2", "--resource", "runs/train-1")
+    assert tail == every[-2:]
+
+
 def test_every_transition_is_an_event(cli: Cli, run: dict[str, Any], endpoint: dict[str, Any]) -> None:
     events = cli.json("events", "list", "--limit", "10000")
     types = {event["type"] for event in events}
