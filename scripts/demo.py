@@ -66,9 +66,12 @@ class Demo:
         yield
         self.seconds[name] = time.perf_counter() - begin
 
-    def run(self, *arguments: str | Path, show: bool = True) -> None:
-        """Runs a `stellwerk` command whose output the reader sees."""
-        self._start([STELLWERK, *arguments], capture=False, show=show)
+    def run(self, *arguments: str | Path, show: bool = True, is_apart: bool = False) -> None:
+        """Runs a `stellwerk` command whose output the reader sees.
+
+        One that is `is_apart` is ended without a word by Ctrl-C, which it does not get itself.
+        """
+        self._start([STELLWERK, *arguments], capture=False, show=show, is_apart=is_apart)
 
     def ask(self, *arguments: str | Path, show: bool = True) -> Any:
         """Runs a `stellwerk` command and returns the JSON that it prints."""
@@ -80,7 +83,13 @@ class Demo:
         self._start([sys.executable, script], capture=False, show=True, folder=FILES)
 
     def _start(
-        self, command: list[str | Path], *, capture: bool, show: bool, folder: Path | None = None
+        self,
+        command: list[str | Path],
+        *,
+        capture: bool,
+        show: bool,
+        folder: Path | None = None,
+        is_apart: bool = False,
     ) -> str:
         words = [str(word) for word in command]
         if show:
@@ -93,6 +102,7 @@ class Demo:
             stdout=subprocess.PIPE if capture else None,
             text=True,
             check=False,
+            start_new_session=is_apart,
         )
         if done.returncode != 0:
             raise DemoError(f"{shlex.join(words[:3])} … ended with exit code {done.returncode}")
@@ -123,6 +133,8 @@ def train(demo: Demo, dataset_version: str) -> dict[str, Any]:
     demo.run(
         *("run", "submit", "-f", EXAMPLE / "job.yml", "--name", name),
         *("--input", f"digits=digits:{dataset_version}"),
+        # On Ctrl-C it would say that the run goes on, which the end of the demo ends.
+        is_apart=True,
     )
     run: dict[str, Any] = demo.ask("run", "show", name, show=False)
     metrics = demo.ask("run", "metrics", name, show=False)

@@ -2,14 +2,18 @@
 
 import asyncio
 import json
+import os
 import re
+import subprocess
 import uuid
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import boto3  # type: ignore[import-untyped]
 import hvac
 import nats
+import psutil
 import pytest
 from botocore.config import Config
 from hvac.exceptions import Forbidden
@@ -17,6 +21,7 @@ from pymongo import AsyncMongoClient
 from pymongo.errors import OperationFailure
 
 from stellwerk_launcher.credentials import VAULT_ROLES, Credentials
+from stellwerk_launcher.servers import mongod
 from stellwerk_launcher.testing import Servers
 
 
@@ -122,6 +127,15 @@ async def test_nats_refuses_strangers(servers: Servers) -> None:
     await writer.wait_closed()
 
 
+def test_servers_listen_on_loopback_and_nats_without_its_monitor(servers: Servers) -> None:
+    for process in servers.process.status()["processes"]:
+        found = psutil.Process(process["pid"]).net_connections("inet")
+        listening = {(item.laddr.ip, item.laddr.port) for item in found if item.status == psutil.CONN_LISTEN}
+        assert {ip for ip, _ in listening} == {"127.0.0.1"}, process["name"]
+        if process["name"] == "nats":
+            assert [f"{ip}:{port}" for ip, port in listening] == [process["address"]]
+
+
 async def test_mongodb_service_is_limited_to_its_database(servers: Servers, credentials: Credentials) -> None:
     uri = _as(servers.mongodb_uri, "runs", credentials.mongodb["runs"])
     async with AsyncMongoClient[dict[str, Any]](uri) as client:
@@ -202,3 +216,16 @@ def test_s3_bucket_exists_and_keys_are_needed(servers: Servers) -> None:
     good.delete_object(Bucket="stellwerk", Key=key)
     good.close()
     bad.close()
+
+
+def test_mongod_runs_where_the_system_has_no_libcurl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(mongod, "_has_libcurl", lambda: False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a cache"))
+    given = mongod.libcurl_environment()
+    assert mongod.libcurl_environment() == given, "also the second time"
+    environment = {**os.environ, **given, "LD_DEBUG": "files"}
+    said = subprocess.run(
+        [mongod.find().path, "--version"], env=environment, capture_output=True, text=True, check=True
+    )
+    assert "db version" in said.stdout
+    assert f"calling init: {tmp_path}/a cache/stellwerk/lib/" in said.stderr

@@ -52,7 +52,14 @@ AGENT = """
 pathlib.Path(os.environ["STELLWERK_AGENT_DIR"], "ready").touch()
 while True: signal.pause()
 """
-SWEEP = "import sys; NAME = 'sweep:' + sys.argv[1]\n" + NOTE
+SWEEP = (
+    """
+import sys
+NAME = 'sweep:' + ' '.join(sys.argv[1:])
+print("workspaces/demo/runs/long")
+"""
+    + NOTE
+)
 
 
 def _write_stand_ins(folder: Path) -> None:
@@ -127,8 +134,29 @@ def test_down_after_a_killed_supervisor_sweeps_what_the_agent_left(
     monkeypatch.setenv("PYTHONPATH", str(acted.data_dir.parent / "packages"))
     monkeypatch.setenv("STAGE_NOTES", str(acted.data_dir.parent / "notes"))
     acted.stop(signal.SIGKILL)
-    assert stack.down(acted.data_dir) == 0
+    stopped = stack.down(acted.data_dir)["stopped"]
+    assert stopped == [] or set(stopped) <= {name for group in START_ORDER for name in group}
     assert f"sweep:{acted.data_dir / 'agent'}" in [name for _, name, _ in _notes(acted)]
+
+
+def test_down_names_what_it_ends_before_it_does(
+    acted: StackProcess, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    acted.start()
+    monkeypatch.setenv("PYTHONPATH", str(acted.data_dir.parent / "packages"))
+    monkeypatch.setenv("STAGE_NOTES", str(acted.data_dir.parent / "notes"))
+    (acted.data_dir / "agent" / "allocations" / "demo.one").mkdir(parents=True)
+    found = stack.down(acted.data_dir)
+    said = capsys.readouterr().out.splitlines()
+    assert said == [
+        "workspaces/demo/runs/long is running: ending it",
+        f"stellwerk is down on {acted.data_dir}",
+    ]
+    assert found["ended"] == ["workspaces/demo/runs/long"]
+    assert set(found["stopped"]) == {name for group in START_ORDER for name in group}
+    notes = [name for what, name, _ in _notes(acted) if name.startswith("sweep") or what == "stopped"]
+    assert notes[:2] == [f"sweep:{acted.data_dir / 'agent'} --list", "agent"]
+    assert "ended workspaces/demo/runs/long" in acted.output.read_text()
 
 
 def test_two_stacks_live_side_by_side(acted: StackProcess, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def test_a_killed_supervisor_leaves_nothing_and_the_next_start_has_ports_and_dat
     _wait(lambda: _processes_of(own.data_dir) == [])
     with pytest.raises(LauncherError, match="No stack is up"):
         own.status()
-    assert stack.down(own.data_dir) == 0
+    stack.down(own.data_dir)
     second = own.start()
     for name in ("nats_url", "mongodb_uri", "s3_url"):
         assert second[name] == first[name]
@@ -168,6 +169,56 @@ def test_up_detach_and_down_by_command(tmp_path: Path, servers: Servers) -> None
     assert _processes_of(data_dir) == []
     assert "not up" in launcher("down").stdout
     assert launcher("status").returncode == 1
+
+
+def test_a_second_start_waits_for_the_first_and_shares_its_fate(own: StackProcess) -> None:
+    own.launch()
+    own.wait_for(lambda: folder.read_state(own.data_dir).get("state") == "starting")
+    ready: list[str] = []
+    assert stack.up(own.data_dir, detach=True, on_ready=lambda: ready.append("called")) == 0
+    assert folder.read_state(own.data_dir)["state"] == "ready"
+    assert ready == ["called"]
+
+
+def test_a_second_start_fails_as_the_first_does(tmp_path: Path) -> None:
+    slow = '[ "$1" = --version ] && echo v2.15.0 && exit\nsleep 2; echo broken; exit 3'
+    process = StackProcess(
+        tmp_path / "data", servers_only=True, environment=_fake(tmp_path / "bin", "nats-server", slow)
+    )
+    process.launch()
+    process.wait_for(lambda: folder.read_state(process.data_dir).get("state") == "starting")
+    with pytest.raises(LauncherError) as caught:
+        stack.up(process.data_dir, detach=True)
+    assert (caught.value.reason, "nats" in caught.value.message) == ("PROCESS_DIED", True)
+    with pytest.raises(AssertionError, match="the stack ended with 1"):
+        process.wait_for(lambda: False)
+
+
+def test_a_second_start_says_when_the_first_was_stopped(tmp_path: Path) -> None:
+    slow = '[ "$1" = --version ] && echo v2.15.0 && exit\nexec sleep 60'
+    process = StackProcess(
+        tmp_path / "data", servers_only=True, environment=_fake(tmp_path / "bin", "nats-server", slow)
+    )
+    process.launch()
+    process.wait_for(lambda: "starting nats" in process.output.read_text())
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(stack.up, process.data_dir, detach=True)
+        with pytest.raises(TimeoutError):
+            second.result(0.5)
+        process.stop()
+        with pytest.raises(LauncherError, match="--data-dir") as caught:
+            second.result(30)
+    assert caught.value.reason == "START_INTERRUPTED"
+
+
+def test_a_cure_repeats_the_folder_that_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(LauncherError) as caught:
+        stack.status(tmp_path / "a stack")
+    assert caught.value.cure == f"Start one with: stellwerk up --data-dir '{tmp_path}/a stack'"
+    monkeypatch.setenv("STELLWERK_DATA_DIR", str(tmp_path))
+    with pytest.raises(LauncherError) as caught:
+        stack.status(tmp_path)
+    assert caught.value.cure == "Start one with: stellwerk up"
 
 
 def _fake(folder: Path, name: str, script: str) -> dict[str, str]:

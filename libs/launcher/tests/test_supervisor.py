@@ -74,6 +74,15 @@ async def test_a_dead_process_comes_back_with_its_reason(stage: Stage) -> None:
     assert any("one died: killed by SIGKILL" in line for line in stage.lines)
 
 
+async def test_a_process_that_an_unnamed_signal_kills_comes_back_as_well(stage: Stage) -> None:
+    await stage.supervisor.start([stage.spec("one", READY_THEN_WAIT)])
+    child = stage.supervisor.children["one"]
+    assert child.pid is not None
+    psutil.Process(child.pid).send_signal(signal.SIGRTMIN + 6)
+    await stage.until(lambda: child.restarts == 1 and child.ready)
+    assert child.last_reason == "killed by signal 40"
+
+
 async def test_a_process_that_dies_at_its_start_is_an_error_that_names_its_log(stage: Stage) -> None:
     with pytest.raises(LauncherError, match="no such option") as caught:
         await stage.supervisor.start([stage.spec("bad", "raise SystemExit('no such option')")])

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 from pymongo.errors import AutoReconnect
 
+from stellwerk_launcher.testing import Servers
 from stellwerk_platform.bus import Bus
 from stellwerk_platform.errors import InvalidArgument, Unavailable
 from stellwerk_platform.journal import CONTENT_TYPE, Event, Fact, entry
@@ -122,3 +123,14 @@ async def test_what_was_sent_before_a_failure_gives_its_places_back(bus: Bus) ->
         await bus.publish_many((subject, body, {}) for body in (b"one", b"two", too_large))
     await asyncio.sleep(0)
     assert free._value >= 3_999
+
+
+async def test_a_connection_that_is_closed_for_good_is_noticed(servers: Servers, bus: Bus) -> None:
+    """nats-py does not count the headers in; the server does, and closes."""
+    async with Bus.connect(servers.nats_url, bus.names.namespace, "closed") as other:
+        lasts = asyncio.create_task(other.lasts())
+        body = b"x" * other.client.max_payload
+        await other.client.publish(bus.names.subject("any"), body, headers={"a": "b"})
+        async with asyncio.timeout(20):
+            with pytest.raises(Unavailable, match=r"(?i)maximum payload"):
+                await lasts

@@ -113,15 +113,28 @@ def caller(role: str, subject: str = "workspaces/demo/runs/a") -> auth.Caller:
 def test_a_run_appends_to_itself_only_and_reads_its_workspace_only() -> None:
     auth.authorise(caller("Workload"), "run.append", "workspaces/demo/runs/a")
     auth.authorise(caller("Workload"), "dataset.read", "workspaces/demo/datasets/d/versions/1")
+    auth.authorise(caller("Workload"), "identity.read", "")
     for permission, resource in (
         ("run.append", "workspaces/demo/runs/b"),
         ("run.append", "workspaces/other/runs/a"),
         ("dataset.read", "workspaces/other/datasets/d/versions/1"),
         ("run.write", "workspaces/demo"),
+        ("event.read", "workspaces/-"),
+        # Nodes, for example, lie in no workspace.
+        ("compute.read", ""),
         ("internal", ""),
     ):
         with pytest.raises(PermissionDenied):
             auth.authorise(caller("Workload"), permission, resource)
+
+
+def test_what_the_gateway_shows_to_a_scorer_opens_one_endpoint_and_nothing_else() -> None:
+    invoker = caller("Invoker", "workspaces/demo/endpoints/a")
+    auth.authorise(invoker, "endpoint.invoke", "workspaces/demo/endpoints/a")
+    with pytest.raises(PermissionDenied):
+        auth.authorise(invoker, "endpoint.invoke", "workspaces/demo/endpoints/b")
+    with pytest.raises(PermissionDenied):
+        auth.authorise(invoker, "run.read", "workspaces/demo")
 
 
 @pytest.mark.parametrize("role", ["Owner", "TelemetryWriter", "Workload", "", "Nobody"])

@@ -32,7 +32,7 @@ class Endless(telemetry_pb2_grpc.TelemetryServiceServicer):
     async def GetTrace(self, request: Any, context: Any) -> Any:
         raise NotImplementedError
 
-    ListEvents = ListDeadLetters = ReplayDeadLetter = GetTrace
+    Explain = ListEvents = ListDeadLetters = ReplayDeadLetter = GetTrace
 
 
 async def _owner(token: str) -> Caller:

@@ -5,13 +5,16 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO, Any
 
 import click
 import pytest
 from click.testing import CliRunner, Result
 
 from stellwerk import jobs
+from stellwerk.cli import stack
 from stellwerk.cli.events import _tree
 from stellwerk.cli.main import main
 from stellwerk.errors import StellwerkError
@@ -37,8 +40,15 @@ def test_every_command_helps_with_an_example(words: tuple[str, ...]) -> None:
     result = call(*words, "--help")
     assert result.exit_code == 0
     assert f"Example:\n  stellwerk {' '.join(words)}" in result.stdout or words == ("completion",)
-    assert "--output" in result.stdout
+    assert ("--output" in result.stdout) == (words not in (("logs",), ("completion",)))
+    here = words[0] in ("up", "down", "status", "logs", "completion")
+    assert ("--workspace" in result.stdout, "--grpc-address" in result.stdout) == (not here, not here)
     assert "--debug" in result.stdout
+
+
+@pytest.mark.parametrize("words", sorted({words[:-1] for words in _commands(main)}), ids=" ".join)
+def test_no_line_of_help_is_cut_off(words: tuple[str, ...]) -> None:
+    assert "..." not in call(*words, "--help").stdout.replace("[ARGS]...", "").replace("ARGS...", "")
 
 
 @pytest.mark.parametrize(
@@ -54,6 +64,10 @@ def test_every_command_helps_with_an_example(words: tuple[str, ...]) -> None:
         (["run", "submit", "--input", "digits", "-w", "demo"], 2, "USAGE"),
         (["endpoint", "score", "e", "-w", "demo"], 2, "USAGE"),
         (["endpoint", "traffic", "e", "blue=many", "-w", "demo"], 2, "USAGE"),
+        (["endpoint", "traffic", "e", "-w", "demo"], 2, "USAGE"),
+        (["endpoint", "traffic", "e", "blue=100", "--none", "-w", "demo"], 2, "USAGE"),
+        (["events", "list", "--resource", "digits-1", "-w", "demo"], 2, "INVALID_NAME"),
+        (["events", "watch", "--resource", "runs/", "-w", "demo"], 2, "INVALID_NAME"),
         (["workspace", "list", "--output", "xml"], 2, "USAGE"),
     ],
 )
@@ -100,6 +114,48 @@ def test_a_stack_that_is_down(tmp_path: Path) -> None:
     assert (result.exit_code, "error[LOG_NOT_FOUND]" in result.stderr) == (3, True)
 
 
+class _Launcher:
+    """The launcher on which nothing runs."""
+
+    def up(self, _data_dir: Path, *, progress: IO[str] | None, on_ready: Callable[[], None], **_: Any) -> int:
+        print("starting", file=progress)
+        on_ready()
+        return 0
+
+    def down(self, _data_dir: Path, progress: IO[str] | None) -> dict[str, list[str]]:
+        print("workspaces/demo/runs/long is running: ending it", file=progress)
+        return {"stopped": ["nats"], "ended": ["workspaces/demo/runs/long"]}
+
+    def status(self, _data_dir: Path) -> dict[str, Any]:
+        return {"state": "ready", "nats_url": "nats://inspector:hid-den@127.0.0.1:1", "processes": []}
+
+
+def test_the_stack_speaks_json_on_stdout_and_to_people_on_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stack, "_launcher", _Launcher)
+    up = call("up", "-o", "json")
+    assert (json.loads(up.stdout)["state"], up.stderr) == ("ready", "starting\n")
+    down = call("down", "-o", "json")
+    assert json.loads(down.stdout)["stopped"] == ["nats"]
+    assert down.stderr == "workspaces/demo/runs/long is running: ending it\n"
+    assert (call("up").stdout, call("up").stderr) == ("starting\n", "")
+    assert call("down").stdout == "workspaces/demo/runs/long is running: ending it\n"
+
+
+def test_the_table_of_the_status_hides_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stack, "_launcher", _Launcher)
+    table = call("status").stdout
+    assert "nats://inspector:****@127.0.0.1:1" in table
+    assert "hid-den" not in table
+    assert "hid-den" in call("status", "-o", "json").stdout
+
+
+def test_cures_repeat_the_folder_that_was_named(tmp_path: Path) -> None:
+    folder = tmp_path / "a stack"
+    for command in ("status", "events list -w demo"):
+        result = call(*command.split(), "--data-dir", str(folder))
+        assert (result.exit_code, f"--data-dir '{folder}'" in result.stderr) == (5, True)
+
+
 def test_debug_shows_the_traceback(platform: Platform) -> None:
     assert "Traceback" in call("workspace", "show", "none", "--debug", *platform.options()).stderr
 
@@ -133,6 +189,8 @@ def test_a_run_that_failed_fails_the_command_with_its_reason(platform: Platform)
 def test_configuration_is_remembered_without_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert call("config", "set", "workspace", "demo").exit_code == 0
     assert call("config", "set", "api_key", "swk_x").exit_code == 2
+    refused = call("config", "set", "workspace", "Bad Name")
+    assert (refused.exit_code, "error[INVALID_NAME]" in refused.stderr) == (2, True)
     below = Path.cwd() / "below"
     below.mkdir()
     monkeypatch.chdir(below)

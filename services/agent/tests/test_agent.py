@@ -119,6 +119,19 @@ async def test_a_stopped_agent_leaves_its_command_and_cancels_it_when_it_is_back
     assert [file.path for file in listed.files] == ["outputs/x"]
 
 
+async def test_a_run_that_the_node_ended_says_so(
+    node: Node, request_of_a_run: runs_pb2.CreateRunRequest
+) -> None:
+    async with node.agent():
+        run = await create(node.platform, request_of_a_run, command="sleep 99")
+        await node.platform.until(run.name, runs_pb2.RUN_STATE_RUNNING)
+    await node.sweep()
+    async with node.agent():
+        ended = await node.platform.until(run.name, runs_pb2.RUN_STATE_FAILED)
+    assert (ended.reason.code, ended.reason.message) == ("NODE_STOPPED", "The node was stopped while it ran.")
+    assert "again" in ended.reason.cure
+
+
 async def test_a_failed_script_still_has_its_log_and_nothing_stays_on_the_node(
     node: Node, request_of_a_run: runs_pb2.CreateRunRequest
 ) -> None:

@@ -12,10 +12,15 @@ import pytest
 
 from stellwerk_agent import processes, shim
 from stellwerk_agent.command import Command, Exit
-from stellwerk_agent.folder import STD_LOG
+from stellwerk_agent.folder import NODE_STOPPED, STD_LOG, AllocationFolder
 from stellwerk_agent.run import outcome_of
+from stellwerk_agent.sweep import main as sweep_main
 from stellwerk_agent.sweep import sweep
 from stellwerk_agent.worker import FAILED, SUCCEEDED
+from stellwerk_protos.compute.v1 import agents_pb2, computes_pb2
+
+DEMO = "workspaces/demo"
+WHERE = "`stellwerk run logs one --log user_logs/std_log.txt`"
 
 
 @pytest.fixture
@@ -54,7 +59,7 @@ async def test_a_command_that_cannot_be_started_says_why(folder: Path) -> None:
     await started.start(["/no/such/program"], folder / "work", {}, folder / STD_LOG)
     ended = await started.wait()
     assert "No such file" in ended.error
-    assert outcome_of(ended, "").reason.code == "COMMAND_NOT_STARTED"
+    assert outcome_of(ended, "", WHERE).reason.code == "COMMAND_NOT_STARTED"
 
 
 async def test_two_agents_start_it_once(folder: Path) -> None:
@@ -73,7 +78,7 @@ async def test_a_lost_shim_is_not_mistaken_for_success(folder: Path) -> None:
     await started.end(1)
     ended = await waiting
     assert ended.is_lost
-    assert outcome_of(ended, "").reason.code == "COMMAND_LOST"
+    assert outcome_of(ended, "", WHERE).reason.code == "COMMAND_LOST"
 
 
 async def test_after_a_new_start_of_the_machine_nobody_else_is_waited_for_or_ended(folder: Path) -> None:
@@ -130,6 +135,31 @@ async def test_a_sweep_ends_what_an_agent_left(folder: Path) -> None:
     assert await started.wait() == Exit(-15)
 
 
+def _allocation(root: Path, name: str) -> AllocationFolder:
+    root.mkdir(exist_ok=True)
+    allocation = computes_pb2.Allocation(name=f"{DEMO}/allocations/{name}", owner=f"{DEMO}/runs/{name}")
+    made = AllocationFolder.create(root, agents_pb2.Assignment(allocation=allocation))
+    made.work.mkdir()
+    return made
+
+
+async def test_a_sweep_names_what_it_ends_and_marks_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept, done = (_allocation(tmp_path / "allocations", name) for name in ("long", "done"))
+    assert await (await start(done.path, "true")).wait() == Exit(0)
+    # It ends as if nothing had happened to it, and still it was the node.
+    started = await start(kept.path, "trap 'exit 3' TERM; echo up; while :; do sleep 0.05; done")
+    await until_it_says(kept.path, "up")
+    await asyncio.to_thread(sweep_main, [str(tmp_path), "--list"])
+    assert capsys.readouterr().out == f"{DEMO}/runs/long\n"
+    assert kept.noted(NODE_STOPPED) is None
+    await asyncio.to_thread(sweep_main, [str(tmp_path)])
+    assert capsys.readouterr().out == f"{DEMO}/runs/long\n"
+    assert await started.wait() == Exit(3)
+    assert (kept.noted(NODE_STOPPED), done.noted(NODE_STOPPED)) == ({}, None)
+
+
 async def until_it_says(folder: Path, word: str) -> None:
     """Returns when the log holds the word; a file has no event to wait for."""
     async with asyncio.timeout(10):
@@ -147,16 +177,17 @@ async def until_it_says(folder: Path, word: str) -> None:
     ],
 )
 def test_each_end_has_a_reason(ended: Exit, log: str, code: str, part: str) -> None:
-    outcome = outcome_of(ended, log)
+    outcome = outcome_of(ended, log, WHERE)
     assert (outcome.state, outcome.reason.code) == (FAILED, code)
     assert part in outcome.reason.message
     assert outcome.reason.cure
+    assert code == "MODULE_NOT_FOUND" or WHERE in outcome.reason.cure
 
 
 def test_success_needs_no_cure() -> None:
-    assert outcome_of(Exit(0), "ModuleNotFoundError: No module named 'x'").state == SUCCEEDED
+    assert outcome_of(Exit(0), "ModuleNotFoundError: No module named 'x'", WHERE).state == SUCCEEDED
 
 
 def test_the_package_of_a_module_is_named() -> None:
-    reason = outcome_of(Exit(1), "ModuleNotFoundError: No module named 'sklearn'").reason
+    reason = outcome_of(Exit(1), "ModuleNotFoundError: No module named 'sklearn'", WHERE).reason
     assert "scikit-learn" in reason.cure

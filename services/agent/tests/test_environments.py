@@ -86,6 +86,19 @@ async def test_a_package_that_cannot_be_had_is_named(tmp_path: Path, package: st
     assert reason.cure
 
 
+async def test_a_python_that_nobody_has_is_named_and_not_the_packages(tmp_path: Path) -> None:
+    registry = Registry("six==1.16.0")
+    registry.version.python_version = "3.99"
+    with pytest.raises(StepFailed) as caught:
+        await environments(tmp_path, registry).provide(NAME, tmp_path / "log")
+    reason = caught.value.reason
+    assert (reason.code, "3.99" in reason.message, "six" in reason.message) == (
+        "PYTHON_NOT_FOUND",
+        True,
+        False,
+    )
+
+
 async def test_a_lock_that_does_not_fit_its_hashes_is_refused(tmp_path: Path) -> None:
     registry = Registry("six==1.16.0")
     registry.version.lock = f"six==1.16.0 --hash=sha256:{'0' * 64}\n"

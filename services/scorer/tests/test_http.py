@@ -230,6 +230,7 @@ async def test_bodies_that_scripts_cannot_read(scorer: StartScorer) -> None:
             assert (response.status_code, response.json()["reason"]) == (status, reason)
             failed = "x-ms-run-function-failed" in response.headers
             assert failed == (reason == "SCRIPT_ERROR")
+            assert response.json().get("cure") or reason not in ("INVALID_JSON", "SCRIPT_ERROR")
         assert (await http.post("/score", content='{"data": 1}')).status_code == 200
 
 
@@ -306,6 +307,7 @@ async def test_an_error_of_the_script_shows_its_traceback_in_the_log_only(scorer
             assert response.headers["x-ms-run-function-failed"] == "true"
             assert "swordfish" not in response.text
         assert "RuntimeError" in response.json()["error"]
+        assert "`stellwerk logs agent`" in response.json()["cure"]
         await running.line("RuntimeError: the password is swordfish")
         assert 'score.py", line' in running.log
         assert "worker.py" not in running.log

@@ -33,6 +33,11 @@ def test_runs_and_replicas_have_tokens(owner: str) -> None:
     assert domain.identity_of_workload(owner) == domain.Identity(owner, "Workload")
 
 
+def test_an_endpoint_has_a_token_that_only_opens_its_scorers() -> None:
+    owner = "workspaces/demo/endpoints/e"
+    assert domain.identity_of_workload(owner) == domain.Identity(owner, "Invoker")
+
+
 @pytest.mark.parametrize(
     "owner", ["", "users/owner", "workspaces/demo", "workspaces/demo/models/m", "a/b/c/d/e"]
 )

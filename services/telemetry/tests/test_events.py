@@ -46,6 +46,7 @@ async def test_events_are_listed_in_order_by_pages(telemetry: Telemetry) -> None
     assert [event.sequence for event in events] == sorted(event.sequence for event in events)
     assert {event.type for event in events} == {"stellwerk.telemetry.workspace.tested.v1"}
     assert ids(await listed(telemetry, 20, parent="workspaces/-", resource="workspaces/listed")) == published
+    assert ids(await listed(telemetry, 20, parent="workspaces/listed", newest_first=True)) == published[::-1]
 
 
 async def test_bad_queries_are_refused(telemetry: Telemetry) -> None:
@@ -56,6 +57,8 @@ async def test_bad_queries_are_refused(telemetry: Telemetry) -> None:
             ({"parent": EMPTY, "trace_id": "x"}, "INVALID_TRACE_ID"),
             ({"parent": EMPTY, "page_token": "x"}, "INVALID_PAGE_TOKEN"),
             ({"parent": EMPTY, "page_size": -1}, "INVALID_PAGE_SIZE"),
+            ({"parent": EMPTY, "resource": "digits-1"}, "INVALID_NAME"),
+            ({"parent": EMPTY, "resource": f"{EMPTY}/runs/"}, "INVALID_NAME"),
         ):
             assert await reason_of(stub.ListEvents(pb.ListEventsRequest(**fields))) == reason
         assert not (await stub.ListEvents(pb.ListEventsRequest(parent=EMPTY))).events

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -10,14 +9,9 @@ from stellwerk_launcher import folder, stack
 from stellwerk_launcher.errors import LauncherError
 
 
-def default_data_dir() -> Path:
-    """`$STELLWERK_DATA_DIR`, else a folder of the user."""
-    return Path(os.environ.get("STELLWERK_DATA_DIR") or Path.home() / ".local" / "share" / "stellwerk")
-
-
 def _parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--data-dir", type=Path, default=default_data_dir())
+    shared.add_argument("--data-dir", type=Path, default=folder.default_data_dir())
     parser = argparse.ArgumentParser(prog="python -m stellwerk_launcher")
     commands = parser.add_subparsers(dest="command", required=True)
     up = commands.add_parser("up", parents=[shared], help="start servers and services")
@@ -39,7 +33,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.command == "up":
         return stack.up(options.data_dir, detach=options.detach, servers_only=options.servers_only)
     if options.command == "down":
-        return stack.down(options.data_dir)
+        stack.down(options.data_dir)
+        return 0
     if options.command == "status":
         print(json.dumps(stack.status(options.data_dir), indent=2))
         return 0

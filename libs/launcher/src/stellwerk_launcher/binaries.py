@@ -1,8 +1,10 @@
 """Finds the programs of the servers: first on the PATH, then in the package that pins them."""
 
+import os
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +27,11 @@ class Binary:
     version: str
 
 
+def cache_folder() -> Path:
+    """What is made once for all stacks of this user."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stellwerk"
+
+
 def on_path(name: str) -> Path | None:
     """The program on the PATH, but not the Python script by which a wheel wraps its own."""
     found = shutil.which(name)
@@ -40,12 +47,17 @@ def _is_python_script(path: Path) -> bool:
         return b"python" in file.readline()
 
 
-def probe(path: Path, *version_arguments: str) -> Binary:
+def probe(path: Path, *version_arguments: str, environment: Mapping[str, str] | None = None) -> Binary:
     """Runs the program for its version; raises when it cannot run on this machine."""
     make_executable(path)
     try:
         answer = subprocess.run(
-            [path, *version_arguments], capture_output=True, text=True, timeout=30, check=False
+            [path, *version_arguments],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+            env={**os.environ, **(environment or {})},
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise LauncherError(

@@ -11,7 +11,7 @@ from stellwerk_launcher.health import Check
 from stellwerk_launcher.ports import HOST
 
 PORT_NAMES = (
-    *("nats", "nats_monitor", "mongod", "openbao", "openbao_cluster", "versitygw"),
+    *("nats", "mongod", "openbao", "openbao_cluster", "versitygw"),
     *("secrets", "registry", "runs", "compute", "inference", "telemetry", "gateway", "gateway_http"),
 )
 EXTERNAL_VARIABLES = {

@@ -4,9 +4,10 @@ import errno
 import fcntl
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import psutil
 
 from stellwerk_launcher.credentials import write_private
 from stellwerk_launcher.errors import LauncherError
-from stellwerk_launcher.process import is_alive, wait_until_gone
+from stellwerk_launcher.process import create_time, is_alive, wait_until_gone
 
 # Below it come environments and blobs with paths of some 300 bytes more, and scripts in environments
 # name their interpreter in a first line that tools cut; this leaves room for all of them.
@@ -26,6 +27,18 @@ STATE_FILE = "stack.json"
 LOGS_FOLDER = "logs"
 # ENOENT: /proc, where nobody can make a folder.
 _REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.EIO)
+
+
+def default_data_dir() -> Path:
+    """`$STELLWERK_DATA_DIR`, else a folder of the user."""
+    return Path(os.environ.get("STELLWERK_DATA_DIR") or Path.home() / ".local" / "share" / "stellwerk")
+
+
+def up_command(data_dir: Path) -> str:
+    """How a person starts the stack of this folder."""
+    if data_dir.expanduser().absolute() == default_data_dir().expanduser().absolute():
+        return "stellwerk up"
+    return f"stellwerk up --data-dir {shlex.quote(str(data_dir))}"
 
 
 def prepare(data_dir: Path) -> Path:
@@ -123,15 +136,44 @@ def write_state(data_dir: Path, state: dict[str, Any]) -> None:
     write_private(data_dir / STATE_FILE, json.dumps(state, indent=2), durable=False)
 
 
+def take(data_dir: Path) -> None:
+    """Says at once whose folder it is, before anything is started; what an earlier start left is kept."""
+    state = read_state(data_dir) | {"state": "starting"}
+    state.pop("error", None)
+    supervisor = {"pid": os.getpid(), "create_time": create_time(os.getpid())}
+    state["internal"] = state.get("internal", {}) | {"supervisor": supervisor}
+    write_state(data_dir, state)
+
+
+def note_error(data_dir: Path, error: LauncherError) -> None:
+    """Keeps why a start failed, for those who wait for it; a full disk keeps nothing."""
+    with suppress(OSError):
+        write_state(data_dir, read_state(data_dir) | {"error": error.as_dict()})
+
+
+def supervisor_of(state: dict[str, Any]) -> psutil.Process | None:
+    """The process that a `stack.json` names, None when it is gone."""
+    found = state.get("internal", {}).get("supervisor", {})
+    try:
+        return psutil.Process(found["pid"]) if is_alive(found.get("pid"), found["create_time"]) else None
+    except (KeyError, psutil.NoSuchProcess):
+        return None
+
+
 def leftovers(state: dict[str, Any]) -> list[psutil.Process]:
     """Recorded processes that still run although their supervisor is gone."""
+    return [psutil.Process(process["pid"]) for process in _living(state)]
+
+
+def living_names(state: dict[str, Any]) -> list[str]:
+    """The names of the recorded processes that run."""
+    return [process["name"] for process in _living(state)]
+
+
+def _living(state: dict[str, Any]) -> list[dict[str, Any]]:
     created = state.get("internal", {}).get("create_times", {})
-    found: list[psutil.Process] = []
-    for process in state.get("processes", ()):
-        pid = process.get("pid")
-        if is_alive(pid, created.get(process.get("name"), 0.0)):
-            found.append(psutil.Process(pid))
-    return found
+    processes: list[dict[str, Any]] = state.get("processes", [])
+    return [found for found in processes if is_alive(found.get("pid"), created.get(found.get("name"), 0.0))]
 
 
 def end_leftovers(state: dict[str, Any]) -> int:

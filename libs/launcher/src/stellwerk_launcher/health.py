@@ -5,6 +5,8 @@ supervisor runs them in threads.
 """
 
 import http.client
+import json
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +16,12 @@ from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
 CHECK_TIMEOUT_SECONDS = 2.0
+_LONGEST_GREETING_BYTES = 65_536
 
 
 @dataclass(frozen=True)
 class Check:
-    """How to ask one process for its health: `kind` is http, grpc, mongod or file."""
+    """How to ask one process for its health: `kind` is http, grpc, mongod, nats or file."""
 
     kind: str
     target: str
@@ -70,9 +73,20 @@ def _mongod(target: str) -> bool:
     return bool(hello.get("isWritablePrimary")) or "setName" not in hello
 
 
+def _nats(target: str) -> bool:
+    """A server that greets with its INFO, with JetStream on."""
+    host, _, port = target.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=CHECK_TIMEOUT_SECONDS) as connection:
+            verb, _, body = connection.makefile("rb").readline(_LONGEST_GREETING_BYTES).partition(b" ")
+        return verb == b"INFO" and bool(json.loads(body).get("jetstream"))
+    except (OSError, ValueError):
+        return False
+
+
 def _file(target: str) -> bool:
     """A process without a port writes this file when it is ready."""
     return Path(target).exists()
 
 
-_CHECKS = {"http": _http, "grpc": _grpc, "mongod": _mongod, "file": _file}
+_CHECKS = {"http": _http, "grpc": _grpc, "mongod": _mongod, "nats": _nats, "file": _file}

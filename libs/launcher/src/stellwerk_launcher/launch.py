@@ -153,15 +153,18 @@ class Launch:
                 *tied_to_parent(services.sweep_command(self._data_dir)),
                 env=services.inherited_environment(),
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
+                stdout=asyncio.subprocess.PIPE,
                 stderr=output,
                 start_new_session=True,
             )
             try:
-                code = await asyncio.wait_for(process.wait(), SWEEP_TIMEOUT_SECONDS)
+                names, _ = await asyncio.wait_for(process.communicate(), SWEEP_TIMEOUT_SECONDS)
+                for name in names.decode(errors="replace").splitlines():
+                    self._reporter.line(f"ended {name}")
             except TimeoutError:
                 process.kill()
-                code = await process.wait()
+                await process.wait()
+            code = process.returncode
         if code != 0:
             self._reporter.line(f"the agent's commands may still run: its sweep ended with {code}, see {log}")
 

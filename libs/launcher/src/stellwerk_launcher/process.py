@@ -80,7 +80,7 @@ class Child:
         code = self.process.returncode if self.process else None
         if code is None:
             return "it runs"
-        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        how = f"killed by {_signal_name(-code)}" if code < 0 else f"exit code {code}"
         # What it wrote before somebody else killed it is no reason.
         said = "" if code in (-signal.SIGKILL, -signal.SIGTERM) else last_line(self.log)
         return f"{how} ({said})" if said else how
@@ -98,6 +98,13 @@ class Child:
                 _signal(-self.process.pid, signal.SIGKILL)
                 await self.process.wait()
         self.ready = False
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"  # a real-time signal
 
 
 def _signal(pid: int, number: int) -> None:

@@ -60,8 +60,13 @@ def specify(context: Context, name: str) -> ProcessSpec:
 
 
 def sweep_command(data_dir: Path) -> list[str]:
-    """Ends what a stopped agent left running on purpose."""
+    """Ends what a stopped agent left running on purpose, and prints its names."""
     return [sys.executable, "-m", "stellwerk_agent.sweep", str(data_dir / AGENT_FOLDER)]
+
+
+def list_command(data_dir: Path) -> list[str]:
+    """Prints the names of what a sweep would end."""
+    return [*sweep_command(data_dir), "--list"]
 
 
 def _common(context: Context, name: str) -> dict[str, str]:

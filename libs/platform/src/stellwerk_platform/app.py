@@ -52,13 +52,14 @@ class App:
         self._stack.callback(call)
 
     def background(self, work: Coroutine[Any, Any, None]) -> None:
-        """Runs this until the process stops; its failure stops the process."""
+        """Runs this until the process stops; that it fails or ends before stops the process."""
         task = asyncio.create_task(work)
         task.add_done_callback(self._ended)
         self._tasks.append(task)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if not task.cancelled():
+            error = task.exception() or RuntimeError(f"{task.get_coro()} has ended by itself")
             self._failure = self._failure or error
             self._stop.set()
 
@@ -109,6 +110,7 @@ class Service:
         app.close(database.close)
         await database.open()
         bus = await app.enter(Bus.connect(settings.nats_url, settings.namespace, app.name))
+        app.background(bus.lasts())
         await ensure_streams(bus)
         database.maximum_event_bytes = bus.maximum_body_bytes
         relay = Relay(database, bus)

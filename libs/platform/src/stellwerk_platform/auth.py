@@ -46,6 +46,8 @@ ROLES: dict[str, frozenset[str]] = {
     "Node": _READ | {"internal", "run.append", "blob.write"},
     "Workload": _READ | {"run.append", "blob.write"},
     "TelemetryWriter": frozenset({"telemetry.write"}),
+    # What the gateway shows to scorers.
+    "Invoker": frozenset({"endpoint.invoke"}),
     "Owner": _READ
     | {
         "workspace.create",
@@ -104,15 +106,18 @@ def current_actor(service: str) -> str:
 def authorise(caller: Caller, permission: str, resource: str | None) -> None:
     """Raises `PermissionDenied` unless the role has the permission for the resource.
 
-    A workload reads in its own workspace and appends only to itself. None stands for
-    a resource that is not known yet: a streaming method checks it message by message.
+    An invoker opens its own endpoint. A workload reads in its own workspace, nothing that
+    lies in none but who it is, and appends only to itself. None stands for a resource
+    that is not known yet: a streaming method checks it message by message.
     """
     granted = ROLES.get(caller.role, frozenset())
     allowed = _ALL in granted or permission in granted
+    if allowed and caller.role == "Invoker":
+        allowed = resource in (None, "", caller.subject)
     if allowed and caller.role == "Workload" and resource is not None:
         if permission == "run.append":
             allowed = resource == caller.subject
-        elif resource:
+        elif permission != "identity.read":
             allowed = names.workspace_of(resource) == names.workspace_of(caller.subject)
     if not allowed:
         raise PermissionDenied(

@@ -62,8 +62,9 @@ class Names:
 class Bus:
     """One connection to NATS, which comes back by itself."""
 
-    def __init__(self, client: Client, namespace: str) -> None:
+    def __init__(self, client: Client, namespace: str, closed: asyncio.Event) -> None:
         self.client = client
+        self._closed = closed
         self.names = Names(namespace)
         self.jetstream: JetStreamContext = client.jetstream(timeout=5, publish_async_max_pending=4_000)
 
@@ -72,14 +73,20 @@ class Bus:
     async def connect(cls, url: str, namespace: str, name: str) -> AsyncIterator["Bus"]:
         """Raises `Unavailable` if the server does not answer at the start."""
 
+        closed = asyncio.Event()
+
         async def on_error(error: Exception) -> None:
             log.warning("NATS: %s", error or type(error).__name__)
+
+        async def on_closed() -> None:
+            closed.set()
 
         try:
             client = await nats.connect(
                 url,
                 name=name,
                 error_cb=on_error,
+                closed_cb=on_closed,
                 allow_reconnect=True,
                 max_reconnect_attempts=-1,
                 reconnect_time_wait=0.2,
@@ -95,9 +102,22 @@ class Bus:
                 "Check that it runs and STELLWERK_NATS_URL.",
             ) from error
         try:
-            yield cls(client, namespace)
+            yield cls(client, namespace, closed)
         finally:
             await client.close()
+
+    async def lasts(self) -> None:
+        """Raises `Unavailable` when the connection has been closed for good.
+
+        After some errors, a refused login among them, the client does not connect again,
+        and whoever consumes would wait for ever.
+        """
+        await self._closed.wait()
+        raise Unavailable(
+            "NATS_UNAVAILABLE",
+            f"NATS has closed the connection: {self.client.last_error or 'no reason given'}",
+            "Check its log, and user and password in STELLWERK_NATS_URL.",
+        )
 
     @property
     def maximum_body_bytes(self) -> int:

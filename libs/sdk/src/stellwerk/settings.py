@@ -6,6 +6,7 @@ reads it before anything else.
 
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,6 @@ _VARIABLES = {
     "grpc_address": "STELLWERK_GRPC_ADDRESS",
     "gateway_url": "STELLWERK_GATEWAY_URL",
 }
-_UP = "Start Stellwerk with `stellwerk up`, or name its address with --grpc-address."
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Settings:
     api_key: str = field(repr=False)
     # Key -> where its value came from, for `stellwerk config show`.
     origins: Mapping[str, str]
+    # As it was named explicitly.
+    data_dir: Path | None = None
 
 
 def default_data_dir(environment: Mapping[str, str] = os.environ) -> Path:
@@ -101,7 +103,7 @@ def resolve(
         values[key], origins[key] = value, origin
     values["workspace"] = values["workspace"].removeprefix("workspaces/")
     api_key, origins["api_key"] = _api_key(flags, environment, stack)
-    return Settings(**values, api_key=api_key, origins=origins)
+    return Settings(**values, api_key=api_key, origins=origins, data_dir=flags.data_dir)
 
 
 def _api_key(flags: Flags, environment: Mapping[str, str], stack: Mapping[str, object]) -> tuple[str, str]:
@@ -138,20 +140,27 @@ def _read_key(path: Path) -> str:
         ) from error
 
 
+def _data_dir_option(settings: Settings) -> str:
+    """What has to be repeated so that a command looks at the same folder."""
+    return f" --data-dir {shlex.quote(str(settings.data_dir))}" if settings.data_dir else ""
+
+
 def require(settings: Settings) -> Settings:
     """Raises `StellwerkError` when address or key are not known."""
     if not settings.grpc_address:
         raise StellwerkError(
             "ADDRESS_MISSING",
             "No Stellwerk is known here.",
-            _UP,
+            f"Start Stellwerk with `stellwerk up{_data_dir_option(settings)}`, or name its address with "
+            "--grpc-address.",
             code="UNAVAILABLE",
         )
     if not settings.api_key:
         raise StellwerkError(
             "KEY_MISSING",
             "There is no API key.",
-            "Set STELLWERK_API_KEY_FILE; `stellwerk status` names the owner's key file.",
+            f"Set STELLWERK_API_KEY_FILE; `stellwerk status{_data_dir_option(settings)}` names the owner's "
+            "key file.",
             code="UNAUTHENTICATED",
         )
     return settings

@@ -114,6 +114,14 @@ class Command:
         await asyncio.to_thread(processes.end, self._marker, session, grace_seconds)
 
 
+def is_living(folder: Path) -> bool:
+    """Whether the command whose files lie in `folder` runs."""
+    identity = _identity(folder / "command.json")
+    if identity is None or (folder / "exit.json").exists():
+        return False
+    return processes.is_alive(identity["pid"], identity["start_ticks"])
+
+
 def session_of(folder: Path) -> int | None:
     """The session of the command whose files lie in `folder`, None without one that is still its own."""
     identity = _identity(folder / "command.json")

@@ -25,6 +25,7 @@ _DROPPED_PREFIXES = ("STELLWERK_", "PYTHON", "VIRTUAL_ENV", "AWS_", "VAULT_", "B
 _NETWORK = ("Failed to fetch", "error sending request", "dns error", "Connection refused", "timed out")
 _NETWORK_TRIES = 5
 _NETWORK_DELAY_SECONDS = 2.0
+_NO_INTERPRETER = re.compile(r"No interpreter found for Python ([\w.]+)")
 _PACKAGE = (
     re.compile(r"Because ([\w.-]+) was not found"),
     re.compile(r"there (?:is|are) no versions? of ([\w.-]+)"),
@@ -104,6 +105,7 @@ class Environments:
     async def _resolve(
         self, version: environments_pb2.EnvironmentVersion, python_version: str, log: Path
     ) -> str:
+        await self._check_python(python_version, log)
         compile_ = ["pip", "compile", "-", "--generate-hashes", "--no-header", "--no-annotate"]
         return await _uv(
             [*compile_, "--python", _interpreter(python_version)],
@@ -112,6 +114,14 @@ class Environments:
             failed="ENVIRONMENT_UNRESOLVABLE",
             packages=list(version.packages),
         )
+
+    async def _check_python(self, python_version: str, log: Path) -> None:
+        """Raises for a version that nobody has: uv resolves for it and blames the packages."""
+        if _interpreter(python_version) != python_version:
+            return
+        _, output, _ = await _run_uv(["python", "list", python_version], log, "")
+        if not output.strip():
+            raise _no_python(python_version)
 
     async def _materialise(self, digest: str, lock: str, python_version: str, log: Path) -> tuple[Path, bool]:
         # Built where it stays: scripts hold absolute paths. The marker says that it is whole.
@@ -214,12 +224,22 @@ def _explain(failed: str, said: str, packages: list[str]) -> StepFailed:
             f"The package index does not answer: {detail[:600]}",
             "Check the node's network, its proxy and UV_INDEX_URL, then submit again.",
         )
+    if found := _NO_INTERPRETER.search(flat):
+        return _no_python(found.group(1))
     verb = "resolved" if failed == "ENVIRONMENT_UNRESOLVABLE" else "built"
     named = f"package {package!r}" if package else "its packages"
     return StepFailed(
         failed,
         f"The environment cannot be {verb} because of {named}: {detail[:600]}",
-        "Correct the package's name or version in the environment; system_logs/environment.log has it all.",
+        "Correct the package's name or version in the environment.",
+    )
+
+
+def _no_python(version: str) -> StepFailed:
+    return StepFailed(
+        "PYTHON_NOT_FOUND",
+        f"There is no Python {version}: neither on the node nor to download.",
+        "Name another version of Python for the environment.",
     )
 
 

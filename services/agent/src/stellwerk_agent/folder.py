@@ -18,6 +18,8 @@ from stellwerk_protos.compute.v1 import agents_pb2
 log = logging.getLogger(__name__)
 STD_LOG = "user_logs/std_log.txt"
 ENVIRONMENT_LOG = "system_logs/environment.log"
+# Noted by whoever ends the command because the node stops.
+NODE_STOPPED = "node_stopped"
 _ASSIGNMENT = "assignment.binpb"
 _CANCELLATION = "cancellation.binpb"
 _ACKNOWLEDGED = "acknowledged"

@@ -11,9 +11,10 @@ from stellwerk_agent.command import Exit
 from stellwerk_agent.environments import Environment, clean_environment
 from stellwerk_agent.failure import StepFailed
 from stellwerk_agent.files import tail
-from stellwerk_agent.folder import STD_LOG
+from stellwerk_agent.folder import ENVIRONMENT_LOG, STD_LOG
+from stellwerk_agent.replica_log import ReplicaLog
 from stellwerk_agent.worker import CANCELED, FAILED, PREPARING, RUNNING, Outcome, Worker
-from stellwerk_platform import telemetry
+from stellwerk_platform import names, telemetry
 from stellwerk_protos.common.v1 import common_pb2
 from stellwerk_protos.compute.v1 import workloads_pb2
 
@@ -25,6 +26,20 @@ class ReplicaWorker(Worker):
     """The life of a replica on the node."""
 
     async def _live(self) -> Outcome:
+        path = self.folder.path
+        log = ReplicaLog(
+            self.allocation.owner,
+            [path / ENVIRONMENT_LOG, path / STD_LOG],
+            from_end=self.command.was_started,
+        )
+        forwarding = asyncio.create_task(log.run())
+        try:
+            return await self._serve()
+        finally:
+            forwarding.cancel()
+            await asyncio.gather(forwarding, return_exceptions=True)
+
+    async def _serve(self) -> Outcome:
         environment = None if self.command.was_started else await self._prepare()
         async with self.phase("run_command", PREPARING, "STARTING_REPLICA", "The scoring server starts."):
             if environment is not None:
@@ -84,6 +99,7 @@ class ReplicaWorker(Worker):
             "STELLWERK_SCORER_GRPC_LISTEN": grpc_address,
             "STELLWERK_SCORER_PYTHON": str(environment.python),
             "STELLWERK_SCORER_SCRIPT": str(script),
+            "STELLWERK_SCORER_ENDPOINT": names.parent_of(self.allocation.owner, 2),
             **({"TRACEPARENT": traceparent} if traceparent else {}),
         }
 

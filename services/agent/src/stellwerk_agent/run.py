@@ -12,13 +12,13 @@ from stellwerk_agent.command import Exit
 from stellwerk_agent.environments import Environment, clean_environment
 from stellwerk_agent.failure import StepFailed
 from stellwerk_agent.files import tail
-from stellwerk_agent.folder import STD_LOG
+from stellwerk_agent.folder import NODE_STOPPED, STD_LOG
 from stellwerk_agent.ingest import Shipper
 from stellwerk_agent.logs import LogFolder
 from stellwerk_agent.outputs import Outputs
 from stellwerk_agent.system_metrics import SystemMetrics
 from stellwerk_agent.worker import CANCELED, FAILED, FINALIZING, RUNNING, SUCCEEDED, Outcome, Worker
-from stellwerk_platform import failpoints, telemetry
+from stellwerk_platform import failpoints, names, telemetry
 from stellwerk_protos.common.v1 import common_pb2
 
 _NO_MODULE = re.compile(r"ModuleNotFoundError: No module named '([^']+)'")
@@ -66,7 +66,12 @@ class RunWorker(Worker):
             return Outcome(CANCELED, self.stopped().reason)
         if self.timed_out:
             return Outcome(FAILED, self._timed_out())
-        return outcome_of(ended, tail(self.folder.path / STD_LOG))
+        if ended.code != 0 and self.folder.noted(NODE_STOPPED) is not None:
+            return Outcome(FAILED, _node_stopped())
+        return outcome_of(ended, tail(self.folder.path / STD_LOG), self.where(STD_LOG))
+
+    def where(self, log: str) -> str:
+        return f"`stellwerk run logs {names.id_of(self.allocation.owner)} --log {log}`"
 
     def _timed_out(self) -> common_pb2.Reason:
         limit = self.workload.timeout.ToTimedelta().total_seconds()
@@ -186,8 +191,8 @@ async def _watching(outputs: Outputs) -> AsyncIterator[None]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-def outcome_of(ended: Exit, log_tail: str) -> Outcome:
-    """What the end of a command means for its run."""
+def outcome_of(ended: Exit, log_tail: str, where: str) -> Outcome:
+    """What the end of a command means for its run; `where` is the command that shows its log."""
     if ended.is_lost:
         return Outcome(FAILED, _unknown("COMMAND_LOST", f"How the command ended is unknown: {ended.error}."))
     if ended.error:
@@ -199,7 +204,7 @@ def outcome_of(ended: Exit, log_tail: str) -> Outcome:
         return Outcome(SUCCEEDED, common_pb2.Reason(code="COMPLETED", message="The command succeeded."), 0)
     number = -code if code < 0 else code - _SHELL_SIGNAL_BASE
     if code < 0 or number in _EXIT_BY_SHELL:
-        return Outcome(FAILED, _killed(number))
+        return Outcome(FAILED, _killed(number, where))
     if found := _NO_MODULE.search(log_tail):
         return Outcome(FAILED, _no_module(found.group(1)), code)
     last = next((line.strip() for line in reversed(log_tail.splitlines()) if line.strip()), "")
@@ -208,7 +213,7 @@ def outcome_of(ended: Exit, log_tail: str) -> Outcome:
         common_pb2.Reason(
             code="SCRIPT_FAILED",
             message=f"The command exited with code {code}" + (f": {last[:500]}" if last else "."),
-            cure="See user_logs/std_log.txt: `stellwerk run logs`.",
+            cure=f"See its log: {where}.",
         ),
         code,
     )
@@ -218,13 +223,17 @@ def _unknown(code: str, message: str) -> common_pb2.Reason:
     return common_pb2.Reason(code=code, message=message, cure="Submit it again; see the agent's log.")
 
 
-def _killed(number: int) -> common_pb2.Reason:
+def _node_stopped() -> common_pb2.Reason:
+    return common_pb2.Reason(
+        code="NODE_STOPPED", message="The node was stopped while it ran.", cure="Submit it again."
+    )
+
+
+def _killed(number: int, where: str) -> common_pb2.Reason:
     name = _FATAL.get(number, "unknown")
-    cure = "See user_logs/std_log.txt."
+    cure = f"See its log: {where}."
     if number == signal.SIGKILL:
         cure = "Often the node ran out of memory: use less, or a larger compute. " + cure
-    if number == signal.SIGTERM:
-        cure = "`stellwerk down` ends running commands this way: then submit it again. " + cure
     return common_pb2.Reason(
         code="SCRIPT_KILLED", message=f"The command was ended by signal {number} ({name}).", cure=cure
     )

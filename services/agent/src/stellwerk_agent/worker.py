@@ -103,6 +103,10 @@ class Worker(ABC):
             self._state.exit_code = outcome.exit_code
         self.report(outcome.state, outcome.reason)
 
+    def where(self, log: str) -> str:
+        """The command that shows a log of the allocation."""
+        return "`stellwerk logs agent`"
+
     @abstractmethod
     async def _live(self) -> Outcome:
         """From where it stands to its end."""
@@ -236,9 +240,13 @@ class Worker(ABC):
         message = "Preparing the environment."
         async with self.phase("prepare_environment", PREPARING, "PREPARING_ENVIRONMENT", message) as phase:
             log_file = self.folder.path / ENVIRONMENT_LOG
-            environment = await self.unless_stopped(
-                self.node.environments.provide(self.workload.environment, log_file)
-            )
+            try:
+                environment = await self.unless_stopped(
+                    self.node.environments.provide(self.workload.environment, log_file)
+                )
+            except StepFailed as failure:
+                failure.reason.cure += f" All that was said: {self.where(ENVIRONMENT_LOG)}."
+                raise
             phase.note = environment.note
         return environment
 

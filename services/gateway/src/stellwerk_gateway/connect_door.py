@@ -27,9 +27,17 @@ from protobuf.wkt import Any as AnyMessage
 from protobuf.wkt import Struct
 
 from stellwerk_gateway import catalog
+from stellwerk_gateway.asgi import send_error
 from stellwerk_gateway.backends import Backend, Backends
-from stellwerk_gateway.forward import DETAILS_KEY, Metadata, is_lost_connection, received, traced
-from stellwerk_platform.errors import InvalidArgument, PlatformError, to_status
+from stellwerk_gateway.forward import (
+    DETAILS_KEY,
+    Metadata,
+    is_lost_connection,
+    received,
+    traced,
+    unary_timeout,
+)
+from stellwerk_platform.errors import InvalidArgument, PlatformError, Unimplemented, to_status
 
 _MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 _FORWARDED_HEADERS = ("authorization", "traceparent", "tracestate", "x-request-id")
@@ -81,6 +89,18 @@ class _JsonCodec:
             ) from error
 
 
+class MethodNotAllowed(Unimplemented):
+    """The path exists, but not with this HTTP method."""
+
+    http_status = 405
+
+
+class UnsupportedMediaType(InvalidArgument):
+    """The body is of a kind that the protocol does not know."""
+
+    http_status = 415
+
+
 class ConnectDoor(ConnectASGIApplication[Backends]):
     """The ASGI application; `paths` are those that it answers."""
 
@@ -97,6 +117,21 @@ class ConnectDoor(ConnectASGIApplication[Backends]):
             read_max_bytes=_MAX_MESSAGE_BYTES,
             codecs=[_BinaryCodec(), _JsonCodec()],
         )
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answers one request; what `connectrpc` refuses without a word gets an error as everywhere here."""
+        refused = False
+
+        async def explained(message: Any) -> None:
+            nonlocal refused
+            if message["type"] == "http.response.start" and message["status"] in _REFUSALS:
+                refused = True
+                headers = [header for header in message["headers"] if header[0] in _KEPT_HEADERS]
+                await send_error(send, _REFUSALS[message["status"]](), headers)
+            elif not refused:
+                await send(message)
+
+        await super().__call__(scope, receive, explained)
 
     @property
     def path(self) -> str:
@@ -120,6 +155,28 @@ def _endpoint(method: catalog.Method, backend: Backend) -> Any:
     return Endpoint.unary(method=info, function=call.unary)
 
 
+def _method_not_allowed() -> PlatformError:
+    return MethodNotAllowed(
+        "METHOD_NOT_ALLOWED",
+        "A method of a service is called with POST.",
+        "Send a POST request; its body is the request in JSON: curl -d '{}'.",
+    )
+
+
+def _unsupported_media_type() -> PlatformError:
+    return UnsupportedMediaType(
+        "MEDIA_TYPE_UNSUPPORTED",
+        "The content-type of the request is none that this method takes.",
+        "Send 'content-type: application/json' with a body in JSON; methods that answer with a stream take "
+        "'application/connect+json', see https://connectrpc.com/docs/protocol.",
+    )
+
+
+_REFUSALS = {405: _method_not_allowed, 415: _unsupported_media_type}
+# They say what is accepted instead.
+_KEPT_HEADERS = (b"allow", b"accept-post")
+
+
 class _Call:
     """One method of one backend."""
 
@@ -130,7 +187,7 @@ class _Call:
     async def unary(self, request: bytes, context: RequestContext[Any, Any]) -> _Encoded:
         with self._translated(), traced(self._method.path, _metadata(context)) as metadata:
             call = (await self._backend.unary(self._method.path))(
-                request, metadata=metadata, timeout=_timeout_seconds(context)
+                request, metadata=metadata, timeout=unary_timeout(_timeout_seconds(context))
             )
             try:
                 response = await call

@@ -25,6 +25,8 @@ _OWN_METADATA = frozenset({"user-agent", "content-type", "te"})
 # Spans on their way to the collector must not make spans.
 _UNTRACED = (catalog.COLLECTOR_PREFIX, "stellwerk.telemetry.")
 
+_UNARY_SECONDS = 60.0
+
 Metadata = list[tuple[str, str | bytes]]
 
 
@@ -68,13 +70,18 @@ class _Unary:
         try:
             with traced(self._method, metadata) as metadata:
                 call = (await self._backend.unary(self._method))(
-                    request, metadata=metadata, timeout=context.time_remaining()
+                    request, metadata=metadata, timeout=unary_timeout(context.time_remaining())
                 )
                 return await finish(call, context)
         except grpc.aio.AioRpcError as error:
             await pass_on(context, error, self._backend)
         except Unavailable as error:
             await abort(context, error)
+
+
+def unary_timeout(given_seconds: float | None) -> float:
+    """What the caller grants; a caller who says nothing does not wait for ever either."""
+    return _UNARY_SECONDS if given_seconds is None else given_seconds
 
 
 async def finish(call: Any, context: Any) -> Any:

@@ -8,13 +8,14 @@ from stellwerk_gateway.connect_door import ConnectDoor
 from stellwerk_gateway.forward import Forwarder
 from stellwerk_gateway.grpc_door import GrpcDoor
 from stellwerk_gateway.http_door import HttpDoor, HttpServer
-from stellwerk_gateway.scoring.access import Access
+from stellwerk_gateway.scoring.access import Access, InvokeTokens
 from stellwerk_gateway.scoring.grpc import ScoringHandler
 from stellwerk_gateway.scoring.http import ScoringDoor, client_session
 from stellwerk_gateway.scoring.routes import RouteTable, follow
 from stellwerk_platform import app
 from stellwerk_platform.auth import CallerCredentials, TokenVerifier
 from stellwerk_platform.grpc_client import connect
+from stellwerk_protos.secrets.v1 import tokens_pb2_grpc
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,10 @@ async def compose(process: app.App, settings: Settings) -> None:
     process.defer(secrets.close)
     process.defer(inference.close)
     credentials = CallerCredentials(secrets, settings.vault_role_id, settings.vault_secret_id)
-    admission = Access(TokenVerifier(secrets).verify, credentials)
+    trusted = connect(settings.secrets_address, credentials)
+    process.defer(trusted.close)
+    tokens = InvokeTokens(tokens_pb2_grpc.TokenServiceStub(trusted))
+    admission = Access(TokenVerifier(secrets).verify, tokens.issue)
     routes = RouteTable()
     process.background(follow(routes, inference, credentials))
 

@@ -9,12 +9,12 @@ Verify = Callable[[str], Awaitable[Caller]]
 _PERMISSION = "endpoint.invoke"
 
 
-def invoker(verifier: TokenVerifier) -> Verify:
-    """Accepts tokens whose role may invoke endpoints."""
+def invoker(verifier: TokenVerifier, endpoint: str) -> Verify:
+    """Accepts tokens whose role may invoke the endpoint that this replica belongs to."""
 
     async def verify(token: str) -> Caller:
         caller = await verifier.verify(token)
-        authorise(caller, _PERMISSION, "")
+        authorise(caller, _PERMISSION, endpoint)
         return caller
 
     return verify

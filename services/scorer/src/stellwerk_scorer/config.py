@@ -20,6 +20,8 @@ class Settings(PlatformSettings):
     scorer_python: str
     scorer_script: str
     secrets_address: str
+    # Whose token opens this replica; empty takes that of any endpoint.
+    scorer_endpoint: str = ""
     scorer_model_name: str = "model"
     scorer_model_version: str = ""
     scorer_timeout_ms: int = 60_000

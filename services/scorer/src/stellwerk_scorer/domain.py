@@ -57,12 +57,16 @@ class ScriptFailed(Internal):
     """User code failed; its log has the details, the caller only this."""
 
 
-# What the worker reports about one request, by reason.
-_WORKER_ERRORS: dict[str, type[PlatformError]] = {
-    "INVALID_UTF8": InvalidArgument,
-    "INVALID_JSON": InvalidArgument,
-    "SCORING_TIMEOUT": DeadlineExceeded,
+# What the worker reports about one request, by reason, and what helps; all else is a fault of the script.
+_WORKER_ERRORS: dict[str, tuple[type[PlatformError], str]] = {
+    "INVALID_UTF8": (InvalidArgument, "Send text in UTF-8."),
+    "INVALID_JSON": (InvalidArgument, "Send JSON of the form that the scoring script reads."),
+    "SCORING_TIMEOUT": (DeadlineExceeded, "Send less at a time, or make the scoring script faster."),
 }
+_SCRIPT_ERROR = (
+    ScriptFailed,
+    "The agent's log on the replica's node has the details: `stellwerk logs agent`.",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +107,8 @@ class Model:
 
 def worker_error(reason: str, message: str) -> PlatformError:
     """The error for a reason that the worker gave."""
-    return _WORKER_ERRORS.get(reason, ScriptFailed)(reason, message)
+    kind, cure = _WORKER_ERRORS.get(reason, _SCRIPT_ERROR)
+    return kind(reason, message, cure)
 
 
 def run_argument(inputs: Sequence[Tensor]) -> bytes:

@@ -44,7 +44,7 @@ async def compose(process: app.App, settings: Settings) -> None:
     """Starts to listen at once, so that health is answered while the script loads."""
     channel = connect(settings.secrets_address)
     process.defer(channel.close)
-    verify = invoker(TokenVerifier(channel))
+    verify = invoker(TokenVerifier(channel), settings.scorer_endpoint)
 
     async def on_ready(_ready: bool) -> None:
         await grpc_server.set_ready(plane.ready)

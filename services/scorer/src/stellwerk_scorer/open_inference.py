@@ -35,7 +35,9 @@ def parse_request(body: bytes, json_length: str | None) -> RestRequest:
     try:
         document = json.loads(body[:size])
     except (ValueError, RecursionError):
-        raise InvalidArgument("INVALID_JSON", "The body is not valid JSON.") from None
+        raise InvalidArgument(
+            "INVALID_JSON", "The body is not valid JSON.", "Send an Open Inference request in JSON."
+        ) from None
     if not isinstance(document, dict):
         raise _invalid("the body must be a JSON object")
     binary = memoryview(body)[size:]

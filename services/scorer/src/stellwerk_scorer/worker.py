@@ -141,10 +141,7 @@ class Script:
             _log_exception(f"run() failed (request {request_id})", error)
             if isinstance(error, _INPUT_ERRORS) and not _is_json(text):
                 return _error(request_id, "INVALID_JSON", "The body is not valid JSON.")
-            message = (
-                f"The scoring script raised {type(error).__name__}; the deployment's log has the traceback."
-            )
-            return _error(request_id, "SCRIPT_ERROR", message)
+            return _error(request_id, "SCRIPT_ERROR", f"The scoring script raised {type(error).__name__}.")
         return _result(request_id, value, bool(request.get("tensors")))
 
 

@@ -14,7 +14,12 @@ API_KEY_TOKEN_SECONDS = 15 * 60
 LOGIN_TOKEN_SECONDS = 60 * 60
 WORKLOAD_TOKEN_SECONDS = 24 * 60 * 60
 _API_KEY_LIMIT = 200
-_WORKLOADS = ("workspaces/*/runs/*", "workspaces/*/endpoints/*/deployments/*/replicas/*")
+# An endpoint's token is what the gateway shows to its scorers.
+_WORKLOADS = {
+    "workspaces/*/runs/*": "Workload",
+    "workspaces/*/endpoints/*/deployments/*/replicas/*": "Workload",
+    "workspaces/*/endpoints/*": "Invoker",
+}
 # A Vault may hold AppRoles of other systems: only these become services of the platform.
 _SERVICES = frozenset(
     {"compute", "gateway", "inference", "pipelines", "registry", "runs", "secrets", "studio", "telemetry"}
@@ -67,13 +72,15 @@ def identity_of_approle(role_id: str) -> Identity:
 
 
 def identity_of_workload(owner: str) -> Identity:
-    """The identity of a run or replica; raises `InvalidArgument` for any other name."""
-    for pattern in _WORKLOADS:
-        if len(pattern.split("/")) == len(owner.split("/")):
+    """The identity of a run, replica or endpoint; raises `InvalidArgument` for any other name."""
+    for pattern, role in _WORKLOADS.items():
+        if pattern.split("/")[::2] == owner.split("/")[::2]:
             names.parse(pattern, owner)
-            return Identity(owner, "Workload")
+            return Identity(owner, role)
     raise InvalidArgument(
-        "INVALID_NAME", "Only a run or a replica has a token of its own.", f"Give {' or '.join(_WORKLOADS)}."
+        "INVALID_NAME",
+        "Only a run, a replica or an endpoint has a token of its own.",
+        f"Give {' or '.join(_WORKLOADS)}.",
     )
 
 

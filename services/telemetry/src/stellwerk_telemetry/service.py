@@ -58,9 +58,15 @@ class TelemetryService(telemetry_pb2_grpc.TelemetryServiceServicer):
     async def ListEvents(self, request: pb.ListEventsRequest, context: Any) -> pb.ListEventsResponse:
         workspace = events_domain.check_parent(request.parent)
         trace_id = request.trace_id and traces_domain.check_trace_id(request.trace_id)
+        resource = events_domain.check_resource(request.resource)
         await self._workspaces.check(workspace)
         events, token = await self._events.page(
-            workspace, request.resource, trace_id, request.page_size, request.page_token
+            workspace,
+            resource,
+            trace_id,
+            request.page_size,
+            request.page_token,
+            newest_first=request.newest_first,
         )
         return pb.ListEventsResponse(events=events, next_page_token=token)
 

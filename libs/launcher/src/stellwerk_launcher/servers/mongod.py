@@ -1,16 +1,21 @@
 """MongoDB as a one-node replica set, with authentication and one user per service."""
 
 import base64
+import ctypes
+import hashlib
+import importlib.metadata
 import importlib.util
+import os
 import secrets
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pymongo import MongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 
-from stellwerk_launcher.binaries import Binary, on_path, probe
+from stellwerk_launcher.binaries import Binary, cache_folder, on_path, probe
 from stellwerk_launcher.context import Context, ProcessSpec
 from stellwerk_launcher.credentials import WITH_STORE
 from stellwerk_launcher.errors import LauncherError
@@ -19,6 +24,7 @@ from stellwerk_launcher.health import Check
 NAME = "mongod"
 REPLICA_SET = "rs0"
 OLDEST_MAJOR = 6
+_LIBCURL = "libcurl.so.4"
 PRIMARY_TIMEOUT_SECONDS = 60.0
 _AUTHENTICATION_FAILED = 18
 _NOT_YET_INITIALISED = 94
@@ -41,7 +47,42 @@ def find() -> Binary:
             "There is no mongod 6.0 or newer on the PATH and its package is not installed.",
             "Install MongoDB 6.0 or newer, or set STELLWERK_MONGODB_URI.",
         )
-    return probe(Path(next(iter(package.submodule_search_locations))) / "bin" / "mongod", "--version")
+    path = Path(next(iter(package.submodule_search_locations))) / "bin" / "mongod"
+    return probe(path, "--version", environment=libcurl_environment())
+
+
+def libcurl_environment() -> dict[str, str]:
+    """Lets `mongod` find a libcurl where the system has none: a Debian with git and Python has not.
+
+    The one in pycurl's wheel, under the name that is asked for. mongod uses it for the free monitoring of
+    its maker, which is off. Empty where the system has its own, or the wheel has changed.
+    """
+    if _has_libcurl() or (library := _bundled_libcurl()) is None:
+        return {}
+    folder = cache_folder() / "lib" / hashlib.sha256(os.fsencode(library)).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    link = folder / _LIBCURL
+    with suppress(FileExistsError):
+        link.symlink_to(library)
+    paths = (str(folder), str(library.parent), os.environ.get("LD_LIBRARY_PATH", ""))
+    return {"LD_LIBRARY_PATH": ":".join(filter(None, paths))}
+
+
+def _bundled_libcurl() -> Path | None:
+    try:
+        files = importlib.metadata.files("pycurl") or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    found = (Path(str(file.locate())) for file in files if file.match("pycurl.libs/libcurl-*.so.4*"))
+    return next(found, None)
+
+
+def _has_libcurl() -> bool:
+    try:
+        ctypes.CDLL(_LIBCURL)
+    except OSError:
+        return False
+    return True
 
 
 def specify(context: Context, binary: Binary) -> ProcessSpec:
@@ -65,7 +106,7 @@ def specify(context: Context, binary: Binary) -> ProcessSpec:
             # gives up on it: 60 s by default, where ours take milliseconds.
             *("--setParameter", "transactionLifetimeLimitSeconds=5"),
         ),
-        environment={},
+        environment=libcurl_environment(),
         # Not the primary check: before its first set-up there is no replica set to have a primary.
         check=Check("mongod", context.address(NAME)),
         address=context.address(NAME),

@@ -38,7 +38,7 @@ def specify(context: Context, binary: Binary) -> ProcessSpec:
         name=NAME,
         command=(str(binary.path), "--config", str(configuration)),
         environment={},
-        check=Check("http", f"{context.address('nats_monitor')}/healthz?js-enabled-only=true"),
+        check=Check("nats", context.address(NAME)),
         address=context.address(NAME),
         version=binary.version,
     )
@@ -58,8 +58,8 @@ def _configuration(context: Context, folder: Path) -> str:
     ]
     return json.dumps(
         {
+            # No monitor: it shows users, streams and subjects to whoever asks.
             "listen": context.address(NAME),
-            "http": context.address("nats_monitor"),
             "server_name": "stellwerk",
             "max_payload": 8 * 1024 * 1024,
             "jetstream": {"store_dir": str(folder / "js"), "max_file": MAX_FILE_BYTES},

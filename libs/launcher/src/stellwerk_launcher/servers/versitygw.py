@@ -13,7 +13,7 @@ import boto3  # type: ignore[import-untyped]
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError
 
-from stellwerk_launcher.binaries import Binary, make_executable, on_path
+from stellwerk_launcher.binaries import Binary, cache_folder, make_executable, on_path
 from stellwerk_launcher.context import Context, ProcessSpec
 from stellwerk_launcher.errors import LauncherError
 from stellwerk_launcher.health import Check
@@ -28,8 +28,7 @@ BUILD_TIMEOUT_SECONDS = 1800
 
 def cached_path() -> Path:
     """Where the built program is kept for all stacks of this user."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "stellwerk" / "bin" / f"versitygw-v{VERSION}"
+    return cache_folder() / "bin" / f"versitygw-v{VERSION}"
 
 
 def find(report: Callable[[str], None] = print) -> Binary:

@@ -5,6 +5,7 @@ from fnmatch import fnmatchcase
 
 from stellwerk import names
 from stellwerk._async.core import AsyncCore
+from stellwerk.errors import invalid
 from stellwerk_protos.telemetry.v1 import telemetry_pb2, telemetry_pb2_grpc
 
 
@@ -16,14 +17,21 @@ class AsyncEvents:
         self._stub = telemetry_pb2_grpc.TelemetryServiceStub(core.channel)
 
     async def list(
-        self, *, resource: str = "", trace_id: str = "", limit: int | None = None
+        self, *, resource: str = "", trace_id: str = "", limit: int | None = None, newest: bool = False
     ) -> Sequence[telemetry_pb2.Event]:
-        """Events, oldest first: all, or those of one resource (`runs/abc`) or trace."""
+        """Events, oldest first: all, or those of one resource (`runs/abc`) or trace.
+
+        Of more than `limit` the oldest, or with `newest` the newest ones.
+        """
         request = telemetry_pb2.ListEventsRequest(
-            parent=self._parent, resource=self._resource(resource), trace_id=trace_id
+            parent=self._parent,
+            resource=self._resource(resource),
+            trace_id=trace_id,
+            newest_first=newest,
         )
         pages = await self._core.pages(self._stub.ListEvents, request, limit)
-        return [event for page in pages for event in page.events]
+        events = [event for page in pages for event in page.events]
+        return events[::-1] if newest else events
 
     async def watch(
         self, *, since: int = 0, type: str = "", resource: str = ""
@@ -43,7 +51,13 @@ class AsyncEvents:
     def _resource(self, name: str) -> str:
         if not name or name == self._parent:
             return name
-        collection, separator, rest = name.partition("/")
-        if name.startswith("workspaces/") or not separator:
+        if name.count("/") % 2 == 0 or not all(name.split("/")):
+            raise invalid(
+                "INVALID_NAME",
+                f"{name[:200]!r} is not the name of a resource.",
+                "Write it with its collection, for example runs/RUN or endpoints/ENDPOINT/deployments/NAME.",
+            )
+        collection, _, rest = name.partition("/")
+        if name.startswith("workspaces/"):
             return name
         return names.resource(self._parent, collection, rest)

@@ -154,7 +154,10 @@ def environment_create(
     description: str,
     tags: tuple[str, ...],
 ) -> None:
-    """Register the next version of an environment; the same content stays the same version."""
+    """Register the next version of an environment.
+
+    The same content stays the same version.
+    """
     version = session.workspace().environments.create_version(
         name,
         packages=arguments.packages(packages, requirements) or (),

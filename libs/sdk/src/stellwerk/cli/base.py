@@ -7,7 +7,7 @@ where people add them.
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -71,10 +71,17 @@ def _options() -> list[click.Option]:
 class Command(click.Command):
     """A command with the common options and an example at the end of its help."""
 
-    def __init__(self, *args: Any, example: str = "", **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, example: str = "", common: Collection[str] | None = None, **kwargs: Any
+    ) -> None:
+        """`common` names those of the common options that mean something here; None means all."""
         super().__init__(*args, **kwargs)
         taken = {name for parameter in self.params for name in parameter.opts}
-        self.params += [option for option in _options() if not taken & set(option.opts)]
+        self.params += [
+            option
+            for option in _options()
+            if not taken & set(option.opts) and (common is None or option.name in common)
+        ]
         self.example = example
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -85,14 +92,14 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         given = ctx.params
         flags = Flags(
-            grpc_address=given.pop("grpc_address"),
-            gateway_url=given.pop("gateway_url"),
-            api_key_file=given.pop("api_key_file"),
-            workspace=given.pop("workspace"),
-            data_dir=given.pop("data_dir"),
+            grpc_address=given.pop("grpc_address", None),
+            gateway_url=given.pop("gateway_url", None),
+            api_key_file=given.pop("api_key_file", None),
+            workspace=given.pop("workspace", None),
+            data_dir=given.pop("data_dir", None),
         )
         given.pop("debug")
-        given["session"] = Session(flags, given.pop("output") == "json", ctx)
+        given["session"] = Session(flags, given.pop("output", "table") == "json", ctx)
         return super().invoke(ctx)
 
 

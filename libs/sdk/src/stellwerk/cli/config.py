@@ -1,13 +1,18 @@
 """`stellwerk config`: what is remembered beside the code. The key never is."""
 
 import json
+import re
 from pathlib import Path
 
 import click
 
 from stellwerk.cli import output
 from stellwerk.cli.base import Group, Session
+from stellwerk.errors import invalid
 from stellwerk.settings import CONFIG_KEYS, CONFIG_PATH, find_config, read_json
+
+# As stellwerk_platform.names has it.
+_WORKSPACE = re.compile(r"[a-z0-9][a-z0-9-]{0,30}[a-z0-9]")
 
 
 @click.group(cls=Group)
@@ -19,7 +24,12 @@ def config() -> None:
 @click.argument("key", type=click.Choice(CONFIG_KEYS))
 @click.argument("value")
 def config_set(session: Session, key: str, value: str) -> None:
-    """Remember a value in .stellwerk/config.json, here or in the nearest folder above that has one."""
+    """Remember a value for this folder.
+
+    It goes into .stellwerk/config.json, here or in the nearest folder above that has one.
+    """
+    if key == "workspace":
+        value = _workspace(value)
     path = find_config(Path.cwd()) or Path.cwd() / CONFIG_PATH
     stored = read_json(path) | {key: value}
     path.parent.mkdir(exist_ok=True)
@@ -28,6 +38,17 @@ def config_set(session: Session, key: str, value: str) -> None:
         output.document({"path": str(path), **stored})
     else:
         click.echo(f"{key} = {value}  ({path})")
+
+
+def _workspace(value: str) -> str:
+    name = value.removeprefix("workspaces/")
+    if not _WORKSPACE.fullmatch(name):
+        raise invalid(
+            "INVALID_NAME",
+            f"{value[:80]!r} cannot be the name of a workspace.",
+            "Use 2 to 32 characters of a-z, 0-9 and '-', beginning and ending with a letter or digit.",
+        )
+    return name
 
 
 @config.command("show", example="stellwerk config show")

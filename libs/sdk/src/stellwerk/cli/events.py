@@ -25,7 +25,10 @@ def events() -> None:
 @click.option("--resource", default="", help="Only this resource and what lies below it: runs/RUN.")
 @click.option("--limit", type=click.IntRange(1), help="End after so many events.")
 def events_watch(session: Session, since: int, pattern: str, resource: str, limit: int | None) -> None:
-    """Print events as they come, until Ctrl-C; with --output json one CloudEvent a line."""
+    """Print events as they come.
+
+    Until Ctrl-C; with --output json one CloudEvent a line.
+    """
     watched = session.workspace().events.watch(since=since, type=pattern, resource=resource)
     for count, event in enumerate(watched, 1):
         _print_event(session, event)
@@ -37,16 +40,19 @@ def events_watch(session: Session, since: int, pattern: str, resource: str, limi
 @click.option("--resource", default="", help="Only this resource: runs/RUN.")
 @click.option("--trace", "trace_id", default="", help="Only events of this trace.")
 @click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="At most so many.")
-def events_list(session: Session, resource: str, trace_id: str, limit: int) -> None:
+@click.option("--tail", type=click.IntRange(1), help="Only the newest so many, in order.")
+def events_list(session: Session, resource: str, trace_id: str, limit: int, tail: int | None) -> None:
     """List events, oldest first."""
-    found = session.workspace().events.list(resource=resource, trace_id=trace_id, limit=limit)
+    found = session.workspace().events.list(
+        resource=resource, trace_id=trace_id, limit=tail or limit, newest=tail is not None
+    )
     if session.json:
         output.document([_cloud_event(event) for event in found])
         return
     for event in found:
         _print_event(session, event)
-    if len(found) == limit:
-        click.echo(f"These are the oldest {limit}; --limit shows more.", err=True)
+    if len(found) == limit and tail is None:
+        click.echo(f"These are the oldest {limit}; --limit shows more, --tail the newest.", err=True)
 
 
 @events.command("dead-letters", example="stellwerk events dead-letters")

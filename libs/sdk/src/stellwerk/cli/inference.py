@@ -58,10 +58,13 @@ def endpoint_show(session: Session, name: str) -> None:
 
 @endpoint.command("traffic", example="stellwerk endpoint traffic digits blue=90 green=10")
 @click.argument("name")
-@click.argument("shares", nargs=-1, required=True, metavar="DEPLOYMENT=PERCENT...")
+@click.argument("shares", nargs=-1, metavar="DEPLOYMENT=PERCENT...")
+@click.option("--none", "nobody", is_flag=True, help="Take the traffic away from all.")
 @traced
-def endpoint_traffic(session: Session, name: str, shares: tuple[str, ...]) -> None:
+def endpoint_traffic(session: Session, name: str, shares: tuple[str, ...], nobody: bool) -> None:
     """Set which deployment gets how many percent of the requests."""
+    if bool(shares) == nobody:
+        raise click.UsageError("Give either DEPLOYMENT=PERCENT... or --none.")
     given = arguments.pairs(shares, "DEPLOYMENT=PERCENT")
     for deployment_name, percent in given.items():
         if not percent.isdigit():

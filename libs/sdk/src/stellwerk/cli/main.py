@@ -13,10 +13,11 @@ def main() -> None:
 
     Start it with `stellwerk up`. Each command has --help with an example. Exit codes: 0 done, 1 failed,
     2 wrong usage, 3 not found, 4 no or wrong key, 5 no answer from Stellwerk, 130 interrupted.
+    Errors are text on stderr, also with --output json.
     """
 
 
-@click.command(cls=Command, example='eval "$(stellwerk completion bash)"')
+@click.command(cls=Command, common=("debug",), example='eval "$(stellwerk completion bash)"')
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(session: Session, shell: str) -> None:
     """Print the script that completes commands in a shell."""

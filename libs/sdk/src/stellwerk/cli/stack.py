@@ -1,6 +1,8 @@
 """`stellwerk up|down|status|logs`: the stack on this machine."""
 
 import importlib
+import re
+import sys
 from typing import Any
 
 import click
@@ -8,6 +10,9 @@ import click
 from stellwerk.cli import output
 from stellwerk.cli.base import Command, Session
 from stellwerk.errors import StellwerkError
+
+# user:PASSWORD@ of a URL
+_PASSWORD = re.compile(r"(?<=:)[^:/@]+(?=@)")
 
 
 def _launcher() -> Any:
@@ -23,22 +28,45 @@ def _launcher() -> Any:
         ) from error
 
 
-@click.command(cls=Command, example="stellwerk up --detach")
+# They ask this machine and nobody else: no workspace, no address, no key.
+_OF_A_STACK = ("output", "data_dir", "debug")
+
+
+def _progress(session: Session) -> Any:
+    """Where lines for people go: stdout is for the document."""
+    return sys.stderr if session.json else None
+
+
+@click.command(cls=Command, common=_OF_A_STACK, example="stellwerk up --detach")
 @click.option("-d", "--detach", is_flag=True, help="Return when everything is ready.")
 def up(session: Session, detach: bool) -> int:
-    """Start Stellwerk on this machine."""
-    return int(_launcher().up(session.data_dir, detach=detach) or 0)
+    """Start Stellwerk on this machine.
+
+    With --output json its status is printed once it is ready.
+    """
+    launcher = _launcher()
+
+    def show() -> None:
+        if session.json:
+            output.document(launcher.status(session.data_dir))
+
+    return int(launcher.up(session.data_dir, detach=detach, progress=_progress(session), on_ready=show))
 
 
-@click.command(cls=Command, example="stellwerk down")
-def down(session: Session) -> int:
-    """Stop it; the data stays."""
-    return int(_launcher().down(session.data_dir) or 0)
+@click.command(cls=Command, common=_OF_A_STACK, example="stellwerk down")
+def down(session: Session) -> None:
+    """Stop it and what runs on it; the data stays."""
+    found = _launcher().down(session.data_dir, _progress(session))
+    if session.json:
+        output.document(found)
 
 
-@click.command(cls=Command, example="stellwerk status --output json")
+@click.command(cls=Command, common=_OF_A_STACK, example="stellwerk status --output json")
 def status(session: Session) -> None:
-    """Show every process and address."""
+    """Show every process and address.
+
+    Passwords in addresses are hidden; --output json has them, for scripts.
+    """
     state: dict[str, Any] = _launcher().status(session.data_dir)
     if session.json:
         output.document(state)
@@ -49,10 +77,10 @@ def status(session: Session) -> None:
     click.echo()
     for key, value in state.items():
         if isinstance(value, str):
-            click.echo(f"{key + ':':<16} {value}")
+            click.echo(f"{key + ':':<16} {_PASSWORD.sub('****', value)}")
 
 
-@click.command(cls=Command, example="stellwerk logs runs -f")
+@click.command(cls=Command, common=("data_dir", "debug"), example="stellwerk logs runs -f")
 @click.argument("service")
 @click.option("-f", "--follow", is_flag=True, help="Go on with further lines as they come.")
 def logs(session: Session, service: str, follow: bool) -> None:

@@ -1,31 +1,72 @@
-"""Who may score. The scorer behind trusts the gateway's own token, so this is the check that counts."""
+"""Who may score, and the token that the gateway shows to scorers: good for one endpoint and nothing else,
+because what a replica gets to see, its user's code may get to see too."""
 
+import asyncio
+import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from stellwerk_platform import auth, names
 from stellwerk_platform.errors import InvalidArgument
-from stellwerk_platform.grpc_client import Credentials
 from stellwerk_platform.grpc_server import Verify
+from stellwerk_protos.secrets.v1 import tokens_pb2
+
+if TYPE_CHECKING:
+    from stellwerk_protos.secrets.v1.tokens_pb2_grpc import TokenServiceAsyncStub
 
 ENDPOINT_KEY = "stellwerk-endpoint"
 REQUEST_ID = "x-request-id"
 _PERMISSION = "endpoint.invoke"
 _MAX_REQUEST_ID_LENGTH = 100
+_MAX_TOKENS = 10_000
+
+Issue = Callable[[str], Awaitable[str]]
+
+
+class InvokeTokens:
+    """A token for each endpoint, asked of `secrets` and renewed at half its life."""
+
+    def __init__(self, stub: "TokenServiceAsyncStub") -> None:
+        self._stub = stub
+        self._tokens: OrderedDict[str, tuple[str, float]] = OrderedDict()
+        self._lock = asyncio.Lock()
+
+    async def issue(self, endpoint: str) -> str:
+        """The token to show the scorers of an endpoint."""
+        token, renew_time = self._tokens.get(endpoint, ("", 0.0))
+        if time.time() < renew_time:
+            return token
+        async with self._lock:
+            token, renew_time = self._tokens.get(endpoint, ("", 0.0))
+            if time.time() < renew_time:
+                return token
+            answer = await self._stub.IssueWorkloadToken(
+                tokens_pb2.IssueWorkloadTokenRequest(owner=endpoint), timeout=10
+            )
+            now = time.time()
+            self._tokens[endpoint] = (answer.token, now + (answer.expire_time.seconds - now) / 2)
+            if len(self._tokens) > _MAX_TOKENS:
+                self._tokens.popitem(last=False)
+            return answer.token
 
 
 class Access:
     """Checks callers, and gives the token that the gateway shows in their place."""
 
-    def __init__(self, verify: Verify, credentials: Credentials) -> None:
+    def __init__(self, verify: Verify, issue: Issue) -> None:
         self._verify = verify
-        self._credentials = credentials
+        self._issue = issue
 
-    async def admit(self, metadata: Iterable[tuple[str, object]], endpoint: str) -> str:
-        """The `authorization` to show the scorer; raises `Unauthenticated` or `PermissionDenied`."""
+    async def admit(self, metadata: Iterable[tuple[str, object]], endpoint: str) -> None:
+        """Raises `Unauthenticated` or `PermissionDenied`."""
         caller = await self._verify(auth.bearer(metadata))
         auth.authorise(caller, _PERMISSION, endpoint)
-        return f"Bearer {await self._credentials.token()}"
+
+    async def authorization(self, endpoint: str) -> str:
+        """What to show the scorers of an endpoint that exists."""
+        return f"Bearer {await self._issue(endpoint)}"
 
 
 def endpoint_name(workspace: str, endpoint: str) -> str:

@@ -55,9 +55,8 @@ class ScoringHandler(grpc.GenericRpcHandler):
         try:
             fields = dict(given or ())
             endpoint = access.endpoint_of(fields)
-            authorization = await self._access.admit(given or (), endpoint)
+            await self._access.admit(given or (), endpoint)
             metadata = [(key, value) for key, value in onward(given) if key not in _DROPPED]
-            metadata += [("authorization", authorization)]
             metadata += [(REQUEST_ID, access.request_id(fields.get(REQUEST_ID)))]
             with traced(method, metadata) as metadata:
                 return await self._score(endpoint, method, request, metadata, context)
@@ -71,6 +70,7 @@ class ScoringHandler(grpc.GenericRpcHandler):
         self, endpoint: str, method: str, request: bytes, metadata: Metadata, context: Any
     ) -> Any:
         replicas = await self._routes.next(endpoint)
+        metadata = [*metadata, ("authorization", await self._access.authorization(endpoint))]
         remaining = context.time_remaining()
         timeout = self._timeout_seconds if remaining is None else min(remaining, self._timeout_seconds)
         problem: grpc.aio.AioRpcError | None = None

@@ -120,11 +120,12 @@ class ScoringDoor:
         except PlatformError as error:
             raise NotFound("ENDPOINT_NOT_FOUND", error.message, error.cure) from error
         onward = {name: value for name, value in headers.items() if name not in _DROPPED}
-        onward["authorization"] = await self._access.admit(headers.items(), endpoint)
+        await self._access.admit(headers.items(), endpoint)
         onward[REQUEST_ID] = headers.get(REQUEST_ID) or answer.request_id
         if parent := telemetry.traceparent() or headers.get("traceparent", ""):
             onward["traceparent"] = parent
         replicas = await self._routes.next(endpoint)
+        onward["authorization"] = await self._access.authorization(endpoint)
         body = await self._body(receive)
         query = scope["query_string"].decode("latin-1")
         target = f"/{match[3]}" + (f"?{query}" if query else "")

@@ -186,7 +186,7 @@ def exhaust(deployment: pb.Deployment, replicas: Sequence[pb.Replica], now: date
     reason = Reason(
         code="REPLICAS_KEEP_FAILING",
         message=f"{failures} replicas failed within 10 minutes; the last one: {last.reason.message}",
-        cure=last.reason.cure or "See the log of the replicas, and make a new deployment.",
+        cure=last.reason.cure or "See `stellwerk logs agent`, and make a new deployment.",
     )
     return _move(deployment, FAILED, "failed", reason)
 

@@ -135,7 +135,7 @@ def _server_ended() -> Reason:
     return Reason(
         code="SCORER_ENDED",
         message="The scoring server ended by itself.",
-        cure="See the log of the replica; the scoring script must not end its process.",
+        cure="See `stellwerk logs agent` on its node; the scoring script must not end its process.",
     )
 
 

@@ -110,4 +110,6 @@ def _check_position(request: pb.ReadLogRequest) -> None:
 
 
 def _no_log(run: str, log: str) -> NotFound:
-    return NotFound("LOG_NOT_FOUND", f"{run} has no log {log!r}.", "See `stellwerk run logs --list`.")
+    return NotFound(
+        "LOG_NOT_FOUND", f"{run} has no log {log!r}.", f"See `stellwerk run logs {names.id_of(run)} --list`."
+    )

@@ -17,6 +17,18 @@ def check_parent(parent: str) -> str:
     return names.parse("workspaces/*", parent, wildcard=True)[0]
 
 
+def check_resource(name: str) -> str:
+    """The name of a resource, or "" for any; raises `InvalidArgument` for what can be no name."""
+    parts = name.split("/")
+    if name and (len(parts) % 2 or not all(parts)):
+        raise InvalidArgument(
+            "INVALID_NAME",
+            f"{name[:200]!r} is not the name of a resource.",
+            "Give a full name, for example workspaces/WORKSPACE/runs/RUN.",
+        )
+    return name
+
+
 def check_sequence(sequence: int) -> int:
     """Raises `InvalidArgument` for a negative sequence."""
     if sequence < 0:

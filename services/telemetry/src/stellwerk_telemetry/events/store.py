@@ -75,19 +75,27 @@ class Events:
         return [explain.read(d["sequence"], bytes(d["body"])) async for d in cursor]
 
     async def page(
-        self, workspace: str, resource: str, trace_id: str, size: int, token: str
+        self,
+        workspace: str,
+        resource: str,
+        trace_id: str,
+        size: int,
+        token: str,
+        *,
+        newest_first: bool = False,
     ) -> tuple[list[telemetry_pb2.Event], str]:
-        """One page, oldest first; "-" is all workspaces, "" any resource or trace."""
+        """One page in order, or in reverse; "-" is all workspaces, "" any resource or trace."""
         size = paging.page_size(size)
-        query = ("events", workspace, resource, trace_id)
+        order, beyond = (DESCENDING, "$lt") if newest_first else (ASCENDING, "$gt")
+        query = ("events", workspace, resource, trace_id, order)
         position = paging.decode(token, *query)
         where: Document = {} if workspace == WILDCARD else {"workspace": workspace}
         where |= {key: value for key, value in (("resource", resource), ("trace_id", trace_id)) if value}
         if position is not None:
-            where["sequence"] = {"$gt": int(position)}
+            where["sequence"] = {beyond: int(position)}
         events: list[telemetry_pb2.Event] = []
         room = paging.Room(size)
-        async for document in self._raw.find(where).sort("sequence", ASCENDING).limit(size + 1):
+        async for document in self._raw.find(where).sort("sequence", order).limit(size + 1):
             if not room.take(len(document["body"])):
                 return events, paging.encode(events[-1].sequence, *query)
             events.append(to_proto(document["sequence"], bytes(document["body"])))

@@ -97,7 +97,7 @@ class IssueWorkloadTokenRequest(_message.Message):
 
     OWNER_FIELD_NUMBER: _builtins.int
     owner: _builtins.str
-    """The run or replica, by resource name."""
+    """The run, replica or endpoint, by resource name."""
     def __init__(
         self,
         *,
@@ -200,7 +200,7 @@ class Caller(_message.Message):
     subject: _builtins.str
     """For example users/owner, services/runs, workspaces/demo/runs/abc."""
     role: _builtins.str
-    """Owner, Service, Node, Workload or TelemetryWriter."""
+    """Owner, Service, Node, Workload, Invoker or TelemetryWriter."""
     def __init__(
         self,
         *,

@@ -81,7 +81,8 @@ class TokenServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def IssueWorkloadToken(self, request, context):
-        """Issues the token of a run or replica, scoped to it.
+        """Issues the token of a run or replica, scoped to it, or of an endpoint: that one only
+        opens its scorers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

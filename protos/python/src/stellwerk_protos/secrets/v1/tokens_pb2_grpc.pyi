@@ -38,7 +38,9 @@ class TokenServiceStub:
     LoginService: _grpc.UnaryUnaryMultiCallable[_tokens_pb2.LoginServiceRequest, _tokens_pb2.Token]
     """Exchanges the AppRole credentials of a service or node for its token."""
     IssueWorkloadToken: _grpc.UnaryUnaryMultiCallable[_tokens_pb2.IssueWorkloadTokenRequest, _tokens_pb2.Token]
-    """Issues the token of a run or replica, scoped to it."""
+    """Issues the token of a run or replica, scoped to it, or of an endpoint: that one only
+    opens its scorers.
+    """
     ListSigningKeys: _grpc.UnaryUnaryMultiCallable[_tokens_pb2.ListSigningKeysRequest, _tokens_pb2.ListSigningKeysResponse]
     """The published keys that verify tokens."""
     GetCaller: _grpc.UnaryUnaryMultiCallable[_tokens_pb2.GetCallerRequest, _tokens_pb2.Caller]
@@ -54,7 +56,9 @@ class TokenServiceAsyncStub(TokenServiceStub):
     LoginService: _aio.UnaryUnaryMultiCallable[_tokens_pb2.LoginServiceRequest, _tokens_pb2.Token]  # type: ignore[assignment]
     """Exchanges the AppRole credentials of a service or node for its token."""
     IssueWorkloadToken: _aio.UnaryUnaryMultiCallable[_tokens_pb2.IssueWorkloadTokenRequest, _tokens_pb2.Token]  # type: ignore[assignment]
-    """Issues the token of a run or replica, scoped to it."""
+    """Issues the token of a run or replica, scoped to it, or of an endpoint: that one only
+    opens its scorers.
+    """
     ListSigningKeys: _aio.UnaryUnaryMultiCallable[_tokens_pb2.ListSigningKeysRequest, _tokens_pb2.ListSigningKeysResponse]  # type: ignore[assignment]
     """The published keys that verify tokens."""
     GetCaller: _aio.UnaryUnaryMultiCallable[_tokens_pb2.GetCallerRequest, _tokens_pb2.Caller]  # type: ignore[assignment]
@@ -85,7 +89,9 @@ class TokenServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tokens_pb2.IssueWorkloadTokenRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_tokens_pb2.Token, _abc.Awaitable[_tokens_pb2.Token]]:
-        """Issues the token of a run or replica, scoped to it."""
+        """Issues the token of a run or replica, scoped to it, or of an endpoint: that one only
+        opens its scorers.
+        """
 
     @_abc_1.abstractmethod
     def ListSigningKeys(

@@ -191,6 +191,7 @@ class ListEventsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     RESOURCE_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
+    NEWEST_FIRST_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """workspaces/{workspace}"""
     page_size: _builtins.int
@@ -201,6 +202,8 @@ class ListEventsRequest(_message.Message):
     """Only events of this resource; empty means all."""
     trace_id: _builtins.str
     """Only events of this trace, 32 hexadecimal digits; empty means all."""
+    newest_first: _builtins.bool
+    """Newest first instead of oldest first."""
     def __init__(
         self,
         *,
@@ -209,10 +212,11 @@ class ListEventsRequest(_message.Message):
         page_token: _builtins.str = ...,
         resource: _builtins.str = ...,
         trace_id: _builtins.str = ...,
+        newest_first: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "resource", b"resource", "trace_id", b"trace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["newest_first", b"newest_first", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "resource", b"resource", "trace_id", b"trace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
