@@ -52,6 +52,11 @@ class Command:
         """Whether a shim has taken it: it is never started a second time."""
         return (self._folder / "claim.json").exists()
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is known how it ended."""
+        return (self._folder / "exit.json").exists()
+
     async def start(
         self, argv: Sequence[str], folder: Path, environment: Mapping[str, str], log: Path
     ) -> None:

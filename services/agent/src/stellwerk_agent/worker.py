@@ -230,7 +230,8 @@ class Worker(ABC):
         return time.time()
 
     def _remaining_seconds(self) -> float | None:
-        if not self.workload.HasField("timeout"):
+        # What ended while no agent watched was not stopped by its limit.
+        if not self.workload.HasField("timeout") or self.command.has_ended:
             return None
         limit = self.workload.timeout.ToTimedelta().total_seconds()
         return max(0.0, self.command_began + limit - time.time())

@@ -115,7 +115,7 @@ def snapshot(session: Session, name: str, target: Path | None) -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 @traced
 def ship(session: Session, folder: Path) -> None:
-    """Deliver what an interactive run left on this machine, and end the run."""
+    """Deliver what an interactive run left here, and end it."""
     from stellwerk import states
 
     found = session.client().ship(folder)

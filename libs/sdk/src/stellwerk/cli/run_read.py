@@ -25,7 +25,10 @@ from stellwerk.log_text import Plain
 def search(
     session: Session, filter_: str, order_by: str, metrics: tuple[str, ...], archived: bool, limit: int
 ) -> None:
-    """Find runs by parameters, metrics, tags and attributes; docs/search.md has the language."""
+    """Find runs by what is known of them.
+
+    By parameters, metrics, tags and attributes; docs/search.md has the language.
+    """
     from stellwerk import states
 
     found = list(
@@ -51,7 +54,10 @@ def search(
 @click.argument("runs", metavar="RUN RUN ...", nargs=-1, required=True)
 @click.option("--all", "include_equal", is_flag=True, help="Show what is equal everywhere too.")
 def compare(session: Session, runs: tuple[str, ...], include_equal: bool) -> None:
-    """Show what differs between runs: parameters, metrics, code, environment, data."""
+    """Show what differs between runs.
+
+    Parameters, metrics, code, environment, data.
+    """
     found = session.workspace().runs.compare(runs, include_equal=include_equal)
     if session.json:
         output.document(output.to_json(found))

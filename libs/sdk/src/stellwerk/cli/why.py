@@ -9,7 +9,10 @@ from stellwerk.cli.base import Command, Session
 @click.command(cls=Command, example="stellwerk why RUN")
 @click.argument("name")
 def why(session: Session, name: str) -> None:
-    """Say why a run, or another resource (endpoints/NAME), is in its state; first cause first."""
+    """Say why something is in its state.
+
+    A run by its name, another resource as endpoints/NAME; first cause first.
+    """
     found = session.workspace().why(name)
     if session.json:
         output.document(output.to_json(found))
