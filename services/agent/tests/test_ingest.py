@@ -150,3 +150,22 @@ async def test_what_is_refused_for_good_ends_with_a_reason(
     with pytest.raises(StepFailed) as caught:
         await asyncio.wait_for(refused.run(), 20)
     assert caught.value.reason.code == "OUTPUT_COLLECTION_FAILED"
+
+
+async def test_lines_that_come_one_by_one_travel_together(
+    service: tuple[FlakyIngest, "ingest_pb2_grpc.IngestServiceAsyncStub"], tmp_path: Path
+) -> None:
+    servicer, stub = service
+    servicer.breaks = 0.0
+    log = tmp_path / "user_logs" / "std_log.txt"
+    log.parent.mkdir()
+    following = shipper(stub, tmp_path)
+    shipping = asyncio.create_task(following.run())
+    for _ in range(200):
+        with log.open("ab") as file:
+            file.write(b"line\n")
+        await asyncio.sleep(0.002)
+    following.finish()
+    await asyncio.wait_for(shipping, 20)
+    assert bytes(servicer.log) == log.read_bytes()
+    assert following._batch < 50

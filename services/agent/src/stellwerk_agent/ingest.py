@@ -18,6 +18,8 @@ from stellwerk_protos.runs.v1 import ingest_pb2, ingest_pb2_grpc
 log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.1
 _WINDOW = 32
+# A batch of this size is followed by the next one at once.
+_FULL_BYTES = 128 * 1024
 _SAVE_SECONDS = 0.5
 _STALL_SECONDS = 30.0
 _REFUSALS = 6
@@ -40,14 +42,14 @@ class Shipper:
         self._metrics = metrics
         self._pending: deque[tuple[int, _Tail, Position]] = deque()
         self._changed = asyncio.Event()
-        self._finishing = False
+        self._finished = asyncio.Event()
         self._batch = 0
         self._saved_time = self._progress_time = 0.0
         self._refusals = self._unread = 0
 
     def finish(self) -> None:
         """Nothing more is written: `run` returns once everything is acknowledged."""
-        self._finishing = True
+        self._finished.set()
         self._changed.set()
 
     async def run(self) -> None:
@@ -104,7 +106,7 @@ class Shipper:
 
     def _due(self) -> list[_Tail]:
         """What has more; once nothing more is written, also in files that were not seen before."""
-        logs = self._logs.due(now=self._finishing)
+        logs = self._logs.due(now=self._finished.is_set())
         return [*logs, *(tail for tail in self._metrics.tails() if tail.has_more())]
 
     def _save(self) -> None:
@@ -138,7 +140,7 @@ class Shipper:
             await asyncio.gather(producer, watch, return_exceptions=True)
         if _has_failed(producer):
             await producer
-        if not self._finishing or self._pending or self._has_more():
+        if not self._finished.is_set() or self._pending or self._has_more():
             raise Unavailable("STREAM_ENDED", "The stream ended before everything was acknowledged.")
 
     async def _watch(self, call: Any) -> None:
@@ -153,9 +155,9 @@ class Shipper:
 
     async def _produce(self, requests: "asyncio.Queue[ingest_pb2.AppendRequest | None]") -> None:
         while True:
-            finishing = self._finishing
+            finishing = self._finished.is_set()
             self._changed.clear()
-            sent = False
+            sent = full = False
             for tail in await asyncio.to_thread(self._due):
                 while len(self._pending) >= _WINDOW:
                     self._changed.clear()
@@ -164,20 +166,22 @@ class Shipper:
                 batch: Any = await asyncio.to_thread(tail.peek)
                 if batch is not None:
                     sent = True
+                    full = full or batch.payload.ByteSize() >= _FULL_BYTES
                     tail.advance(batch)
                     self._batch += 1
                     self._pending.append((self._batch, tail, batch.end))
                     requests.put_nowait(append_request(self._run, self._batch, batch.payload))
-            if not sent:
-                if finishing and not self._pending:
-                    requests.put_nowait(None)
-                    return
-                await self._pause()
+            if finishing and not sent and not self._pending:
+                requests.put_nowait(None)
+                return
+            # Text that comes line by line would otherwise travel line by line, which costs all services.
+            if not full:
+                await self._pause(self._changed if finishing else self._finished)
 
-    async def _pause(self) -> None:
+    async def _pause(self, unless: asyncio.Event) -> None:
         try:
             async with asyncio.timeout(_POLL_SECONDS):
-                await self._changed.wait()
+                await unless.wait()
         except TimeoutError:
             pass
 
