@@ -133,7 +133,7 @@ def test_a_run_that_failed_names_code_and_cure(submit: Submit, why: Why) -> None
     found = why.until(run.name, "failed")
     assert "failed (SCRIPT_FAILED) at" in found.summary
     assert "exited with code 3: no such luck" in found.summary
-    assert "`stellwerk run logs`" in found.summary
+    assert "`stellwerk run logs " in found.summary
     assert found.lines[-1].reason.cure
 
 

@@ -1,5 +1,6 @@
 """Interactive runs against a service that is slow, away, refuses, or asks to stop."""
 
+import signal
 import struct
 import threading
 import time
@@ -135,6 +136,15 @@ def test_the_end_waits_no_longer_than_it_may_and_the_next_run_delivers(
     assert list(folders.iterdir()) == []
 
 
+@pytest.fixture
+def pythons_own_handler() -> Iterator[None]:
+    """What a script has that never touched signals, whatever earlier tests did in this process."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before or signal.default_int_handler)
+
+
+@pytest.mark.usefixtures("pythons_own_handler")
 def test_a_request_to_stop_interrupts_the_main_thread(serve: Any) -> None:
     service, workspace = serve()
     service.cancels = True
