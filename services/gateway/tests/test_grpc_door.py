@@ -26,7 +26,7 @@ async def test_unary_call_keeps_bytes_metadata_and_deadline(door: Door, backend:
     assert await call == b"\x0a\x03abc"
     assert backend.metadata["authorization"] == "Bearer k"
     # The parent is the caller's span, or the gateway's own where this process records spans.
-    assert backend.metadata["traceparent"].split("-")[1] == trace_id
+    assert str(backend.metadata["traceparent"]).split("-")[1] == trace_id
     assert backend.metadata["x-bin"] == b"\x00\x01"
     assert backend.time_remaining is not None
     assert 0 < backend.time_remaining < 41
