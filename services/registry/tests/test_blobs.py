@@ -48,7 +48,7 @@ class Blobs:
     async def put(self, content: bytes) -> str:
         digest = hashlib.sha256(content).hexdigest()
         for missing in await self.index.missing(WORKSPACE, [digest], offer=True):
-            url, headers = await self.objects.upload_url(WORKSPACE, missing)
+            url, headers = self.objects.upload_url(WORKSPACE, missing)
             (await self.client.put(url, content=content, headers=headers)).raise_for_status()
         return digest
 

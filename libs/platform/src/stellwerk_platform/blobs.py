@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 
 import aioboto3
 from aiobotocore.config import AioConfig
+from botocore.auth import S3SigV4QueryAuth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
 from botocore.exceptions import BotoCoreError, ClientError
 
 from stellwerk_platform.errors import PlatformError, Unavailable
@@ -17,14 +20,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 URL_SECONDS = 900
+_REGION = "us-east-1"
 
 
 class BlobStore:
     """The blobs of one bucket."""
 
-    def __init__(self, client: "S3Client", bucket: str) -> None:
+    def __init__(self, client: "S3Client", bucket: str, url: str, credentials: Credentials) -> None:
         self._client = client
         self._bucket = bucket
+        self._url = url.rstrip("/")
+        self._signer = S3SigV4QueryAuth(credentials, "s3", _REGION, expires=URL_SECONDS)
 
     @classmethod
     @asynccontextmanager
@@ -44,12 +50,12 @@ class BlobStore:
         async with aioboto3.Session().client(
             "s3",
             endpoint_url=url,
-            region_name="us-east-1",
+            region_name=_REGION,
             aws_access_key_id=access_key,
             aws_secret_access_key=secret_key,
             config=config,
         ) as client:
-            store = cls(client, bucket)
+            store = cls(client, bucket, url, Credentials(access_key, secret_key))
             await store._ensure_bucket()
             yield store
 
@@ -93,23 +99,21 @@ class BlobStore:
         except BotoCoreError as error:
             raise _unavailable(error) from error
 
-    async def upload_url(self, workspace: str, sha256: str) -> tuple[str, dict[str, str]]:
+    def upload_url(self, workspace: str, sha256: str) -> tuple[str, dict[str, str]]:
         """A URL for one PUT and the headers that it must carry: the store checks the digest."""
-        checksum = base64.b64encode(bytes.fromhex(sha256)).decode()
-        url = await self._client.generate_presigned_url(
-            "put_object",
-            Params={"Bucket": self._bucket, "Key": key(workspace, sha256), "ChecksumSHA256": checksum},
-            ExpiresIn=URL_SECONDS,
-        )
-        return url, {"x-amz-checksum-sha256": checksum}
+        headers = {"x-amz-checksum-sha256": base64.b64encode(bytes.fromhex(sha256)).decode()}
+        return self._presigned("PUT", workspace, sha256, headers), headers
 
-    async def download_url(self, workspace: str, sha256: str) -> str:
+    def download_url(self, workspace: str, sha256: str) -> str:
         """A URL for GETs."""
-        return await self._client.generate_presigned_url(
-            "get_object",
-            Params={"Bucket": self._bucket, "Key": key(workspace, sha256)},
-            ExpiresIn=URL_SECONDS,
-        )
+        return self._presigned("GET", workspace, sha256, {})
+
+    def _presigned(self, method: str, workspace: str, sha256: str, headers: dict[str, str]) -> str:
+        """Signed by botocore's signer alone: the client's own way resolves endpoint rules anew for
+        each URL, which takes some 6 ms; a folder of 10,000 files would wait for a minute."""
+        request = AWSRequest(method, f"{self._url}/{self._bucket}/{key(workspace, sha256)}", headers=headers)
+        self._signer.add_auth(request)
+        return str(request.url)
 
 
 def key(workspace: str, sha256: str) -> str:

@@ -32,7 +32,7 @@ class BlobService(blobs_pb2_grpc.BlobServiceServicer):
         missing = await self._index.missing(workspace, digests, offer=True)
         uploads = []
         for digest in missing:
-            url, headers = await self._store.upload_url(workspace, digest)
+            url, headers = self._store.upload_url(workspace, digest)
             uploads.append(pb.Upload(sha256=digest, url=url, headers=headers))
         return pb.PrepareUploadsResponse(uploads=uploads)
 
@@ -44,8 +44,7 @@ class BlobService(blobs_pb2_grpc.BlobServiceServicer):
         if missing := await self._index.missing(workspace, digests):
             raise NotFound("BLOB_NOT_FOUND", f"There is no blob {missing[0]}.", "Upload it again.")
         downloads = [
-            pb.Download(sha256=digest, url=await self._store.download_url(workspace, digest))
-            for digest in digests
+            pb.Download(sha256=digest, url=self._store.download_url(workspace, digest)) for digest in digests
         ]
         return pb.PrepareDownloadsResponse(downloads=downloads)
 
