@@ -66,13 +66,23 @@ class AsyncCore:
         await self.channel.close()
 
     async def call(
-        self, method: grpc.aio.UnaryUnaryMultiCallable[Request, Response], request: Request
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        *,
+        files: int = 0,
     ) -> Response:
-        """The answer, within ten seconds and some time for each file in it; raises `StellwerkError`."""
+        """The answer, within ten seconds and some time for each file that the request has or stands for.
+
+        Raises `StellwerkError`.
+        """
         if "request_id" in request.DESCRIPTOR.fields_by_name and not getattr(request, "request_id"):  # noqa: B009
             setattr(request, "request_id", uuid.uuid4().hex)  # noqa: B010
         safe = type(request).__name__.startswith(_SAFE) or bool(getattr(request, "request_id", ""))
-        began, limit = time.monotonic(), DEADLINE_SECONDS + DEADLINE_SECONDS_PER_FILE * _files(request)
+        began, limit = (
+            time.monotonic(),
+            DEADLINE_SECONDS + DEADLINE_SECONDS_PER_FILE * (files or _files(request)),
+        )
         with tracing.client_span(_span_name(method, request)) as (traceparent, trace_id):
             metadata = (self._authorization, ("traceparent", traceparent))
             while True:

@@ -244,7 +244,7 @@ async def create_snapshot(core: AsyncCore, parent: str, folder: Path) -> str:
         request.manifest = await core.upload_bytes(parent, manifest, "manifest")
     else:
         request.files.extend(files)
-    return (await core.call(stub.CreateSnapshot, request)).name
+    return (await core.call(stub.CreateSnapshot, request, files=len(files))).name
 
 
 def _experiment(folder: Path) -> str:

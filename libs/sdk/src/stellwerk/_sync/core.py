@@ -66,9 +66,15 @@ class Core:
             self._run(self._core.close())
             self._stop()
 
-    def call(self, method: grpc.aio.UnaryUnaryMultiCallable[Request, Response], request: Request) -> Response:
+    def call(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        *,
+        files: int = 0,
+    ) -> Response:
         """See `AsyncCore.call`."""
-        return self._run(self._core.call(method, request))
+        return self._run(self._core.call(method, request, files=files))
 
     def stream(
         self, method: grpc.aio.UnaryStreamMultiCallable[Request, Response], request: Request

@@ -245,7 +245,7 @@ def create_snapshot(core: Core, parent: str, folder: Path) -> str:
         request.manifest = core.upload_bytes(parent, manifest, "manifest")
     else:
         request.files.extend(files)
-    return (core.call(stub.CreateSnapshot, request)).name
+    return (core.call(stub.CreateSnapshot, request, files=len(files))).name
 
 
 def _experiment(folder: Path) -> str:
