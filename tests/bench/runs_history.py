@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -22,6 +23,7 @@ from stellwerk_protos.runs.v1 import (
     runs_pb2,
     runs_pb2_grpc,
 )
+from tests.bench.mlflow_peer import NAME, history_p50
 from tests.bench.resources import Resources
 from tests.bench.suite import Measurement, benchmark
 
@@ -96,10 +98,11 @@ async def read(
         return Measurement(statistics.median(times[1:]), ROUNDS)
 
 
-@benchmark("runs.history.exact", unit="ms (p50)", better="lower", goal=150)
+@benchmark("runs.history.exact", unit="ms (p50)", better="lower", goal=150, peer=NAME)
 async def exact(resources: Resources) -> Measurement:
     """100,000 points of one metric in one answer."""
-    return await read(resources, metrics_pb2.SAMPLING_EXACT, POINTS)
+    found = await read(resources, metrics_pb2.SAMPLING_EXACT, POINTS)
+    return replace(found, peer_value=await asyncio.to_thread(history_p50, POINTS))
 
 
 @benchmark("runs.history.downsampled", unit="ms (p50)", better="lower", goal=30)
