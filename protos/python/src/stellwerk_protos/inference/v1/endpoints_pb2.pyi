@@ -108,6 +108,26 @@ class Endpoint(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class MirrorTrafficEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
@@ -119,6 +139,8 @@ class Endpoint(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     TRAFFIC_FIELD_NUMBER: _builtins.int
     PATH_FIELD_NUMBER: _builtins.int
+    MIRROR_TRAFFIC_FIELD_NUMBER: _builtins.int
+    STICKY_HEADER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """workspaces/{workspace}/endpoints/{endpoint}"""
     revision: _builtins.int
@@ -131,6 +153,10 @@ class Endpoint(_message.Message):
     """The state."""
     path: _builtins.str
     """Path below the gateway's address: /endpoints/{workspace}/{endpoint}; /score and /v2 lie below."""
+    sticky_header: _builtins.str
+    """Name of the request header, in lower case, whose value decides which deployment answers, so that
+    requests with the same value go to the same one. Empty: the split alone decides.
+    """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was created."""
@@ -151,6 +177,12 @@ class Endpoint(_message.Message):
     def traffic(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Percent of the requests by deployment id."""
 
+    @_builtins.property
+    def mirror_traffic(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Percent (1 to 100) of the requests that a deployment also gets as a copy, by deployment id.
+        Nobody waits for the answers to copies, and they change nothing.
+        """
+
     def __init__(
         self,
         *,
@@ -165,10 +197,12 @@ class Endpoint(_message.Message):
         reason: _common_pb2.Reason | None = ...,
         traffic: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         path: _builtins.str = ...,
+        mirror_traffic: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        sticky_header: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "reason", b"reason", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "description", b"description", "name", b"name", "path", b"path", "reason", b"reason", "revision", b"revision", "state", b"state", "tags", b"tags", "traffic", b"traffic", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "description", b"description", "mirror_traffic", b"mirror_traffic", "name", b"name", "path", b"path", "reason", b"reason", "revision", b"revision", "state", b"state", "sticky_header", b"sticky_header", "tags", b"tags", "traffic", b"traffic", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -211,6 +245,7 @@ class Deployment(_message.Message):
     WORKLOAD_FIELD_NUMBER: _builtins.int
     REPLICA_COUNT_FIELD_NUMBER: _builtins.int
     READY_REPLICA_COUNT_FIELD_NUMBER: _builtins.int
+    REQUEST_SETTINGS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """workspaces/{workspace}/endpoints/{endpoint}/deployments/{deployment}"""
     revision: _builtins.int
@@ -243,6 +278,10 @@ class Deployment(_message.Message):
     def workload(self) -> _workloads_pb2.Workload:
         """What each replica has to do."""
 
+    @_builtins.property
+    def request_settings(self) -> Global___RequestSettings:
+        """How the doors treat requests to it."""
+
     def __init__(
         self,
         *,
@@ -257,14 +296,53 @@ class Deployment(_message.Message):
         workload: _workloads_pb2.Workload | None = ...,
         replica_count: _builtins.int = ...,
         ready_replica_count: _builtins.int = ...,
+        request_settings: Global___RequestSettings | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "reason", b"reason", "update_time", b"update_time", "workload", b"workload"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "reason", b"reason", "request_settings", b"request_settings", "update_time", b"update_time", "workload", b"workload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "name", b"name", "ready_replica_count", b"ready_replica_count", "reason", b"reason", "replica_count", b"replica_count", "revision", b"revision", "state", b"state", "tags", b"tags", "update_time", b"update_time", "workload", b"workload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "name", b"name", "ready_replica_count", b"ready_replica_count", "reason", b"reason", "replica_count", b"replica_count", "request_settings", b"request_settings", "revision", b"revision", "state", b"state", "tags", b"tags", "update_time", b"update_time", "workload", b"workload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Deployment: _TypeAlias = Deployment  # noqa: Y015
+
+@_typing.final
+class RequestSettings(_message.Message):
+    """How the doors treat the requests to a deployment. Each gateway process counts for itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    MAX_CONCURRENT_REQUESTS_FIELD_NUMBER: _builtins.int
+    MAX_QUEUED_REQUESTS_FIELD_NUMBER: _builtins.int
+    RETRY_LOST_REQUESTS_FIELD_NUMBER: _builtins.int
+    timeout_ms: _builtins.int
+    """Milliseconds that a request may take, waiting included, once its body has arrived. Up to 3,600,000;
+    0 means 65,000.
+    """
+    max_concurrent_requests: _builtins.int
+    """Requests that a replica works on at a time, up to 10,000; the others wait. 0 means 100."""
+    max_queued_requests: _builtins.int
+    """Requests that may wait, up to 100,000; more are refused with 429. 0 means 1,000."""
+    retry_lost_requests: _builtins.bool
+    """Whether a request may be sent to another replica when its own was lost before it answered, so that
+    the script may run twice for one request.
+    """
+    def __init__(
+        self,
+        *,
+        timeout_ms: _builtins.int = ...,
+        max_concurrent_requests: _builtins.int = ...,
+        max_queued_requests: _builtins.int = ...,
+        retry_lost_requests: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_concurrent_requests", b"max_concurrent_requests", "max_queued_requests", b"max_queued_requests", "retry_lost_requests", b"retry_lost_requests", "timeout_ms", b"timeout_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RequestSettings: _TypeAlias = RequestSettings  # noqa: Y015
 
 @_typing.final
 class Replica(_message.Message):
@@ -495,13 +573,21 @@ class SetTrafficRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     TRAFFIC_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    MIRROR_TRAFFIC_FIELD_NUMBER: _builtins.int
+    STICKY_HEADER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """workspaces/{workspace}/endpoints/{endpoint}"""
     etag: _builtins.str
     """The revision as text, to refuse a lost update (ABORTED); empty means any."""
+    sticky_header: _builtins.str
+    """Replaces the header's name; absent: it stays as it is, empty: none."""
     @_builtins.property
     def traffic(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Percent by deployment id."""
+
+    @_builtins.property
+    def mirror_traffic(self) -> Global___MirrorTraffic:
+        """Replaces the copies; absent: they stay as they are."""
 
     def __init__(
         self,
@@ -509,14 +595,62 @@ class SetTrafficRequest(_message.Message):
         name: _builtins.str = ...,
         traffic: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         etag: _builtins.str = ...,
+        mirror_traffic: Global___MirrorTraffic | None = ...,
+        sticky_header: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_sticky_header", b"_sticky_header", "mirror_traffic", b"mirror_traffic", "sticky_header", b"sticky_header"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_sticky_header", b"_sticky_header", "etag", b"etag", "mirror_traffic", b"mirror_traffic", "name", b"name", "sticky_header", b"sticky_header", "traffic", b"traffic"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__sticky_header: _TypeAlias = _typing.Literal["sticky_header"]  # noqa: Y015
+    _WhichOneofArgType__sticky_header: _TypeAlias = _typing.Literal["_sticky_header", b"_sticky_header"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sticky_header) -> _WhichOneofReturnType__sticky_header | None: ...
+
+Global___SetTrafficRequest: _TypeAlias = SetTrafficRequest  # noqa: Y015
+
+@_typing.final
+class MirrorTraffic(_message.Message):
+    """Which deployments get copies of requests."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class PercentsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    PERCENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def percents(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Percent (1 to 100) of the requests by deployment id."""
+
+    def __init__(
+        self,
+        *,
+        percents: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "traffic", b"traffic"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["percents", b"percents"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___SetTrafficRequest: _TypeAlias = SetTrafficRequest  # noqa: Y015
+Global___MirrorTraffic: _TypeAlias = MirrorTraffic  # noqa: Y015
 
 @_typing.final
 class DeleteEndpointRequest(_message.Message):
@@ -593,6 +727,7 @@ class CreateDeploymentRequest(_message.Message):
     VARIABLES_FIELD_NUMBER: _builtins.int
     TAGS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_SETTINGS_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """workspaces/{workspace}/endpoints/{endpoint}"""
     deployment_id: _builtins.str
@@ -621,6 +756,10 @@ class CreateDeploymentRequest(_message.Message):
     def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Up to 50 pairs."""
 
+    @_builtins.property
+    def request_settings(self) -> Global___RequestSettings:
+        """How the doors treat requests to it."""
+
     def __init__(
         self,
         *,
@@ -635,10 +774,11 @@ class CreateDeploymentRequest(_message.Message):
         variables: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         request_id: _builtins.str = ...,
+        request_settings: Global___RequestSettings | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request_settings", b"request_settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute", b"compute", "deployment_id", b"deployment_id", "environment", b"environment", "models", b"models", "parent", b"parent", "replica_count", b"replica_count", "request_id", b"request_id", "scoring_script", b"scoring_script", "snapshot", b"snapshot", "tags", b"tags", "variables", b"variables"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute", b"compute", "deployment_id", b"deployment_id", "environment", b"environment", "models", b"models", "parent", b"parent", "replica_count", b"replica_count", "request_id", b"request_id", "request_settings", b"request_settings", "scoring_script", b"scoring_script", "snapshot", b"snapshot", "tags", b"tags", "variables", b"variables"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -803,21 +943,25 @@ class Route(_message.Message):
 
     ENDPOINT_FIELD_NUMBER: _builtins.int
     TARGETS_FIELD_NUMBER: _builtins.int
+    STICKY_HEADER_FIELD_NUMBER: _builtins.int
     endpoint: _builtins.str
     """workspaces/{workspace}/endpoints/{endpoint}"""
+    sticky_header: _builtins.str
+    """As in Endpoint."""
     @_builtins.property
     def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Target]:
-        """The deployments that take traffic and have a ready replica."""
+        """The deployments that are ready, or get a share of the traffic."""
 
     def __init__(
         self,
         *,
         endpoint: _builtins.str = ...,
         targets: _abc.Iterable[Global___Target] | None = ...,
+        sticky_header: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "targets", b"targets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "sticky_header", b"sticky_header", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -832,13 +976,24 @@ class Target(_message.Message):
     DEPLOYMENT_FIELD_NUMBER: _builtins.int
     PERCENT_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
+    MIRROR_PERCENT_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    STARTING_FIELD_NUMBER: _builtins.int
     deployment: _builtins.str
     """workspaces/{workspace}/endpoints/{endpoint}/deployments/{deployment}"""
     percent: _builtins.int
     """Percent of the requests."""
+    mirror_percent: _builtins.int
+    """Percent of the requests that it gets as a copy."""
+    starting: _builtins.bool
+    """Whether replicas are on their way that may be ready soon, so that a request may wait for one."""
     @_builtins.property
     def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___Replica]:
-        """Ready replicas."""
+        """Ready replicas: names and addresses."""
+
+    @_builtins.property
+    def settings(self) -> Global___RequestSettings:
+        """How requests to it are treated."""
 
     def __init__(
         self,
@@ -846,10 +1001,13 @@ class Target(_message.Message):
         deployment: _builtins.str = ...,
         percent: _builtins.int = ...,
         replicas: _abc.Iterable[Global___Replica] | None = ...,
+        mirror_percent: _builtins.int = ...,
+        settings: Global___RequestSettings | None = ...,
+        starting: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "percent", b"percent", "replicas", b"replicas"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "mirror_percent", b"mirror_percent", "percent", b"percent", "replicas", b"replicas", "settings", b"settings", "starting", b"starting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
