@@ -81,6 +81,7 @@ class Workload(_message.Message):
     INPUTS_FIELD_NUMBER: _builtins.int
     GRACE_FIELD_NUMBER: _builtins.int
     TIMEOUT_FIELD_NUMBER: _builtins.int
+    SECRETS_FIELD_NUMBER: _builtins.int
     kind: Global___WorkloadKind.ValueType
     """The kind."""
     compute: _builtins.str
@@ -107,6 +108,10 @@ class Workload(_message.Message):
     def timeout(self) -> _duration_pb2.Duration:
         """Wall time of the command after which it is stopped; absent means none."""
 
+    @_builtins.property
+    def secrets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """workspaces/{workspace}/secrets/{secret}, each, that the command may read."""
+
     def __init__(
         self,
         *,
@@ -119,10 +124,11 @@ class Workload(_message.Message):
         inputs: _abc.Iterable[Global___Input] | None = ...,
         grace: _duration_pb2.Duration | None = ...,
         timeout: _duration_pb2.Duration | None = ...,
+        secrets: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "compute", b"compute", "environment", b"environment", "grace", b"grace", "inputs", b"inputs", "kind", b"kind", "snapshot", b"snapshot", "timeout", b"timeout", "variables", b"variables"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "compute", b"compute", "environment", b"environment", "grace", b"grace", "inputs", b"inputs", "kind", b"kind", "secrets", b"secrets", "snapshot", b"snapshot", "timeout", b"timeout", "variables", b"variables"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,11 +22,13 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from stellwerk_protos.access.v1 import access_pb2 as stellwerk_dot_access_dot_v1_dot_access__pb2
+from stellwerk_protos.platform.v1 import platform_pb2 as stellwerk_dot_platform_dot_v1_dot_platform__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&stellwerk/registry/v1/workspaces.proto\x12\x15stellwerk.registry.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a stellwerk/access/v1/access.proto\"\x9a\x02\n\tWorkspace\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63reator\x18\x05 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x06 \x01(\t\x12\x38\n\x04tags\x18\x07 \x03(\x0b\x32*.stellwerk.registry.v1.Workspace.TagsEntry\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xcb\x01\n\x16\x43reateWorkspaceRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x45\n\x04tags\x18\x03 \x03(\x0b\x32\x37.stellwerk.registry.v1.CreateWorkspaceRequest.TagsEntry\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"#\n\x13GetWorkspaceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\">\n\x15ListWorkspacesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"g\n\x16ListWorkspacesResponse\x12\x34\n\nworkspaces\x18\x01 \x03(\x0b\x32 .stellwerk.registry.v1.Workspace\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\x82\x03\n\x10WorkspaceService\x12x\n\x0f\x43reateWorkspace\x12-.stellwerk.registry.v1.CreateWorkspaceRequest\x1a .stellwerk.registry.v1.Workspace\"\x14\xa2\xbb\x18\x10workspace.create\x12p\n\x0cGetWorkspace\x12*.stellwerk.registry.v1.GetWorkspaceRequest\x1a .stellwerk.registry.v1.Workspace\"\x12\xa2\xbb\x18\x0eworkspace.read\x12\x81\x01\n\x0eListWorkspaces\x12,.stellwerk.registry.v1.ListWorkspacesRequest\x1a-.stellwerk.registry.v1.ListWorkspacesResponse\"\x12\xa2\xbb\x18\x0eworkspace.listb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&stellwerk/registry/v1/workspaces.proto\x12\x15stellwerk.registry.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a stellwerk/access/v1/access.proto\x1a$stellwerk/platform/v1/platform.proto\"\x93\x03\n\tWorkspace\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63reator\x18\x05 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x06 \x01(\t\x12\x38\n\x04tags\x18\x07 \x03(\x0b\x32*.stellwerk.registry.v1.Workspace.TagsEntry\x12\x19\n\x11\x64\x65\x66\x61ult_datastore\x18\x08 \x01(\t\x12\x12\n\nvault_path\x18\t \x01(\t\x12\x17\n\x0fjournal_subject\x18\n \x01(\t\x12/\n\x0b\x64\x65lete_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xcb\x01\n\x16\x43reateWorkspaceRequest\x12\x14\n\x0cworkspace_id\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x45\n\x04tags\x18\x03 \x03(\x0b\x32\x37.stellwerk.registry.v1.CreateWorkspaceRequest.TagsEntry\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"#\n\x13GetWorkspaceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\">\n\x15ListWorkspacesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"g\n\x16ListWorkspacesResponse\x12\x34\n\nworkspaces\x18\x01 \x03(\x0b\x32 .stellwerk.registry.v1.Workspace\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x90\x01\n\x16UpdateWorkspaceRequest\x12\x33\n\tworkspace\x18\x01 \x01(\x0b\x32 .stellwerk.registry.v1.Workspace\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x10\n\x08revision\x18\x03 \x01(\x03\"L\n\x16\x44\x65leteWorkspaceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"\xb4\x01\n\x17\x44\x65leteWorkspaceResponse\x12\x46\n\x04\x64\x61ta\x18\x01 \x03(\x0b\x32\x38.stellwerk.registry.v1.DeleteWorkspaceResponse.DataEntry\x1aQ\n\tDataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x33\n\x05value\x18\x02 \x01(\x0b\x32$.stellwerk.platform.v1.WorkspaceData:\x02\x38\x01\x32\x84\x05\n\x10WorkspaceService\x12x\n\x0f\x43reateWorkspace\x12-.stellwerk.registry.v1.CreateWorkspaceRequest\x1a .stellwerk.registry.v1.Workspace\"\x14\xa2\xbb\x18\x10workspace.create\x12p\n\x0cGetWorkspace\x12*.stellwerk.registry.v1.GetWorkspaceRequest\x1a .stellwerk.registry.v1.Workspace\"\x12\xa2\xbb\x18\x0eworkspace.read\x12w\n\x0fUpdateWorkspace\x12-.stellwerk.registry.v1.UpdateWorkspaceRequest\x1a .stellwerk.registry.v1.Workspace\"\x13\xa2\xbb\x18\x0fworkspace.write\x12\x86\x01\n\x0f\x44\x65leteWorkspace\x12-.stellwerk.registry.v1.DeleteWorkspaceRequest\x1a..stellwerk.registry.v1.DeleteWorkspaceResponse\"\x14\xa2\xbb\x18\x10workspace.delete\x12\x81\x01\n\x0eListWorkspaces\x12,.stellwerk.registry.v1.ListWorkspacesRequest\x1a-.stellwerk.registry.v1.ListWorkspacesResponse\"\x12\xa2\xbb\x18\x0eworkspace.listb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,26 +39,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKSPACE_TAGSENTRY']._serialized_options = b'8\001'
   _globals['_CREATEWORKSPACEREQUEST_TAGSENTRY']._loaded_options = None
   _globals['_CREATEWORKSPACEREQUEST_TAGSENTRY']._serialized_options = b'8\001'
+  _globals['_DELETEWORKSPACERESPONSE_DATAENTRY']._loaded_options = None
+  _globals['_DELETEWORKSPACERESPONSE_DATAENTRY']._serialized_options = b'8\001'
   _globals['_WORKSPACESERVICE'].methods_by_name['CreateWorkspace']._loaded_options = None
   _globals['_WORKSPACESERVICE'].methods_by_name['CreateWorkspace']._serialized_options = b'\242\273\030\020workspace.create'
   _globals['_WORKSPACESERVICE'].methods_by_name['GetWorkspace']._loaded_options = None
   _globals['_WORKSPACESERVICE'].methods_by_name['GetWorkspace']._serialized_options = b'\242\273\030\016workspace.read'
+  _globals['_WORKSPACESERVICE'].methods_by_name['UpdateWorkspace']._loaded_options = None
+  _globals['_WORKSPACESERVICE'].methods_by_name['UpdateWorkspace']._serialized_options = b'\242\273\030\017workspace.write'
+  _globals['_WORKSPACESERVICE'].methods_by_name['DeleteWorkspace']._loaded_options = None
+  _globals['_WORKSPACESERVICE'].methods_by_name['DeleteWorkspace']._serialized_options = b'\242\273\030\020workspace.delete'
   _globals['_WORKSPACESERVICE'].methods_by_name['ListWorkspaces']._loaded_options = None
   _globals['_WORKSPACESERVICE'].methods_by_name['ListWorkspaces']._serialized_options = b'\242\273\030\016workspace.list'
-  _globals['_WORKSPACE']._serialized_start=133
-  _globals['_WORKSPACE']._serialized_end=415
-  _globals['_WORKSPACE_TAGSENTRY']._serialized_start=372
-  _globals['_WORKSPACE_TAGSENTRY']._serialized_end=415
-  _globals['_CREATEWORKSPACEREQUEST']._serialized_start=418
-  _globals['_CREATEWORKSPACEREQUEST']._serialized_end=621
-  _globals['_CREATEWORKSPACEREQUEST_TAGSENTRY']._serialized_start=372
-  _globals['_CREATEWORKSPACEREQUEST_TAGSENTRY']._serialized_end=415
-  _globals['_GETWORKSPACEREQUEST']._serialized_start=623
-  _globals['_GETWORKSPACEREQUEST']._serialized_end=658
-  _globals['_LISTWORKSPACESREQUEST']._serialized_start=660
-  _globals['_LISTWORKSPACESREQUEST']._serialized_end=722
-  _globals['_LISTWORKSPACESRESPONSE']._serialized_start=724
-  _globals['_LISTWORKSPACESRESPONSE']._serialized_end=827
-  _globals['_WORKSPACESERVICE']._serialized_start=830
-  _globals['_WORKSPACESERVICE']._serialized_end=1216
+  _globals['_WORKSPACE']._serialized_start=205
+  _globals['_WORKSPACE']._serialized_end=608
+  _globals['_WORKSPACE_TAGSENTRY']._serialized_start=565
+  _globals['_WORKSPACE_TAGSENTRY']._serialized_end=608
+  _globals['_CREATEWORKSPACEREQUEST']._serialized_start=611
+  _globals['_CREATEWORKSPACEREQUEST']._serialized_end=814
+  _globals['_CREATEWORKSPACEREQUEST_TAGSENTRY']._serialized_start=565
+  _globals['_CREATEWORKSPACEREQUEST_TAGSENTRY']._serialized_end=608
+  _globals['_GETWORKSPACEREQUEST']._serialized_start=816
+  _globals['_GETWORKSPACEREQUEST']._serialized_end=851
+  _globals['_LISTWORKSPACESREQUEST']._serialized_start=853
+  _globals['_LISTWORKSPACESREQUEST']._serialized_end=915
+  _globals['_LISTWORKSPACESRESPONSE']._serialized_start=917
+  _globals['_LISTWORKSPACESRESPONSE']._serialized_end=1020
+  _globals['_UPDATEWORKSPACEREQUEST']._serialized_start=1023
+  _globals['_UPDATEWORKSPACEREQUEST']._serialized_end=1167
+  _globals['_DELETEWORKSPACEREQUEST']._serialized_start=1169
+  _globals['_DELETEWORKSPACEREQUEST']._serialized_end=1245
+  _globals['_DELETEWORKSPACERESPONSE']._serialized_start=1248
+  _globals['_DELETEWORKSPACERESPONSE']._serialized_end=1428
+  _globals['_DELETEWORKSPACERESPONSE_DATAENTRY']._serialized_start=1347
+  _globals['_DELETEWORKSPACERESPONSE_DATAENTRY']._serialized_end=1428
+  _globals['_WORKSPACESERVICE']._serialized_start=1431
+  _globals['_WORKSPACESERVICE']._serialized_end=2075
 # @@protoc_insertion_point(module_scope)

@@ -45,6 +45,16 @@ class WorkspaceServiceStub:
                 request_serializer=stellwerk_dot_registry_dot_v1_dot_workspaces__pb2.GetWorkspaceRequest.SerializeToString,
                 response_deserializer=stellwerk_dot_registry_dot_v1_dot_workspaces__pb2.Workspace.FromString,
                 _registered_method=True)
+        self.UpdateWorkspace = channel.unary_unary(
+                '/stellwerk.registry.v1.WorkspaceService/UpdateWorkspace',
+                request_serializer=stellwerk_dot_registry_dot_v1_dot_workspaces__pb2.UpdateWorkspaceRequest.SerializeToString,
+                response_deserializer=stellwerk_dot_registry_dot_v1_dot_workspaces__pb2.Workspace.FromString,
+                _registered_method=True)
+        self.DeleteWorkspace = channel.unary_unary(
+                '/stellwerk.registry.v1.WorkspaceService/DeleteWorkspace',
+                request_serializer=stellwerk_dot_registry_dot_v1_dot_workspaces__pb2.DeleteWorkspaceRequest.SerializeToString,
+                response_deserializer=stellwerk_dot_registry_dot_v1_dot_workspaces__pb2.DeleteWorkspaceResponse.FromString,
+                _registered_method=True)
         self.ListWorkspaces = channel.unary_unary(
                 '/stellwerk.registry.v1.WorkspaceService/ListWorkspaces',
                 request_serializer=stellwerk_dot_registry_dot_v1_dot_workspaces__pb2.ListWorkspacesRequest.SerializeToString,
@@ -70,8 +80,23 @@ class WorkspaceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateWorkspace(self, request, context):
+        """Changes description, tags or the default datastore. ABORTED when revision is stale.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteWorkspace(self, request, context):
+        """Deletes a workspace with everything in it. FAILED_PRECONDITION while something lives in it,
+        unless forced. With validate_only it only counts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListWorkspaces(self, request, context):
-        """Lists the workspaces, by name.
+        """Lists the workspaces of the caller, by name; an administrator sees them all.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -89,6 +114,16 @@ def add_WorkspaceServiceServicer_to_server(servicer, server):
                     servicer.GetWorkspace,
                     request_deserializer=stellwerk_dot_registry_dot_v1_dot_workspaces__pb2.GetWorkspaceRequest.FromString,
                     response_serializer=stellwerk_dot_registry_dot_v1_dot_workspaces__pb2.Workspace.SerializeToString,
+            ),
+            'UpdateWorkspace': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateWorkspace,
+                    request_deserializer=stellwerk_dot_registry_dot_v1_dot_workspaces__pb2.UpdateWorkspaceRequest.FromString,
+                    response_serializer=stellwerk_dot_registry_dot_v1_dot_workspaces__pb2.Workspace.SerializeToString,
+            ),
+            'DeleteWorkspace': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteWorkspace,
+                    request_deserializer=stellwerk_dot_registry_dot_v1_dot_workspaces__pb2.DeleteWorkspaceRequest.FromString,
+                    response_serializer=stellwerk_dot_registry_dot_v1_dot_workspaces__pb2.DeleteWorkspaceResponse.SerializeToString,
             ),
             'ListWorkspaces': grpc.unary_unary_rpc_method_handler(
                     servicer.ListWorkspaces,
@@ -151,6 +186,60 @@ class WorkspaceService:
             '/stellwerk.registry.v1.WorkspaceService/GetWorkspace',
             stellwerk_dot_registry_dot_v1_dot_workspaces__pb2.GetWorkspaceRequest.SerializeToString,
             stellwerk_dot_registry_dot_v1_dot_workspaces__pb2.Workspace.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateWorkspace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stellwerk.registry.v1.WorkspaceService/UpdateWorkspace',
+            stellwerk_dot_registry_dot_v1_dot_workspaces__pb2.UpdateWorkspaceRequest.SerializeToString,
+            stellwerk_dot_registry_dot_v1_dot_workspaces__pb2.Workspace.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteWorkspace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stellwerk.registry.v1.WorkspaceService/DeleteWorkspace',
+            stellwerk_dot_registry_dot_v1_dot_workspaces__pb2.DeleteWorkspaceRequest.SerializeToString,
+            stellwerk_dot_registry_dot_v1_dot_workspaces__pb2.DeleteWorkspaceResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,8 +37,14 @@ class WorkspaceServiceStub:
     """Creates a workspace. ALREADY_EXISTS when the name is taken."""
     GetWorkspace: _grpc.UnaryUnaryMultiCallable[_workspaces_pb2.GetWorkspaceRequest, _workspaces_pb2.Workspace]
     """Returns one workspace."""
+    UpdateWorkspace: _grpc.UnaryUnaryMultiCallable[_workspaces_pb2.UpdateWorkspaceRequest, _workspaces_pb2.Workspace]
+    """Changes description, tags or the default datastore. ABORTED when revision is stale."""
+    DeleteWorkspace: _grpc.UnaryUnaryMultiCallable[_workspaces_pb2.DeleteWorkspaceRequest, _workspaces_pb2.DeleteWorkspaceResponse]
+    """Deletes a workspace with everything in it. FAILED_PRECONDITION while something lives in it,
+    unless forced. With validate_only it only counts.
+    """
     ListWorkspaces: _grpc.UnaryUnaryMultiCallable[_workspaces_pb2.ListWorkspacesRequest, _workspaces_pb2.ListWorkspacesResponse]
-    """Lists the workspaces, by name."""
+    """Lists the workspaces of the caller, by name; an administrator sees them all."""
 
 @_typing.type_check_only
 class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
@@ -49,8 +55,14 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     """Creates a workspace. ALREADY_EXISTS when the name is taken."""
     GetWorkspace: _aio.UnaryUnaryMultiCallable[_workspaces_pb2.GetWorkspaceRequest, _workspaces_pb2.Workspace]  # type: ignore[assignment]
     """Returns one workspace."""
+    UpdateWorkspace: _aio.UnaryUnaryMultiCallable[_workspaces_pb2.UpdateWorkspaceRequest, _workspaces_pb2.Workspace]  # type: ignore[assignment]
+    """Changes description, tags or the default datastore. ABORTED when revision is stale."""
+    DeleteWorkspace: _aio.UnaryUnaryMultiCallable[_workspaces_pb2.DeleteWorkspaceRequest, _workspaces_pb2.DeleteWorkspaceResponse]  # type: ignore[assignment]
+    """Deletes a workspace with everything in it. FAILED_PRECONDITION while something lives in it,
+    unless forced. With validate_only it only counts.
+    """
     ListWorkspaces: _aio.UnaryUnaryMultiCallable[_workspaces_pb2.ListWorkspacesRequest, _workspaces_pb2.ListWorkspacesResponse]  # type: ignore[assignment]
-    """Lists the workspaces, by name."""
+    """Lists the workspaces of the caller, by name; an administrator sees them all."""
 
 class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
     """Workspaces: the top-level containers."""
@@ -72,11 +84,29 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns one workspace."""
 
     @_abc_1.abstractmethod
+    def UpdateWorkspace(
+        self,
+        request: _workspaces_pb2.UpdateWorkspaceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_workspaces_pb2.Workspace, _abc.Awaitable[_workspaces_pb2.Workspace]]:
+        """Changes description, tags or the default datastore. ABORTED when revision is stale."""
+
+    @_abc_1.abstractmethod
+    def DeleteWorkspace(
+        self,
+        request: _workspaces_pb2.DeleteWorkspaceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_workspaces_pb2.DeleteWorkspaceResponse, _abc.Awaitable[_workspaces_pb2.DeleteWorkspaceResponse]]:
+        """Deletes a workspace with everything in it. FAILED_PRECONDITION while something lives in it,
+        unless forced. With validate_only it only counts.
+        """
+
+    @_abc_1.abstractmethod
     def ListWorkspaces(
         self,
         request: _workspaces_pb2.ListWorkspacesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_workspaces_pb2.ListWorkspacesResponse, _abc.Awaitable[_workspaces_pb2.ListWorkspacesResponse]]:
-        """Lists the workspaces, by name."""
+        """Lists the workspaces of the caller, by name; an administrator sees them all."""
 
 def add_WorkspaceServiceServicer_to_server(servicer: WorkspaceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

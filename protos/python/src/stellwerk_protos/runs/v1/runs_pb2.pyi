@@ -495,6 +495,7 @@ class CreateRunRequest(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     CLONED_FROM_FIELD_NUMBER: _builtins.int
     TIMEOUT_FIELD_NUMBER: _builtins.int
+    SECRETS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """workspaces/{workspace}"""
@@ -550,6 +551,10 @@ class CreateRunRequest(_message.Message):
     def timeout(self) -> _duration_pb2.Duration:
         """Wall time of the command after which it is stopped; absent means none."""
 
+    @_builtins.property
+    def secrets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of secrets of the workspace that the command may read."""
+
     def __init__(
         self,
         *,
@@ -572,11 +577,12 @@ class CreateRunRequest(_message.Message):
         kind: Global___RunKind.ValueType = ...,
         cloned_from: _builtins.str = ...,
         timeout: _duration_pb2.Duration | None = ...,
+        secrets: _abc.Iterable[_builtins.str] | None = ...,
         request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["git", b"git", "grace", b"grace", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cloned_from", b"cloned_from", "command", b"command", "compute", b"compute", "description", b"description", "display_name", b"display_name", "environment", b"environment", "experiment", b"experiment", "git", b"git", "grace", b"grace", "inputs", b"inputs", "kind", b"kind", "parent", b"parent", "parent_run", b"parent_run", "properties", b"properties", "request_id", b"request_id", "run_id", b"run_id", "snapshot", b"snapshot", "tags", b"tags", "timeout", b"timeout", "variables", b"variables"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cloned_from", b"cloned_from", "command", b"command", "compute", b"compute", "description", b"description", "display_name", b"display_name", "environment", b"environment", "experiment", b"experiment", "git", b"git", "grace", b"grace", "inputs", b"inputs", "kind", b"kind", "parent", b"parent", "parent_run", b"parent_run", "properties", b"properties", "request_id", b"request_id", "run_id", b"run_id", "secrets", b"secrets", "snapshot", b"snapshot", "tags", b"tags", "timeout", b"timeout", "variables", b"variables"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

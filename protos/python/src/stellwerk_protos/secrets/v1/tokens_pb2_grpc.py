@@ -50,6 +50,11 @@ class TokenServiceStub:
                 request_serializer=stellwerk_dot_secrets_dot_v1_dot_tokens__pb2.IssueWorkloadTokenRequest.SerializeToString,
                 response_deserializer=stellwerk_dot_secrets_dot_v1_dot_tokens__pb2.Token.FromString,
                 _registered_method=True)
+        self.ListRevocations = channel.unary_unary(
+                '/stellwerk.secrets.v1.TokenService/ListRevocations',
+                request_serializer=stellwerk_dot_secrets_dot_v1_dot_tokens__pb2.ListRevocationsRequest.SerializeToString,
+                response_deserializer=stellwerk_dot_secrets_dot_v1_dot_tokens__pb2.ListRevocationsResponse.FromString,
+                _registered_method=True)
         self.ListSigningKeys = channel.unary_unary(
                 '/stellwerk.secrets.v1.TokenService/ListSigningKeys',
                 request_serializer=stellwerk_dot_secrets_dot_v1_dot_tokens__pb2.ListSigningKeysRequest.SerializeToString,
@@ -88,6 +93,13 @@ class TokenServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListRevocations(self, request, context):
+        """What ended before its time, for services that have to refuse it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListSigningKeys(self, request, context):
         """The published keys that verify tokens.
         """
@@ -119,6 +131,11 @@ def add_TokenServiceServicer_to_server(servicer, server):
                     servicer.IssueWorkloadToken,
                     request_deserializer=stellwerk_dot_secrets_dot_v1_dot_tokens__pb2.IssueWorkloadTokenRequest.FromString,
                     response_serializer=stellwerk_dot_secrets_dot_v1_dot_tokens__pb2.Token.SerializeToString,
+            ),
+            'ListRevocations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRevocations,
+                    request_deserializer=stellwerk_dot_secrets_dot_v1_dot_tokens__pb2.ListRevocationsRequest.FromString,
+                    response_serializer=stellwerk_dot_secrets_dot_v1_dot_tokens__pb2.ListRevocationsResponse.SerializeToString,
             ),
             'ListSigningKeys': grpc.unary_unary_rpc_method_handler(
                     servicer.ListSigningKeys,
@@ -213,6 +230,33 @@ class TokenService:
             '/stellwerk.secrets.v1.TokenService/IssueWorkloadToken',
             stellwerk_dot_secrets_dot_v1_dot_tokens__pb2.IssueWorkloadTokenRequest.SerializeToString,
             stellwerk_dot_secrets_dot_v1_dot_tokens__pb2.Token.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRevocations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stellwerk.secrets.v1.TokenService/ListRevocations',
+            stellwerk_dot_secrets_dot_v1_dot_tokens__pb2.ListRevocationsRequest.SerializeToString,
+            stellwerk_dot_secrets_dot_v1_dot_tokens__pb2.ListRevocationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,8 @@ class TokenServiceStub:
     """Issues the token of a run or replica, scoped to it, or of an endpoint: that one only
     opens its scorers.
     """
+    ListRevocations: _grpc.UnaryUnaryMultiCallable[_tokens_pb2.ListRevocationsRequest, _tokens_pb2.ListRevocationsResponse]
+    """What ended before its time, for services that have to refuse it."""
     ListSigningKeys: _grpc.UnaryUnaryMultiCallable[_tokens_pb2.ListSigningKeysRequest, _tokens_pb2.ListSigningKeysResponse]
     """The published keys that verify tokens."""
     GetCaller: _grpc.UnaryUnaryMultiCallable[_tokens_pb2.GetCallerRequest, _tokens_pb2.Caller]
@@ -59,6 +61,8 @@ class TokenServiceAsyncStub(TokenServiceStub):
     """Issues the token of a run or replica, scoped to it, or of an endpoint: that one only
     opens its scorers.
     """
+    ListRevocations: _aio.UnaryUnaryMultiCallable[_tokens_pb2.ListRevocationsRequest, _tokens_pb2.ListRevocationsResponse]  # type: ignore[assignment]
+    """What ended before its time, for services that have to refuse it."""
     ListSigningKeys: _aio.UnaryUnaryMultiCallable[_tokens_pb2.ListSigningKeysRequest, _tokens_pb2.ListSigningKeysResponse]  # type: ignore[assignment]
     """The published keys that verify tokens."""
     GetCaller: _aio.UnaryUnaryMultiCallable[_tokens_pb2.GetCallerRequest, _tokens_pb2.Caller]  # type: ignore[assignment]
@@ -92,6 +96,14 @@ class TokenServiceServicer(metaclass=_abc_1.ABCMeta):
         """Issues the token of a run or replica, scoped to it, or of an endpoint: that one only
         opens its scorers.
         """
+
+    @_abc_1.abstractmethod
+    def ListRevocations(
+        self,
+        request: _tokens_pb2.ListRevocationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tokens_pb2.ListRevocationsResponse, _abc.Awaitable[_tokens_pb2.ListRevocationsResponse]]:
+        """What ended before its time, for services that have to refuse it."""
 
     @_abc_1.abstractmethod
     def ListSigningKeys(
