@@ -159,7 +159,7 @@ class CreateUserResponse(_message.Message):
     INVITATION_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     invitation: _builtins.str
-    """Exchanged once for a first API key (LoginService.AcceptInvitation). A secret."""
+    """Exchanged once for a first API key (SessionService.AcceptInvitation). A secret."""
     @_builtins.property
     def user(self) -> Global___User:
         """The person."""

@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from stellwerk_protos.secrets.v1 import logins_pb2 as stellwerk_dot_secrets_dot_v1_dot_logins__pb2
+from stellwerk_protos.secrets.v1 import sessions_pb2 as stellwerk_dot_secrets_dot_v1_dot_sessions__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -18,14 +18,14 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in stellwerk/secrets/v1/logins_pb2_grpc.py depends on'
+        + ' but the generated code in stellwerk/secrets/v1/sessions_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
 
 
-class LoginServiceStub:
+class SessionServiceStub:
     """How a person without a key gets one.
     """
 
@@ -36,23 +36,23 @@ class LoginServiceStub:
             channel: A grpc.Channel.
         """
         self.GetLoginOptions = channel.unary_unary(
-                '/stellwerk.secrets.v1.LoginService/GetLoginOptions',
-                request_serializer=stellwerk_dot_secrets_dot_v1_dot_logins__pb2.GetLoginOptionsRequest.SerializeToString,
-                response_deserializer=stellwerk_dot_secrets_dot_v1_dot_logins__pb2.LoginOptions.FromString,
+                '/stellwerk.secrets.v1.SessionService/GetLoginOptions',
+                request_serializer=stellwerk_dot_secrets_dot_v1_dot_sessions__pb2.GetLoginOptionsRequest.SerializeToString,
+                response_deserializer=stellwerk_dot_secrets_dot_v1_dot_sessions__pb2.LoginOptions.FromString,
                 _registered_method=True)
         self.ExchangeIdToken = channel.unary_unary(
-                '/stellwerk.secrets.v1.LoginService/ExchangeIdToken',
-                request_serializer=stellwerk_dot_secrets_dot_v1_dot_logins__pb2.ExchangeIdTokenRequest.SerializeToString,
-                response_deserializer=stellwerk_dot_secrets_dot_v1_dot_logins__pb2.Session.FromString,
+                '/stellwerk.secrets.v1.SessionService/ExchangeIdToken',
+                request_serializer=stellwerk_dot_secrets_dot_v1_dot_sessions__pb2.ExchangeIdTokenRequest.SerializeToString,
+                response_deserializer=stellwerk_dot_secrets_dot_v1_dot_sessions__pb2.Session.FromString,
                 _registered_method=True)
         self.AcceptInvitation = channel.unary_unary(
-                '/stellwerk.secrets.v1.LoginService/AcceptInvitation',
-                request_serializer=stellwerk_dot_secrets_dot_v1_dot_logins__pb2.AcceptInvitationRequest.SerializeToString,
-                response_deserializer=stellwerk_dot_secrets_dot_v1_dot_logins__pb2.Session.FromString,
+                '/stellwerk.secrets.v1.SessionService/AcceptInvitation',
+                request_serializer=stellwerk_dot_secrets_dot_v1_dot_sessions__pb2.AcceptInvitationRequest.SerializeToString,
+                response_deserializer=stellwerk_dot_secrets_dot_v1_dot_sessions__pb2.Session.FromString,
                 _registered_method=True)
 
 
-class LoginServiceServicer:
+class SessionServiceServicer:
     """How a person without a key gets one.
     """
 
@@ -78,32 +78,32 @@ class LoginServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
 
-def add_LoginServiceServicer_to_server(servicer, server):
+def add_SessionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'GetLoginOptions': grpc.unary_unary_rpc_method_handler(
                     servicer.GetLoginOptions,
-                    request_deserializer=stellwerk_dot_secrets_dot_v1_dot_logins__pb2.GetLoginOptionsRequest.FromString,
-                    response_serializer=stellwerk_dot_secrets_dot_v1_dot_logins__pb2.LoginOptions.SerializeToString,
+                    request_deserializer=stellwerk_dot_secrets_dot_v1_dot_sessions__pb2.GetLoginOptionsRequest.FromString,
+                    response_serializer=stellwerk_dot_secrets_dot_v1_dot_sessions__pb2.LoginOptions.SerializeToString,
             ),
             'ExchangeIdToken': grpc.unary_unary_rpc_method_handler(
                     servicer.ExchangeIdToken,
-                    request_deserializer=stellwerk_dot_secrets_dot_v1_dot_logins__pb2.ExchangeIdTokenRequest.FromString,
-                    response_serializer=stellwerk_dot_secrets_dot_v1_dot_logins__pb2.Session.SerializeToString,
+                    request_deserializer=stellwerk_dot_secrets_dot_v1_dot_sessions__pb2.ExchangeIdTokenRequest.FromString,
+                    response_serializer=stellwerk_dot_secrets_dot_v1_dot_sessions__pb2.Session.SerializeToString,
             ),
             'AcceptInvitation': grpc.unary_unary_rpc_method_handler(
                     servicer.AcceptInvitation,
-                    request_deserializer=stellwerk_dot_secrets_dot_v1_dot_logins__pb2.AcceptInvitationRequest.FromString,
-                    response_serializer=stellwerk_dot_secrets_dot_v1_dot_logins__pb2.Session.SerializeToString,
+                    request_deserializer=stellwerk_dot_secrets_dot_v1_dot_sessions__pb2.AcceptInvitationRequest.FromString,
+                    response_serializer=stellwerk_dot_secrets_dot_v1_dot_sessions__pb2.Session.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
-            'stellwerk.secrets.v1.LoginService', rpc_method_handlers)
+            'stellwerk.secrets.v1.SessionService', rpc_method_handlers)
     server.add_generic_rpc_handlers((generic_handler,))
-    server.add_registered_method_handlers('stellwerk.secrets.v1.LoginService', rpc_method_handlers)
+    server.add_registered_method_handlers('stellwerk.secrets.v1.SessionService', rpc_method_handlers)
 
 
  # This class is part of an EXPERIMENTAL API.
-class LoginService:
+class SessionService:
     """How a person without a key gets one.
     """
 
@@ -121,9 +121,9 @@ class LoginService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/stellwerk.secrets.v1.LoginService/GetLoginOptions',
-            stellwerk_dot_secrets_dot_v1_dot_logins__pb2.GetLoginOptionsRequest.SerializeToString,
-            stellwerk_dot_secrets_dot_v1_dot_logins__pb2.LoginOptions.FromString,
+            '/stellwerk.secrets.v1.SessionService/GetLoginOptions',
+            stellwerk_dot_secrets_dot_v1_dot_sessions__pb2.GetLoginOptionsRequest.SerializeToString,
+            stellwerk_dot_secrets_dot_v1_dot_sessions__pb2.LoginOptions.FromString,
             options,
             channel_credentials,
             insecure,
@@ -148,9 +148,9 @@ class LoginService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/stellwerk.secrets.v1.LoginService/ExchangeIdToken',
-            stellwerk_dot_secrets_dot_v1_dot_logins__pb2.ExchangeIdTokenRequest.SerializeToString,
-            stellwerk_dot_secrets_dot_v1_dot_logins__pb2.Session.FromString,
+            '/stellwerk.secrets.v1.SessionService/ExchangeIdToken',
+            stellwerk_dot_secrets_dot_v1_dot_sessions__pb2.ExchangeIdTokenRequest.SerializeToString,
+            stellwerk_dot_secrets_dot_v1_dot_sessions__pb2.Session.FromString,
             options,
             channel_credentials,
             insecure,
@@ -175,9 +175,9 @@ class LoginService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/stellwerk.secrets.v1.LoginService/AcceptInvitation',
-            stellwerk_dot_secrets_dot_v1_dot_logins__pb2.AcceptInvitationRequest.SerializeToString,
-            stellwerk_dot_secrets_dot_v1_dot_logins__pb2.Session.FromString,
+            '/stellwerk.secrets.v1.SessionService/AcceptInvitation',
+            stellwerk_dot_secrets_dot_v1_dot_sessions__pb2.AcceptInvitationRequest.SerializeToString,
+            stellwerk_dot_secrets_dot_v1_dot_sessions__pb2.Session.FromString,
             options,
             channel_credentials,
             insecure,

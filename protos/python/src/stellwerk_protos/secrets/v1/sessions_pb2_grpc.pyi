@@ -5,7 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from grpc import aio as _aio
-from stellwerk_protos.secrets.v1 import logins_pb2 as _logins_pb2
+from stellwerk_protos.secrets.v1 import sessions_pb2 as _sessions_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -26,57 +26,57 @@ class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ig
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
-class LoginServiceStub:
+class SessionServiceStub:
     """How a person without a key gets one."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> LoginServiceAsyncStub: ...
-    GetLoginOptions: _grpc.UnaryUnaryMultiCallable[_logins_pb2.GetLoginOptionsRequest, _logins_pb2.LoginOptions]
+    def __new__(cls, channel: _aio.Channel) -> SessionServiceAsyncStub: ...
+    GetLoginOptions: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.GetLoginOptionsRequest, _sessions_pb2.LoginOptions]
     """What this installation offers: whether OIDC, and with which provider."""
-    ExchangeIdToken: _grpc.UnaryUnaryMultiCallable[_logins_pb2.ExchangeIdTokenRequest, _logins_pb2.Session]
+    ExchangeIdToken: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.ExchangeIdTokenRequest, _sessions_pb2.Session]
     """Checks an ID token of the configured provider and gives a key that ends with the session."""
-    AcceptInvitation: _grpc.UnaryUnaryMultiCallable[_logins_pb2.AcceptInvitationRequest, _logins_pb2.Session]
+    AcceptInvitation: _grpc.UnaryUnaryMultiCallable[_sessions_pb2.AcceptInvitationRequest, _sessions_pb2.Session]
     """Exchanges an invitation, once, for a first key."""
 
 @_typing.type_check_only
-class LoginServiceAsyncStub(LoginServiceStub):
+class SessionServiceAsyncStub(SessionServiceStub):
     """How a person without a key gets one."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    GetLoginOptions: _aio.UnaryUnaryMultiCallable[_logins_pb2.GetLoginOptionsRequest, _logins_pb2.LoginOptions]  # type: ignore[assignment]
+    GetLoginOptions: _aio.UnaryUnaryMultiCallable[_sessions_pb2.GetLoginOptionsRequest, _sessions_pb2.LoginOptions]  # type: ignore[assignment]
     """What this installation offers: whether OIDC, and with which provider."""
-    ExchangeIdToken: _aio.UnaryUnaryMultiCallable[_logins_pb2.ExchangeIdTokenRequest, _logins_pb2.Session]  # type: ignore[assignment]
+    ExchangeIdToken: _aio.UnaryUnaryMultiCallable[_sessions_pb2.ExchangeIdTokenRequest, _sessions_pb2.Session]  # type: ignore[assignment]
     """Checks an ID token of the configured provider and gives a key that ends with the session."""
-    AcceptInvitation: _aio.UnaryUnaryMultiCallable[_logins_pb2.AcceptInvitationRequest, _logins_pb2.Session]  # type: ignore[assignment]
+    AcceptInvitation: _aio.UnaryUnaryMultiCallable[_sessions_pb2.AcceptInvitationRequest, _sessions_pb2.Session]  # type: ignore[assignment]
     """Exchanges an invitation, once, for a first key."""
 
-class LoginServiceServicer(metaclass=_abc_1.ABCMeta):
+class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
     """How a person without a key gets one."""
 
     @_abc_1.abstractmethod
     def GetLoginOptions(
         self,
-        request: _logins_pb2.GetLoginOptionsRequest,
+        request: _sessions_pb2.GetLoginOptionsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_logins_pb2.LoginOptions, _abc.Awaitable[_logins_pb2.LoginOptions]]:
+    ) -> _typing.Union[_sessions_pb2.LoginOptions, _abc.Awaitable[_sessions_pb2.LoginOptions]]:
         """What this installation offers: whether OIDC, and with which provider."""
 
     @_abc_1.abstractmethod
     def ExchangeIdToken(
         self,
-        request: _logins_pb2.ExchangeIdTokenRequest,
+        request: _sessions_pb2.ExchangeIdTokenRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_logins_pb2.Session, _abc.Awaitable[_logins_pb2.Session]]:
+    ) -> _typing.Union[_sessions_pb2.Session, _abc.Awaitable[_sessions_pb2.Session]]:
         """Checks an ID token of the configured provider and gives a key that ends with the session."""
 
     @_abc_1.abstractmethod
     def AcceptInvitation(
         self,
-        request: _logins_pb2.AcceptInvitationRequest,
+        request: _sessions_pb2.AcceptInvitationRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_logins_pb2.Session, _abc.Awaitable[_logins_pb2.Session]]:
+    ) -> _typing.Union[_sessions_pb2.Session, _abc.Awaitable[_sessions_pb2.Session]]:
         """Exchanges an invitation, once, for a first key."""
 
-def add_LoginServiceServicer_to_server(servicer: LoginServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+def add_SessionServiceServicer_to_server(servicer: SessionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
