@@ -254,7 +254,7 @@ async def test_a_bad_append_is_refused_after_the_answers_to_the_good_ones(
     assert values(await client.history(run, "loss")) == [1.0]
 
 
-async def test_a_workload_appends_only_to_itself(platform: Platform, client: Client) -> None:
+async def test_a_workload_without_children_appends_only_to_itself(platform: Platform, client: Client) -> None:
     workspace = await platform.workspace()
     mine, other = [(await client.runs.CreateRun(submit(workspace))).name for _ in range(2)]
     async with platform.secrets.as_service() as secrets:

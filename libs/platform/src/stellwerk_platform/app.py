@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import uvloop
 
 from stellwerk_platform import telemetry
-from stellwerk_platform.auth import CallerCredentials, TokenVerifier
+from stellwerk_platform.auth import Beyond, CallerCredentials, TokenVerifier
 from stellwerk_platform.bus import Bus, ensure_streams
 from stellwerk_platform.errors import PlatformError
 from stellwerk_platform.grpc_client import connect
@@ -63,9 +63,15 @@ class App:
             self._failure = self._failure or error
             self._stop.set()
 
-    async def serve(self, listen: str, verify: Verify, registrations: list[Registration]) -> Server:
-        """Serves gRPC until the process stops."""
-        server = Server(listen, verify, registrations)
+    async def serve(
+        self,
+        listen: str,
+        verify: Verify,
+        registrations: list[Registration],
+        beyond: Beyond | None = None,
+    ) -> Server:
+        """Serves gRPC until the process stops; `beyond` is the service's own say in who may do what."""
+        server = Server(listen, verify, registrations, beyond)
         await server.start()
         log.info("%s listens on port %d", self.name, server.port)
         self.defer(server.stop)

@@ -62,13 +62,18 @@ def permissions(registration: Registration) -> dict[str, str]:
 class Server:
     """A grpc.aio server behind the platform's interceptors."""
 
-    def __init__(self, listen: str, verify: Verify, registrations: list[Registration]) -> None:
+    def __init__(
+        self,
+        listen: str,
+        verify: Verify,
+        registrations: list[Registration],
+        beyond: auth.Beyond | None = None,
+    ) -> None:
         self._permissions: dict[str, str] = {}
         for registration in registrations:
             self._permissions |= permissions(registration)
-        self._server = grpc.aio.server(
-            options=OPTIONS, interceptors=[_Streams(), _tracing(), _Interceptor(verify, self._permissions)]
-        )
+        admission = _Interceptor(verify, self._permissions, beyond)
+        self._server = grpc.aio.server(options=OPTIONS, interceptors=[_Streams(), _tracing(), admission])
         for registration in registrations:
             registration.add(registration.servicer, self._server)
         self._health = health_aio.HealthServicer()
@@ -131,9 +136,10 @@ class _Streams(grpc.aio.ServerInterceptor):
 class _Interceptor(grpc.aio.ServerInterceptor):
     """Authenticates, authorises, and is the one place that turns errors into statuses."""
 
-    def __init__(self, verify: Verify, granted: Mapping[str, str]) -> None:
+    def __init__(self, verify: Verify, granted: Mapping[str, str], beyond: auth.Beyond | None) -> None:
         self._verify = verify
         self._permissions = granted
+        self._beyond = beyond
 
     async def intercept_service(
         self,
@@ -153,7 +159,10 @@ class _Interceptor(grpc.aio.ServerInterceptor):
         if permission == auth.PUBLIC:
             return
         caller = await self._verify(auth.bearer(context.invocation_metadata()))
-        auth.authorise(caller, permission, resource_of(request) if isinstance(request, Message) else None)
+        if isinstance(request, Message):
+            await auth.admit(caller, permission, resource_of(request), request, self._beyond)
+        else:
+            auth.authorise(caller, permission, None)
         auth.set_caller(caller)
 
 

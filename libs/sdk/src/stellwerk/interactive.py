@@ -127,7 +127,10 @@ class InteractiveRun(Recorder):
             return core.call(stub.CreateRun, request)
         except StellwerkError as error:
             if error.code == "PERMISSION_DENIED" and "STELLWERK_RUN" in os.environ:
-                error.cure = "A run may not create runs by itself; give it a key in STELLWERK_API_KEY."
+                error.cure = (
+                    "With the token of its run a script makes child runs only, of the same experiment: use "
+                    "current_run().child(), or give it a key in STELLWERK_API_KEY."
+                )
             raise
 
     async def _make_delivery(self, core: AsyncCore) -> None:

@@ -32,6 +32,7 @@ from stellwerk_runs.metrics.service import MetricService
 from stellwerk_runs.metrics.store import MetricStore
 from stellwerk_runs.records.store import RecordStore
 from stellwerk_runs.retention import compose as retention
+from stellwerk_runs.runs.access import Access
 from stellwerk_runs.runs.events import Allocations
 from stellwerk_runs.runs.leases import LeaseJudge, LeaseStore
 from stellwerk_runs.runs.service import Parts, RunService
@@ -54,6 +55,7 @@ async def compose(app: App, settings: RunsSettings) -> None:
     trees = Trees(database, runs, leases)
     for store in (runs, leases, trees, snapshots, artifacts, metrics, logs, records, ingest):
         await store.open()
+    access = Access(runs)
     changes = Changes(bus)
     await changes.open()
     streams = Streams(bus, runs, changes)
@@ -84,7 +86,7 @@ async def compose(app: App, settings: RunsSettings) -> None:
                 snapshots_pb2.DESCRIPTOR.services_by_name["SnapshotService"],
             ),
             Registration(
-                IngestService(bus, runs, streams),
+                IngestService(bus, runs, streams, access.allows),
                 ingest_pb2_grpc.add_IngestServiceServicer_to_server,
                 ingest_pb2.DESCRIPTOR.services_by_name["IngestService"],
             ),
@@ -109,6 +111,7 @@ async def compose(app: App, settings: RunsSettings) -> None:
                 retention_pb2.DESCRIPTOR.services_by_name["RetentionService"],
             ),
         ],
+        access.allows,
     )
 
 

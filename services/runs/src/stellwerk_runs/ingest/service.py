@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from stellwerk_platform import failpoints
-from stellwerk_platform.auth import Caller, authorise, current_caller
+from stellwerk_platform.auth import Beyond, Caller, admit, current_caller
 from stellwerk_platform.bus import Bus
 from stellwerk_platform.errors import Unavailable
 from stellwerk_protos.runs.v1 import ingest_pb2 as pb
@@ -31,9 +31,10 @@ _Queue: TypeAlias = "asyncio.Queue[tuple[int, list[asyncio.Task[None]]] | Except
 class IngestService(ingest_pb2_grpc.IngestServiceServicer):
     """The servicer."""
 
-    def __init__(self, bus: Bus, runs: RunStore, streams: Streams) -> None:
+    def __init__(self, bus: Bus, runs: RunStore, streams: Streams, beyond: Beyond) -> None:
         self._bus = bus
         self._runs = runs
+        self._beyond = beyond
         self._streams = streams
         self._sources = sources()
         self._logs = logs()
@@ -69,7 +70,7 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
     ) -> None:
         try:
             async for request in requests:
-                authorise(caller, "run.append", request.run)
+                await admit(caller, "run.append", request.run, request, self._beyond)
                 check(request)
                 await self._runs.check(request.run)
                 if kind_of(request) == LOGS:

@@ -1,0 +1,99 @@
+"""What a script may do with the token of its run: look after the runs below it, and nothing else."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from services.runs.tests.support import Client, Platform, refused, submit, text
+from services.runs.tests.test_lifecycle import ended, interactive
+from stellwerk_platform.auth import StaticCredentials
+from stellwerk_platform.grpc_client import connect
+from stellwerk_protos.runs.v1 import runs_pb2 as pb
+from stellwerk_protos.runs.v1.artifacts_pb2 import CreateArtifactsRequest
+from stellwerk_protos.runs.v1.snapshots_pb2 import CreateSnapshotRequest
+from stellwerk_protos.secrets.v1.tokens_pb2 import IssueWorkloadTokenRequest
+
+
+@asynccontextmanager
+async def workload(platform: Platform, run: str) -> AsyncIterator[Client]:
+    """The stubs behind the token of a run."""
+    async with platform.secrets.as_service() as secrets:
+        token = (await secrets.IssueWorkloadToken(IssueWorkloadTokenRequest(owner=run))).token
+    async with connect(platform.settings.listen, StaticCredentials(token)) as channel:
+        yield Client(channel)
+
+
+async def test_a_run_makes_and_looks_after_runs_below_it_to_any_depth(platform: Platform) -> None:
+    workspace = await platform.workspace()
+    mine = (await platform.run(workspace)).name
+    file = await platform.upload(workspace, "train.py", b"print()")
+    async with workload(platform, mine) as own:
+        child = await own.runs.CreateRun(interactive(workspace, parent_run=mine))
+        deeper = await own.runs.CreateRun(interactive(workspace, parent_run=child.name))
+        placed = await own.runs.CreateRun(submit(workspace, parent_run=deeper.name))
+        assert (deeper.creator, placed.root_run) == (mine, mine)
+        assert await own.append(text(deeper.name, b"deep", 0)) == [0]
+        await own.runs.RenewRun(pb.RenewRunRequest(name=deeper.name))
+        changed = pb.Run(name=placed.name, description="by its tree")
+        mask = FieldMask(paths=["description"])
+        assert (
+            await own.runs.UpdateRun(pb.UpdateRunRequest(run=changed, update_mask=mask))
+        ).description == "by its tree"
+        await own.artifacts.CreateArtifacts(CreateArtifactsRequest(parent=deeper.name, files=[file]))
+        await own.snapshots.CreateSnapshot(CreateSnapshotRequest(parent=workspace, files=[file]))
+        await own.runs.CancelRun(pb.CancelRunRequest(name=placed.name))
+        done = await own.runs.FinishRun(pb.FinishRunRequest(name=child.name, state=pb.RUN_STATE_COMPLETED))
+        assert done.state == pb.RUN_STATE_COMPLETED
+
+
+_Call = Callable[[Client, str, str], Awaitable[object]]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda own, mine, other: own.append(text(other, b"not mine", 0)),
+        lambda own, mine, other: own.runs.RenewRun(pb.RenewRunRequest(name=other)),
+        lambda own, mine, other: own.runs.FinishRun(
+            pb.FinishRunRequest(name=other, state=pb.RUN_STATE_FAILED)
+        ),
+        lambda own, mine, other: own.runs.CancelRun(pb.CancelRunRequest(name=other)),
+        lambda own, mine, other: own.runs.CancelRun(pb.CancelRunRequest(name=mine)),
+        lambda own, mine, other: own.runs.UpdateRun(
+            pb.UpdateRunRequest(run=pb.Run(name=other), update_mask=FieldMask(paths=["tags"]))
+        ),
+        lambda own, mine, other: own.runs.ArchiveRun(pb.ArchiveRunRequest(name=other)),
+        lambda own, mine, other: own.artifacts.CreateArtifacts(CreateArtifactsRequest(parent=other)),
+        lambda own, mine, other: own.runs.CreateRun(submit(_workspace(mine))),
+        lambda own, mine, other: own.runs.CreateRun(interactive(_workspace(mine), parent_run=other)),
+        lambda own, mine, other: own.runs.CreateRun(
+            interactive(
+                _workspace(mine), parent_run=mine, experiment=f"{_workspace(mine)}/experiments/another"
+            )
+        ),
+    ],
+)
+async def test_other_runs_stay_closed_to_a_run(platform: Platform, client: Client, call: _Call) -> None:
+    workspace = await platform.workspace()
+    above = (await client.runs.CreateRun(interactive(workspace))).name
+    mine = (await client.runs.CreateRun(submit(workspace, parent_run=above))).name
+    sibling = (await client.runs.CreateRun(interactive(workspace, parent_run=above))).name
+    async with workload(platform, mine) as own:
+        for other in (above, sibling, f"{workspace}/runs/nobody"):
+            assert (await refused(call(own, mine, other))).reason == "PERMISSION_DENIED"
+
+
+async def test_a_token_that_outlives_its_run_makes_no_more_runs(platform: Platform, client: Client) -> None:
+    workspace = await platform.workspace()
+    mine = (await platform.run(workspace)).name
+    async with workload(platform, mine) as own:
+        placed = await own.runs.CreateRun(submit(workspace, parent_run=mine))
+        await ended(platform, mine)
+        error = await refused(own.runs.CreateRun(interactive(workspace, parent_run=placed.name)))
+        assert error.reason == "PERMISSION_DENIED"
+
+
+def _workspace(run: str) -> str:
+    return run.rsplit("/runs/", 1)[0]
