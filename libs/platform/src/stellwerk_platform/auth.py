@@ -11,7 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import grpc
@@ -68,6 +68,8 @@ ROLES: dict[str, frozenset[str]] = {
         "event.admin",
     },
 }
+# People. `secrets` decides by itself who may see and change which person and key.
+ROLES["User"] = ROLES["Owner"] | {"user.read", "user.write", "key.read", "key.write"}
 _CACHE_SIZE = 10_000
 _API_KEY_SECONDS = 60
 _KEY_REFRESH_SECONDS = 1.0
@@ -78,11 +80,17 @@ _KEY_RETRY_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Caller:
-    """An authenticated caller; `subject` of a workload is the run or replica that it serves."""
+    """An authenticated caller; `subject` of a workload is the run or replica that it serves.
+
+    `key` is the API key that a person's token came from, `issue_time` in seconds since 1970.
+    """
 
     subject: str
     role: str
     expire_time: float
+    administrator: bool = False
+    key: str = ""
+    issue_time: float = 0.0
 
 
 # Whether a caller may make a request that its role alone does not allow: said by the service that
@@ -205,7 +213,7 @@ class TokenVerifier:
 
     async def _exchange(self, api_key: str) -> Caller:
         caller = await self._decode(await self._source.exchange(api_key))
-        return Caller(caller.subject, caller.role, min(caller.expire_time, time.time() + _API_KEY_SECONDS))
+        return replace(caller, expire_time=min(caller.expire_time, time.time() + _API_KEY_SECONDS))
 
     async def _decode(self, token: str) -> Caller:
         try:
@@ -225,7 +233,14 @@ class TokenVerifier:
             ) from None
         except jwt.PyJWTError:
             raise _invalid() from None
-        return Caller(str(claims["sub"]), str(claims.get("role", "")), float(claims["exp"]))
+        return Caller(
+            subject=str(claims["sub"]),
+            role=str(claims.get("role", "")),
+            expire_time=float(claims["exp"]),
+            administrator=claims.get("adm") is True,
+            key=str(claims.get("key", "")),
+            issue_time=float(claims.get("iat", 0)),
+        )
 
     async def _key(self, key_id: str) -> Ed25519PublicKey:
         # A known key must not wait behind the question for an unknown one.
