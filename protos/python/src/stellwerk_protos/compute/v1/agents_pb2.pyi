@@ -99,19 +99,45 @@ class Heartbeat(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class CpuSecondsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ALLOCATIONS_FIELD_NUMBER: _builtins.int
+    CPU_SECONDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def allocations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Allocations that this node still holds."""
+
+    @_builtins.property
+    def cpu_seconds(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """By allocation, seconds of CPU that all its processes have used so far."""
 
     def __init__(
         self,
         *,
         allocations: _abc.Iterable[_builtins.str] | None = ...,
+        cpu_seconds: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocations", b"allocations"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocations", b"allocations", "cpu_seconds", b"cpu_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -133,6 +159,7 @@ class Report(_message.Message):
     EXIT_CODE_FIELD_NUMBER: _builtins.int
     HTTP_ADDRESS_FIELD_NUMBER: _builtins.int
     GRPC_ADDRESS_FIELD_NUMBER: _builtins.int
+    CPU_SECONDS_FIELD_NUMBER: _builtins.int
     allocation: _builtins.str
     """workspaces/{workspace}/allocations/{allocation}"""
     sequence: _builtins.int
@@ -145,6 +172,8 @@ class Report(_message.Message):
     """host:port where a replica answers HTTP."""
     grpc_address: _builtins.str
     """host:port where a replica answers gRPC."""
+    cpu_seconds: _builtins.float
+    """Seconds of CPU that all its processes have used so far, as far as the node knows."""
     @_builtins.property
     def reason(self) -> _common_pb2.Reason:
         """Why."""
@@ -164,10 +193,11 @@ class Report(_message.Message):
         exit_code: _builtins.int | None = ...,
         http_address: _builtins.str = ...,
         grpc_address: _builtins.str = ...,
+        cpu_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "exit_code", b"exit_code", "reason", b"reason"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "allocation", b"allocation", "exit_code", b"exit_code", "grpc_address", b"grpc_address", "http_address", b"http_address", "phases", b"phases", "reason", b"reason", "sequence", b"sequence", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "allocation", b"allocation", "cpu_seconds", b"cpu_seconds", "exit_code", b"exit_code", "grpc_address", b"grpc_address", "http_address", b"http_address", "phases", b"phases", "reason", b"reason", "sequence", b"sequence", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
     _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015

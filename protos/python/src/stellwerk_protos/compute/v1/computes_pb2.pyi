@@ -242,6 +242,7 @@ class Allocation(_message.Message):
     CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
+    CPU_SECONDS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """workspaces/{workspace}/allocations/{allocation}"""
     revision: _builtins.int
@@ -260,6 +261,8 @@ class Allocation(_message.Message):
     """host:port where a replica answers gRPC; empty until it runs."""
     cancel_requested: _builtins.bool
     """Whether its owner asked it to stop."""
+    cpu_seconds: _builtins.float
+    """Seconds of CPU that all its processes used, as its node last reported."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was made."""
@@ -307,16 +310,67 @@ class Allocation(_message.Message):
         cancel_requested: _builtins.bool = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
+        cpu_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "create_time", b"create_time", "end_time", b"end_time", "exit_code", b"exit_code", "reason", b"reason", "start_time", b"start_time", "update_time", b"update_time", "workload", b"workload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "cancel_requested", b"cancel_requested", "create_time", b"create_time", "end_time", b"end_time", "exit_code", b"exit_code", "grpc_address", b"grpc_address", "http_address", b"http_address", "name", b"name", "node", b"node", "owner", b"owner", "phases", b"phases", "reason", b"reason", "revision", b"revision", "start_time", b"start_time", "state", b"state", "update_time", b"update_time", "workload", b"workload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "cancel_requested", b"cancel_requested", "cpu_seconds", b"cpu_seconds", "create_time", b"create_time", "end_time", b"end_time", "exit_code", b"exit_code", "grpc_address", b"grpc_address", "http_address", b"http_address", "name", b"name", "node", b"node", "owner", b"owner", "phases", b"phases", "reason", b"reason", "revision", b"revision", "start_time", b"start_time", "state", b"state", "update_time", b"update_time", "workload", b"workload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
     _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__exit_code) -> _WhichOneofReturnType__exit_code | None: ...
 
 Global___Allocation: _TypeAlias = Allocation  # noqa: Y015
+
+@_typing.final
+class GetUsageRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """workspaces/{workspace}"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetUsageRequest: _TypeAlias = GetUsageRequest  # noqa: Y015
+
+@_typing.final
+class Usage(_message.Message):
+    """What a workspace uses."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODES_FIELD_NUMBER: _builtins.int
+    CORES_FIELD_NUMBER: _builtins.int
+    CPU_SECONDS_FIELD_NUMBER: _builtins.int
+    nodes: _builtins.int
+    """Nodes on which its work is."""
+    cores: _builtins.int
+    """Cores that its work has."""
+    cpu_seconds: _builtins.float
+    """Seconds of CPU that its work has used since the workspace was made."""
+    def __init__(
+        self,
+        *,
+        nodes: _builtins.int = ...,
+        cores: _builtins.int = ...,
+        cpu_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cores", b"cores", "cpu_seconds", b"cpu_seconds", "nodes", b"nodes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Usage: _TypeAlias = Usage  # noqa: Y015
 
 @_typing.final
 class GetComputeRequest(_message.Message):

@@ -60,6 +60,11 @@ class ComputeServiceStub:
                 request_serializer=stellwerk_dot_compute_dot_v1_dot_computes__pb2.ListAllocationsRequest.SerializeToString,
                 response_deserializer=stellwerk_dot_compute_dot_v1_dot_computes__pb2.ListAllocationsResponse.FromString,
                 _registered_method=True)
+        self.GetUsage = channel.unary_unary(
+                '/stellwerk.compute.v1.ComputeService/GetUsage',
+                request_serializer=stellwerk_dot_compute_dot_v1_dot_computes__pb2.GetUsageRequest.SerializeToString,
+                response_deserializer=stellwerk_dot_compute_dot_v1_dot_computes__pb2.Usage.FromString,
+                _registered_method=True)
 
 
 class ComputeServiceServicer:
@@ -101,6 +106,13 @@ class ComputeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetUsage(self, request, context):
+        """What a workspace uses of nodes and cores now, and of CPU since it was made; for the registry.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ComputeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -128,6 +140,11 @@ def add_ComputeServiceServicer_to_server(servicer, server):
                     servicer.ListAllocations,
                     request_deserializer=stellwerk_dot_compute_dot_v1_dot_computes__pb2.ListAllocationsRequest.FromString,
                     response_serializer=stellwerk_dot_compute_dot_v1_dot_computes__pb2.ListAllocationsResponse.SerializeToString,
+            ),
+            'GetUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUsage,
+                    request_deserializer=stellwerk_dot_compute_dot_v1_dot_computes__pb2.GetUsageRequest.FromString,
+                    response_serializer=stellwerk_dot_compute_dot_v1_dot_computes__pb2.Usage.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -266,6 +283,33 @@ class ComputeService:
             '/stellwerk.compute.v1.ComputeService/ListAllocations',
             stellwerk_dot_compute_dot_v1_dot_computes__pb2.ListAllocationsRequest.SerializeToString,
             stellwerk_dot_compute_dot_v1_dot_computes__pb2.ListAllocationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stellwerk.compute.v1.ComputeService/GetUsage',
+            stellwerk_dot_compute_dot_v1_dot_computes__pb2.GetUsageRequest.SerializeToString,
+            stellwerk_dot_compute_dot_v1_dot_computes__pb2.Usage.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,8 @@ class ComputeServiceStub:
     """Returns one allocation."""
     ListAllocations: _grpc.UnaryUnaryMultiCallable[_computes_pb2.ListAllocationsRequest, _computes_pb2.ListAllocationsResponse]
     """Lists allocations, newest first."""
+    GetUsage: _grpc.UnaryUnaryMultiCallable[_computes_pb2.GetUsageRequest, _computes_pb2.Usage]
+    """What a workspace uses of nodes and cores now, and of CPU since it was made; for the registry."""
 
 @_typing.type_check_only
 class ComputeServiceAsyncStub(ComputeServiceStub):
@@ -59,6 +61,8 @@ class ComputeServiceAsyncStub(ComputeServiceStub):
     """Returns one allocation."""
     ListAllocations: _aio.UnaryUnaryMultiCallable[_computes_pb2.ListAllocationsRequest, _computes_pb2.ListAllocationsResponse]  # type: ignore[assignment]
     """Lists allocations, newest first."""
+    GetUsage: _aio.UnaryUnaryMultiCallable[_computes_pb2.GetUsageRequest, _computes_pb2.Usage]  # type: ignore[assignment]
+    """What a workspace uses of nodes and cores now, and of CPU since it was made; for the registry."""
 
 class ComputeServiceServicer(metaclass=_abc_1.ABCMeta):
     """Computes, their nodes and what is placed on them."""
@@ -102,5 +106,13 @@ class ComputeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_computes_pb2.ListAllocationsResponse, _abc.Awaitable[_computes_pb2.ListAllocationsResponse]]:
         """Lists allocations, newest first."""
+
+    @_abc_1.abstractmethod
+    def GetUsage(
+        self,
+        request: _computes_pb2.GetUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_computes_pb2.Usage, _abc.Awaitable[_computes_pb2.Usage]]:
+        """What a workspace uses of nodes and cores now, and of CPU since it was made; for the registry."""
 
 def add_ComputeServiceServicer_to_server(servicer: ComputeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

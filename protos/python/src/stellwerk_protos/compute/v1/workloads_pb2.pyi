@@ -82,6 +82,7 @@ class Workload(_message.Message):
     GRACE_FIELD_NUMBER: _builtins.int
     TIMEOUT_FIELD_NUMBER: _builtins.int
     SECRETS_FIELD_NUMBER: _builtins.int
+    CORES_FIELD_NUMBER: _builtins.int
     kind: Global___WorkloadKind.ValueType
     """The kind."""
     compute: _builtins.str
@@ -92,6 +93,8 @@ class Workload(_message.Message):
     """workspaces/{workspace}/environments/{environment}/versions/{number}"""
     command: _builtins.str
     """Shell command of a run; the path of the scoring script of a replica."""
+    cores: _builtins.int
+    """Cores that it counts as in quotas; 0 means one."""
     @_builtins.property
     def variables(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Set for the command."""
@@ -125,10 +128,11 @@ class Workload(_message.Message):
         grace: _duration_pb2.Duration | None = ...,
         timeout: _duration_pb2.Duration | None = ...,
         secrets: _abc.Iterable[_builtins.str] | None = ...,
+        cores: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "compute", b"compute", "environment", b"environment", "grace", b"grace", "inputs", b"inputs", "kind", b"kind", "secrets", b"secrets", "snapshot", b"snapshot", "timeout", b"timeout", "variables", b"variables"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "compute", b"compute", "cores", b"cores", "environment", b"environment", "grace", b"grace", "inputs", b"inputs", "kind", b"kind", "secrets", b"secrets", "snapshot", b"snapshot", "timeout", b"timeout", "variables", b"variables"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

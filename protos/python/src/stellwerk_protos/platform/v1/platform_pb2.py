@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from stellwerk_protos.access.v1 import access_pb2 as stellwerk_dot_access_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$stellwerk/platform/v1/platform.proto\x12\x15stellwerk.platform.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a stellwerk/access/v1/access.proto\"\x11\n\x0f\x44iagnoseRequest\"@\n\x10\x44iagnoseResponse\x12,\n\x06\x63hecks\x18\x01 \x03(\x0b\x32\x1c.stellwerk.platform.v1.Check\"\xb1\x01\n\x05\x43heck\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x0c\n\x04part\x18\x02 \x01(\t\x12\n\n\x02ok\x18\x03 \x01(\x08\x12\x13\n\x0b\x64uration_us\x18\x04 \x01(\x03\x12\x11\n\toperation\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\r\n\x05\x63\x61use\x18\x07 \x01(\t\x12\x0c\n\x04\x63ure\x18\x08 \x01(\t\x12(\n\x04time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\")\n\x19\x43ountWorkspaceDataRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"*\n\x1aRemoveWorkspaceDataRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xa4\x01\n\rWorkspaceData\x12@\n\x06\x63ounts\x18\x01 \x03(\x0b\x32\x30.stellwerk.platform.v1.WorkspaceData.CountsEntry\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06living\x18\x03 \x03(\t\x1a-\n\x0b\x43ountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x32\x86\x01\n\x10\x44iagnosisService\x12r\n\x08\x44iagnose\x12&.stellwerk.platform.v1.DiagnoseRequest\x1a\'.stellwerk.platform.v1.DiagnoseResponse\"\x15\xa2\xbb\x18\x11platform.diagnose2\x90\x02\n\x14WorkspaceDataService\x12z\n\x12\x43ountWorkspaceData\x12\x30.stellwerk.platform.v1.CountWorkspaceDataRequest\x1a$.stellwerk.platform.v1.WorkspaceData\"\x0c\xa2\xbb\x18\x08internal\x12|\n\x13RemoveWorkspaceData\x12\x31.stellwerk.platform.v1.RemoveWorkspaceDataRequest\x1a$.stellwerk.platform.v1.WorkspaceData\"\x0c\xa2\xbb\x18\x08internalb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$stellwerk/platform/v1/platform.proto\x12\x15stellwerk.platform.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a stellwerk/access/v1/access.proto\"\x11\n\x0f\x44iagnoseRequest\"@\n\x10\x44iagnoseResponse\x12,\n\x06\x63hecks\x18\x01 \x03(\x0b\x32\x1c.stellwerk.platform.v1.Check\"\xb1\x01\n\x05\x43heck\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x0c\n\x04part\x18\x02 \x01(\t\x12\n\n\x02ok\x18\x03 \x01(\x08\x12\x13\n\x0b\x64uration_us\x18\x04 \x01(\x03\x12\x11\n\toperation\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\r\n\x05\x63\x61use\x18\x07 \x01(\t\x12\x0c\n\x04\x63ure\x18\x08 \x01(\t\x12(\n\x04time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\")\n\x19\x43ountWorkspaceDataRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\";\n\x1aRemoveWorkspaceDataRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x62\x61ndon\x18\x02 \x01(\x08\"\xa4\x01\n\rWorkspaceData\x12@\n\x06\x63ounts\x18\x01 \x03(\x0b\x32\x30.stellwerk.platform.v1.WorkspaceData.CountsEntry\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06living\x18\x03 \x03(\t\x1a-\n\x0b\x43ountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x32\x86\x01\n\x10\x44iagnosisService\x12r\n\x08\x44iagnose\x12&.stellwerk.platform.v1.DiagnoseRequest\x1a\'.stellwerk.platform.v1.DiagnoseResponse\"\x15\xa2\xbb\x18\x11platform.diagnose2\x90\x02\n\x14WorkspaceDataService\x12z\n\x12\x43ountWorkspaceData\x12\x30.stellwerk.platform.v1.CountWorkspaceDataRequest\x1a$.stellwerk.platform.v1.WorkspaceData\"\x0c\xa2\xbb\x18\x08internal\x12|\n\x13RemoveWorkspaceData\x12\x31.stellwerk.platform.v1.RemoveWorkspaceDataRequest\x1a$.stellwerk.platform.v1.WorkspaceData\"\x0c\xa2\xbb\x18\x08internalb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,13 +50,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COUNTWORKSPACEDATAREQUEST']._serialized_start=395
   _globals['_COUNTWORKSPACEDATAREQUEST']._serialized_end=436
   _globals['_REMOVEWORKSPACEDATAREQUEST']._serialized_start=438
-  _globals['_REMOVEWORKSPACEDATAREQUEST']._serialized_end=480
-  _globals['_WORKSPACEDATA']._serialized_start=483
-  _globals['_WORKSPACEDATA']._serialized_end=647
-  _globals['_WORKSPACEDATA_COUNTSENTRY']._serialized_start=602
-  _globals['_WORKSPACEDATA_COUNTSENTRY']._serialized_end=647
-  _globals['_DIAGNOSISSERVICE']._serialized_start=650
-  _globals['_DIAGNOSISSERVICE']._serialized_end=784
-  _globals['_WORKSPACEDATASERVICE']._serialized_start=787
-  _globals['_WORKSPACEDATASERVICE']._serialized_end=1059
+  _globals['_REMOVEWORKSPACEDATAREQUEST']._serialized_end=497
+  _globals['_WORKSPACEDATA']._serialized_start=500
+  _globals['_WORKSPACEDATA']._serialized_end=664
+  _globals['_WORKSPACEDATA_COUNTSENTRY']._serialized_start=619
+  _globals['_WORKSPACEDATA_COUNTSENTRY']._serialized_end=664
+  _globals['_DIAGNOSISSERVICE']._serialized_start=667
+  _globals['_DIAGNOSISSERVICE']._serialized_end=801
+  _globals['_WORKSPACEDATASERVICE']._serialized_start=804
+  _globals['_WORKSPACEDATASERVICE']._serialized_end=1076
 # @@protoc_insertion_point(module_scope)

@@ -135,7 +135,8 @@ class WorkspaceDataServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RemoveWorkspaceData(self, request, context):
-        """Ends what lives and removes everything; repeated until nothing is left.
+        """Takes nothing new for the workspace from now on, ends what lives, and removes everything once
+        nothing lives any more. Repeated until nothing is left; the answer says what was found this time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -67,7 +67,9 @@ class WorkspaceDataServiceStub:
     CountWorkspaceData: _grpc.UnaryUnaryMultiCallable[_platform_pb2.CountWorkspaceDataRequest, _platform_pb2.WorkspaceData]
     """Counts it, and names what still lives."""
     RemoveWorkspaceData: _grpc.UnaryUnaryMultiCallable[_platform_pb2.RemoveWorkspaceDataRequest, _platform_pb2.WorkspaceData]
-    """Ends what lives and removes everything; repeated until nothing is left."""
+    """Takes nothing new for the workspace from now on, ends what lives, and removes everything once
+    nothing lives any more. Repeated until nothing is left; the answer says what was found this time.
+    """
 
 @_typing.type_check_only
 class WorkspaceDataServiceAsyncStub(WorkspaceDataServiceStub):
@@ -77,7 +79,9 @@ class WorkspaceDataServiceAsyncStub(WorkspaceDataServiceStub):
     CountWorkspaceData: _aio.UnaryUnaryMultiCallable[_platform_pb2.CountWorkspaceDataRequest, _platform_pb2.WorkspaceData]  # type: ignore[assignment]
     """Counts it, and names what still lives."""
     RemoveWorkspaceData: _aio.UnaryUnaryMultiCallable[_platform_pb2.RemoveWorkspaceDataRequest, _platform_pb2.WorkspaceData]  # type: ignore[assignment]
-    """Ends what lives and removes everything; repeated until nothing is left."""
+    """Takes nothing new for the workspace from now on, ends what lives, and removes everything once
+    nothing lives any more. Repeated until nothing is left; the answer says what was found this time.
+    """
 
 class WorkspaceDataServiceServicer(metaclass=_abc_1.ABCMeta):
     """What a service keeps of a workspace. Not offered by the gateway."""
@@ -96,6 +100,8 @@ class WorkspaceDataServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _platform_pb2.RemoveWorkspaceDataRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_platform_pb2.WorkspaceData, _abc.Awaitable[_platform_pb2.WorkspaceData]]:
-        """Ends what lives and removes everything; repeated until nothing is left."""
+        """Takes nothing new for the workspace from now on, ends what lives, and removes everything once
+        nothing lives any more. Repeated until nothing is left; the answer says what was found this time.
+        """
 
 def add_WorkspaceDataServiceServicer_to_server(servicer: WorkspaceDataServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

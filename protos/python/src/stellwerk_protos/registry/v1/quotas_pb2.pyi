@@ -64,10 +64,13 @@ class Quota(_message.Message):
     LIMITS_FIELD_NUMBER: _builtins.int
     USED_FIELD_NUMBER: _builtins.int
     BUDGET_TIME_FIELD_NUMBER: _builtins.int
+    CPU_SECONDS_BEFORE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """workspaces/{workspace}/quota"""
     revision: _builtins.int
     """Counts the changes, from 1."""
+    cpu_seconds_before: _builtins.int
+    """Seconds of CPU that the workspace had used before; they are not part of `used`."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was first set."""
@@ -98,10 +101,11 @@ class Quota(_message.Message):
         limits: Global___Limits | None = ...,
         used: Global___Limits | None = ...,
         budget_time: _timestamp_pb2.Timestamp | None = ...,
+        cpu_seconds_before: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["budget_time", b"budget_time", "create_time", b"create_time", "limits", b"limits", "update_time", b"update_time", "used", b"used"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_time", b"budget_time", "create_time", b"create_time", "limits", b"limits", "name", b"name", "revision", b"revision", "update_time", b"update_time", "used", b"used"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_time", b"budget_time", "cpu_seconds_before", b"cpu_seconds_before", "create_time", b"create_time", "limits", b"limits", "name", b"name", "revision", b"revision", "update_time", b"update_time", "used", b"used"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -55,6 +55,11 @@ class WorkspaceServiceStub:
                 request_serializer=stellwerk_dot_registry_dot_v1_dot_workspaces__pb2.DeleteWorkspaceRequest.SerializeToString,
                 response_deserializer=stellwerk_dot_registry_dot_v1_dot_workspaces__pb2.DeleteWorkspaceResponse.FromString,
                 _registered_method=True)
+        self.GetWorkspaceDeletion = channel.unary_unary(
+                '/stellwerk.registry.v1.WorkspaceService/GetWorkspaceDeletion',
+                request_serializer=stellwerk_dot_registry_dot_v1_dot_workspaces__pb2.GetWorkspaceDeletionRequest.SerializeToString,
+                response_deserializer=stellwerk_dot_registry_dot_v1_dot_workspaces__pb2.WorkspaceDeletion.FromString,
+                _registered_method=True)
         self.ListWorkspaces = channel.unary_unary(
                 '/stellwerk.registry.v1.WorkspaceService/ListWorkspaces',
                 request_serializer=stellwerk_dot_registry_dot_v1_dot_workspaces__pb2.ListWorkspacesRequest.SerializeToString,
@@ -89,7 +94,16 @@ class WorkspaceServiceServicer:
 
     def DeleteWorkspace(self, request, context):
         """Deletes a workspace with everything in it. FAILED_PRECONDITION while something lives in it,
-        unless forced. With validate_only it only counts.
+        unless forced. With validate_only it only counts. Answers once nothing new is taken in it;
+        the rest goes on by itself, see GetWorkspaceDeletion.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetWorkspaceDeletion(self, request, context):
+        """Returns what became of a deletion, to the person who asked for it and to administrators; it
+        outlasts its workspace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -124,6 +138,11 @@ def add_WorkspaceServiceServicer_to_server(servicer, server):
                     servicer.DeleteWorkspace,
                     request_deserializer=stellwerk_dot_registry_dot_v1_dot_workspaces__pb2.DeleteWorkspaceRequest.FromString,
                     response_serializer=stellwerk_dot_registry_dot_v1_dot_workspaces__pb2.DeleteWorkspaceResponse.SerializeToString,
+            ),
+            'GetWorkspaceDeletion': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetWorkspaceDeletion,
+                    request_deserializer=stellwerk_dot_registry_dot_v1_dot_workspaces__pb2.GetWorkspaceDeletionRequest.FromString,
+                    response_serializer=stellwerk_dot_registry_dot_v1_dot_workspaces__pb2.WorkspaceDeletion.SerializeToString,
             ),
             'ListWorkspaces': grpc.unary_unary_rpc_method_handler(
                     servicer.ListWorkspaces,
@@ -240,6 +259,33 @@ class WorkspaceService:
             '/stellwerk.registry.v1.WorkspaceService/DeleteWorkspace',
             stellwerk_dot_registry_dot_v1_dot_workspaces__pb2.DeleteWorkspaceRequest.SerializeToString,
             stellwerk_dot_registry_dot_v1_dot_workspaces__pb2.DeleteWorkspaceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetWorkspaceDeletion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stellwerk.registry.v1.WorkspaceService/GetWorkspaceDeletion',
+            stellwerk_dot_registry_dot_v1_dot_workspaces__pb2.GetWorkspaceDeletionRequest.SerializeToString,
+            stellwerk_dot_registry_dot_v1_dot_workspaces__pb2.WorkspaceDeletion.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,7 +41,12 @@ class WorkspaceServiceStub:
     """Changes description, tags or the default datastore. ABORTED when revision is stale."""
     DeleteWorkspace: _grpc.UnaryUnaryMultiCallable[_workspaces_pb2.DeleteWorkspaceRequest, _workspaces_pb2.DeleteWorkspaceResponse]
     """Deletes a workspace with everything in it. FAILED_PRECONDITION while something lives in it,
-    unless forced. With validate_only it only counts.
+    unless forced. With validate_only it only counts. Answers once nothing new is taken in it;
+    the rest goes on by itself, see GetWorkspaceDeletion.
+    """
+    GetWorkspaceDeletion: _grpc.UnaryUnaryMultiCallable[_workspaces_pb2.GetWorkspaceDeletionRequest, _workspaces_pb2.WorkspaceDeletion]
+    """Returns what became of a deletion, to the person who asked for it and to administrators; it
+    outlasts its workspace.
     """
     ListWorkspaces: _grpc.UnaryUnaryMultiCallable[_workspaces_pb2.ListWorkspacesRequest, _workspaces_pb2.ListWorkspacesResponse]
     """Lists the workspaces of the caller, by name; an administrator sees them all."""
@@ -59,7 +64,12 @@ class WorkspaceServiceAsyncStub(WorkspaceServiceStub):
     """Changes description, tags or the default datastore. ABORTED when revision is stale."""
     DeleteWorkspace: _aio.UnaryUnaryMultiCallable[_workspaces_pb2.DeleteWorkspaceRequest, _workspaces_pb2.DeleteWorkspaceResponse]  # type: ignore[assignment]
     """Deletes a workspace with everything in it. FAILED_PRECONDITION while something lives in it,
-    unless forced. With validate_only it only counts.
+    unless forced. With validate_only it only counts. Answers once nothing new is taken in it;
+    the rest goes on by itself, see GetWorkspaceDeletion.
+    """
+    GetWorkspaceDeletion: _aio.UnaryUnaryMultiCallable[_workspaces_pb2.GetWorkspaceDeletionRequest, _workspaces_pb2.WorkspaceDeletion]  # type: ignore[assignment]
+    """Returns what became of a deletion, to the person who asked for it and to administrators; it
+    outlasts its workspace.
     """
     ListWorkspaces: _aio.UnaryUnaryMultiCallable[_workspaces_pb2.ListWorkspacesRequest, _workspaces_pb2.ListWorkspacesResponse]  # type: ignore[assignment]
     """Lists the workspaces of the caller, by name; an administrator sees them all."""
@@ -98,7 +108,18 @@ class WorkspaceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_workspaces_pb2.DeleteWorkspaceResponse, _abc.Awaitable[_workspaces_pb2.DeleteWorkspaceResponse]]:
         """Deletes a workspace with everything in it. FAILED_PRECONDITION while something lives in it,
-        unless forced. With validate_only it only counts.
+        unless forced. With validate_only it only counts. Answers once nothing new is taken in it;
+        the rest goes on by itself, see GetWorkspaceDeletion.
+        """
+
+    @_abc_1.abstractmethod
+    def GetWorkspaceDeletion(
+        self,
+        request: _workspaces_pb2.GetWorkspaceDeletionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_workspaces_pb2.WorkspaceDeletion, _abc.Awaitable[_workspaces_pb2.WorkspaceDeletion]]:
+        """Returns what became of a deletion, to the person who asked for it and to administrators; it
+        outlasts its workspace.
         """
 
     @_abc_1.abstractmethod
