@@ -33,7 +33,7 @@ async def journal(resources: Resources) -> AsyncIterator[tuple[Collection[Worksp
         relay = Relay(database, bus)
         database.on_commit(relay.wake)
         yield workspaces, relay, bus
-        for stream in ("JOURNAL", "DEADLETTER", "REDELIVERY"):
+        for stream in ("JOURNAL", "DEADLETTER", "REDELIVERY", "ACTIVITY"):
             await bus.jetstream.delete_stream(bus.names.stream(stream))
     await database.client.drop_database(database.raw.name)
     database.close()

@@ -33,5 +33,5 @@ async def bus(servers: Servers, namespace: str) -> AsyncIterator[Bus]:
     async with Bus.connect(servers.nats_url, namespace, "test") as bus:
         await ensure_streams(bus)
         yield bus
-        for stream in ("JOURNAL", "DEADLETTER", "REDELIVERY"):
+        for stream in ("JOURNAL", "DEADLETTER", "REDELIVERY", "ACTIVITY"):
             await bus.jetstream.delete_stream(bus.names.stream(stream))

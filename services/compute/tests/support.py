@@ -292,7 +292,7 @@ async def _follow(bus: Bus) -> Journal:
 
 
 async def _forget(secrets: Secrets, bus: Bus) -> None:
-    for stream in ("JOURNAL", "DEADLETTER", "REDELIVERY"):
+    for stream in ("JOURNAL", "DEADLETTER", "REDELIVERY", "ACTIVITY"):
         await bus.jetstream.delete_stream(bus.names.stream(stream))
     async with secrets.database() as database:
         for service in ("secrets", "registry", "compute"):

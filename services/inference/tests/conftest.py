@@ -19,7 +19,7 @@ async def unstarted(servers: Servers) -> AsyncIterator[Inference]:
     await others.server.start()
     async with secrets.run(), Bus.connect(servers.nats_url, secrets.namespace, "test") as bus:
         yield Inference(secrets, bus, others)
-        for stream in ("JOURNAL", "DEADLETTER", "REDELIVERY"):
+        for stream in ("JOURNAL", "DEADLETTER", "REDELIVERY", "ACTIVITY"):
             await bus.jetstream.delete_stream(bus.names.stream(stream))
     await others.server.stop(None)
     for service in ("secrets", "inference"):

@@ -67,7 +67,7 @@ from stellwerk_runs.runs.store import RunStore
 STREAM_BYTES = 4 * 1024 * 1024
 # So that a test sees blobs go.
 GRACE_SECONDS = 2.0
-STREAMS = ("JOURNAL", "DEADLETTER", "REDELIVERY", "METRICS", "LOGS", "RECORDS")
+STREAMS = ("JOURNAL", "DEADLETTER", "REDELIVERY", "ACTIVITY", "METRICS", "LOGS", "RECORDS")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ async def telemetry_bus(servers: Servers) -> AsyncIterator[Bus]:
     async with Bus.connect(servers.nats_url, f"t{uuid.uuid4().hex[:12]}", "test") as bus:
         await ensure_streams(bus)
         yield bus
-        for stream in ("JOURNAL", "DEADLETTER", "REDELIVERY"):
+        for stream in ("JOURNAL", "DEADLETTER", "REDELIVERY", "ACTIVITY"):
             await bus.jetstream.delete_stream(bus.names.stream(stream))
 
 

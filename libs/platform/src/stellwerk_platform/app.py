@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from stellwerk_platform import telemetry
+from stellwerk_platform import activity, telemetry
 from stellwerk_platform.auth import Beyond, CallerCredentials, TokenVerifier
 from stellwerk_platform.bus import Bus, ensure_streams
 from stellwerk_platform.errors import PlatformError
@@ -38,6 +38,8 @@ class App:
         self._stop = asyncio.Event()
         self._tasks: list[asyncio.Task[Any]] = []
         self._failure: BaseException | None = None
+        self.activity = activity.Reporter(name)
+        activity.use(self.activity)
 
     async def enter(self, manager: AbstractAsyncContextManager[T]) -> T:
         """Enters a context until the process stops."""
@@ -122,6 +124,7 @@ class Service:
         relay = Relay(database, bus)
         database.on_commit(relay.wake)
         app.background(relay.run())
+        app.background(app.activity.run(bus))
         anonymous = connect(settings.secrets_address)
         app.defer(anonymous.close)
         credentials = CallerCredentials(anonymous, settings.vault_role_id, settings.vault_secret_id)

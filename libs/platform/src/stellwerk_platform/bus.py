@@ -59,6 +59,19 @@ class Names:
         return ".".join((self.namespace, *parts))
 
 
+@dataclass(frozen=True)
+class Rolling:
+    """How much a stream holds from which the oldest messages go when newer ones come."""
+
+    messages: int
+    message_bytes: int
+    age_seconds: float
+
+
+# At most some 500 MB; `telemetry` has taken it in long before.
+_ACTIVITY = Rolling(messages=250_000, message_bytes=8 * 1024, age_seconds=90 * 86_400)
+
+
 class Bus:
     """One connection to NATS, which comes back by itself."""
 
@@ -124,18 +137,29 @@ class Bus:
         """What the server takes as one message, less room for headers."""
         return int(self.client.max_payload) - _HEADER_BYTES
 
-    async def ensure_stream(self, name: str, *parts: str, work: bool = False, max_bytes: int = -1) -> None:
+    async def ensure_stream(
+        self,
+        name: str,
+        *parts: str,
+        work: bool = False,
+        max_bytes: int = -1,
+        rolling: "Rolling | None" = None,
+    ) -> None:
         """Creates or updates a stream for `<namespace>.<parts>.>`.
 
         With `work`, a message is gone once its one consumer has acknowledged it. A
-        full stream refuses new messages, so that nothing stored is ever pushed out.
+        full stream refuses new messages, so that nothing stored is ever pushed out,
+        unless it is `rolling`.
         """
         config = StreamConfig(
             name=self.names.stream(name),
             subjects=[self.names.subject(*parts, ">")],
             retention=RetentionPolicy.WORK_QUEUE if work else RetentionPolicy.LIMITS,
-            discard=DiscardPolicy.NEW,
+            discard=DiscardPolicy.NEW if rolling is None else DiscardPolicy.OLD,
             max_bytes=max_bytes,
+            max_msgs=-1 if rolling is None else rolling.messages,
+            max_msg_size=-1 if rolling is None else rolling.message_bytes,
+            max_age=0 if rolling is None else rolling.age_seconds,
             duplicate_window=_DUPLICATE_WINDOW_SECONDS,
             allow_direct=True,
         )
@@ -281,6 +305,7 @@ async def ensure_streams(bus: Bus) -> None:
     await bus.ensure_stream("JOURNAL", "journal")
     await bus.ensure_stream("DEADLETTER", "deadletter")
     await bus.ensure_stream("REDELIVERY", "redelivery", work=True)
+    await bus.ensure_stream("ACTIVITY", "activity", rolling=_ACTIVITY)
 
 
 async def _traced(message: Msg, durable: str, handler: Handler) -> None:

@@ -85,6 +85,7 @@ def permissions(namespace: str, user: str) -> dict[str, object]:
     journal = "JOURNAL" if namespace == "stellwerk" else f"JOURNAL_{namespace}"
     publish = [
         f"{namespace}.journal.*.{user}.>",
+        f"{namespace}.activity.*.{user}",
         f"{namespace}.deadletter.>",
         f"{namespace}.redelivery.>",
         *(f"{namespace}.{kind}.>" for kind in _DATA_SUBJECTS.get(user, ())),
