@@ -10,10 +10,13 @@ from services.runs.tests.support import Client, Platform, refused, submit, text
 from services.runs.tests.test_lifecycle import ended, interactive
 from stellwerk_platform.auth import StaticCredentials
 from stellwerk_platform.grpc_client import connect
+from stellwerk_platform.mongo import Database
+from stellwerk_protos.compute.v1.computes_pb2 import ALLOCATION_STATE_FAILED
 from stellwerk_protos.runs.v1 import runs_pb2 as pb
 from stellwerk_protos.runs.v1.artifacts_pb2 import CreateArtifactsRequest
 from stellwerk_protos.runs.v1.snapshots_pb2 import CreateSnapshotRequest
 from stellwerk_protos.secrets.v1.tokens_pb2 import IssueWorkloadTokenRequest
+from stellwerk_runs.runs import states
 
 
 @asynccontextmanager
@@ -97,3 +100,39 @@ async def test_a_token_that_outlives_its_run_makes_no_more_runs(platform: Platfo
 
 def _workspace(run: str) -> str:
     return run.rsplit("/runs/", 1)[0]
+
+
+async def test_what_a_script_did_not_end_ends_with_its_run(platform: Platform, client: Client) -> None:
+    workspace = await platform.workspace()
+    mine = (await platform.run(workspace)).name
+    by_hand = await client.runs.CreateRun(interactive(workspace, parent_run=mine))
+    async with workload(platform, mine) as own:
+        child = await own.runs.CreateRun(interactive(workspace, parent_run=mine))
+        deeper = await own.runs.CreateRun(interactive(workspace, parent_run=child.name))
+        placed = await own.runs.CreateRun(submit(workspace, parent_run=mine))
+    await platform.end(mine, ALLOCATION_STATE_FAILED, "failed")
+    for run in (child, deeper):
+        found = await platform.until(run.name, pb.RUN_STATE_FAILED)
+        assert found.reason.code == "PARENT_RUN_ENDED"
+        assert mine in found.reason.message
+    # These have a process of their own, whose end somebody else tells.
+    for run in (by_hand, placed):
+        found = await client.runs.GetRun(pb.GetRunRequest(name=run.name))
+        assert not states.is_terminal(found.state)
+
+
+async def test_a_child_that_outlives_its_lease_and_its_script_is_not_waited_for(
+    platform: Platform, client: Client
+) -> None:
+    workspace = await platform.workspace()
+    mine = (await platform.run(workspace)).name
+    async with workload(platform, mine) as own:
+        child = await own.runs.CreateRun(interactive(workspace, parent_run=mine))
+    database = Database(platform.settings.mongodb_uri, platform.settings.namespace, "runs")
+    # As if the service had died between the two ends.
+    await database.raw["runs"].update_one({"_id": mine}, {"$set": {"state": "RUN_STATE_CANCELED"}})
+    begin = child.create_time.ToDatetime()
+    await database.raw["run_leases"].update_one({"_id": child.name}, {"$set": {"expire_time": begin}})
+    found = await platform.until(child.name, pb.RUN_STATE_CANCELED)
+    assert mine in found.reason.message
+    database.close()

@@ -1,4 +1,4 @@
-"""Ships the write-ahead files of a folder to their run, from a process that is no agent.
+"""Ships the write-ahead files and logs of a folder to their run, from a process that is no agent.
 
 What an agent does for the runs of its node, a thread of the SDK does for interactive runs: a stream
 that comes back after every break and sends again what was not acknowledged.
@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 
 from stellwerk._async.core import AsyncCore
-from stellwerk.shipping import MetricFolder, Position, Tail, append_request
+from stellwerk.shipping import MetricFolder, Position, Tail, TextFolder, append_request
 from stellwerk_protos.runs.v1 import ingest_pb2, ingest_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Delivery:
     def __init__(self, core: AsyncCore, run: str, folder: Path) -> None:
         self._core = core
         self._run = run
-        self._folder = MetricFolder(folder)
+        self._folders = (MetricFolder(folder), TextFolder(folder))
         self._stub = ingest_pb2_grpc.IngestServiceStub(core.channel)
         self._changed = asyncio.Event()
         self._finishing = False
@@ -98,15 +98,18 @@ class Delivery:
             watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watch
-            for tail in self._folder.tails():
+            for tail in self._tails():
                 tail.rewind()
                 tail.save()
-        return self._finishing and not any(tail.has_more() and tail.peek() for tail in self._folder.tails())
+        return self._finishing and not any(tail.has_more() and tail.peek() for tail in self._tails())
+
+    def _tails(self) -> list[Tail[Any]]:
+        return [tail for folder in self._folders for tail in folder.tails()]
 
     async def _requests(self, connection: _Connection) -> AsyncIterator[ingest_pb2.AppendRequest]:
         while not connection.is_over:
             finishing, sent = self._finishing, False
-            for tail in list(self._folder.tails()):
+            for tail in self._tails():
                 while len(connection.pending) >= _WINDOW and not connection.is_over:
                     await self._wait()
                 # In a thread: a large file must not hold up the leases.

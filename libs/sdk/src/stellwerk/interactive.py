@@ -98,7 +98,7 @@ class InteractiveRun(Recorder):
         core = Core(self._settings)
         try:
             self.message = self._create(core)
-            self._home = Folder.create(self.message.name, self._settings.grpc_address)
+            self._home = Folder.create(self.message.name, self._settings)
         except BaseException:
             core.close()
             raise
@@ -208,9 +208,11 @@ class InteractiveRun(Recorder):
             for task in (self._shipping, self._renewing):
                 if task is not None:
                     task.cancel()
+        later = f"It is kept in {home.path}; deliver it with: stellwerk run ship {home.path}"
+        if self._settings.token_file is not None:
+            later = "The agent delivers it when the command has ended."
         print(
-            f"stellwerk: what {self.id} logged is not all with the platform ({failure}). It is kept in "
-            f"{home.path}; deliver it with: stellwerk run ship {home.path}",
+            f"stellwerk: what {self.id} logged is not all with the platform ({failure}). {later}",
             file=sys.stderr,
         )
         return False

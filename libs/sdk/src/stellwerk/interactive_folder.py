@@ -1,7 +1,9 @@
 """The folder of an interactive run on the machine where it was started.
 
 `run.json` says which run it is and how it ended, `lock` is held while its process lives (so that
-nobody ships what is still being written), `*.wal` hold what was logged and `outputs/` its files.
+nobody ships what is still being written), `*.wal` hold what was logged, `logs/` its logs and `outputs/`
+its files. A run that a script makes with the token of its own run has its folder beside that run's
+write-ahead files, where the agent finds it and delivers it when the command has ended.
 """
 
 import contextlib
@@ -18,11 +20,12 @@ from stellwerk._async.core import AsyncCore
 from stellwerk._async.run import AsyncRun
 from stellwerk.delivery import deliver
 from stellwerk.errors import StellwerkError, invalid
-from stellwerk.settings import default_data_dir
+from stellwerk.settings import Settings, default_data_dir
 from stellwerk_protos.common.v1 import common_pb2
 from stellwerk_protos.runs.v1 import runs_pb2, runs_pb2_grpc
 
 _LEFTOVERS = 100
+CHILDREN = "children"
 
 
 class Folder:
@@ -45,16 +48,16 @@ class Folder:
         self.grpc_address = ""
 
     @classmethod
-    def create(cls, run: str, grpc_address: str) -> "Folder":
-        """A new folder below the data folder of the user."""
-        parent = interactive_dir()
+    def create(cls, run: str, settings: Settings) -> "Folder":
+        """A new folder where those of these settings are."""
+        parent = interactive_dir(settings)
         parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = parent / run.rsplit("/", 1)[-1]
         if path.exists():
             path = path.with_name(f"{path.name}-{secrets.token_hex(4)}")
         path.mkdir(mode=0o700)
         folder = cls(path)
-        folder.finish.name, folder.grpc_address = run, grpc_address
+        folder.finish.name, folder.grpc_address = run, settings.grpc_address
         folder._save()
         return folder
 
@@ -97,8 +100,11 @@ class Folder:
         shutil.rmtree(self.path, ignore_errors=True)
 
 
-def interactive_dir() -> Path:
-    """Where the folders are."""
+def interactive_dir(settings: Settings | None = None) -> Path:
+    """Where the folders are: the user's, or those of the run with whose token this process acts."""
+    within = os.environ.get("STELLWERK_METRICS_DIR", "")
+    if settings is not None and settings.token_file is not None and within:
+        return Path(within) / CHILDREN
     return default_data_dir() / "interactive"
 
 
@@ -142,7 +148,7 @@ async def ship(core: AsyncCore, path: Path) -> runs_pb2.Run:
 
 async def deliver_leftovers(core: AsyncCore) -> None:
     """Ships what earlier processes of this user left for the same platform; what fails stays."""
-    for path in sorted(interactive_dir().glob("*/run.json"))[:_LEFTOVERS]:
+    for path in sorted(interactive_dir(core.settings).glob("*/run.json"))[:_LEFTOVERS]:
         with contextlib.suppress(StellwerkError, OSError):
             if json.loads(path.read_text()).get("grpc_address") == core.settings.grpc_address:
                 await ship(core, path.parent)

@@ -3,6 +3,8 @@
 Whether an id is valid is the services' decision; here it is only put in its place.
 """
 
+import hashlib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,3 +63,15 @@ def place(files: Iterable["common_pb2.File"], path: Path, target: str) -> None:
     is_file = path.is_file()
     for file in files:
         file.path = (target or file.path) if is_file else f"{target}/{file.path}".lstrip("/")
+
+
+def portable(path: str) -> str:
+    """The path as the platform may store it: names that are no UTF-8, or hold control characters or
+    backslashes, are replaced and marked with a digest, so that two of them stay two."""
+    return "/".join(_portable_name(name) for name in path.split("/"))
+
+
+def _portable_name(name: str) -> str:
+    raw = os.fsencode(name)
+    text = "".join("_" if c in "\\\x7f" or c < " " else c for c in raw.decode(errors="replace"))
+    return text if text == name else f"{text}~{hashlib.sha256(raw).hexdigest()[:8]}"

@@ -30,7 +30,7 @@ class Recorder:
     """Logs for one run from this process. Any thread may call it, and forked children too."""
 
     def __init__(self, folder: Path, root: Path | None = None) -> None:
-        """`folder` takes the write-ahead files; `root` is what holds `outputs` (here unless given)."""
+        """`folder` takes the write-ahead files; `root` holds `outputs` and `logs` (here unless given)."""
         self._folder = folder
         self._root = root or Path()
         self._lock = threading.Lock()
@@ -51,6 +51,13 @@ class Recorder:
     def outputs(self) -> Path:
         """The folder whose files are kept with the run."""
         path = self._root / "outputs"
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    @property
+    def logs(self) -> Path:
+        """The folder whose files are followed as logs of the run while they grow."""
+        path = self._root / "logs"
         path.mkdir(parents=True, exist_ok=True)
         return path
 

@@ -47,8 +47,9 @@ class RunContext(Recorder):
         return Path(path)
 
     def child(self, name: str = "", *, display_name: str = "") -> "InteractiveRun":
-        """A run below this one, for a `with` block: one fold, one trial, one worker.
+        """A run below this one, for a `with` block: one fold, one trial, one worker. Children have children.
 
+        What it logs survives the death of the script; the agent then delivers it and ends the child.
         Needs the network and the package `stellwerk` in the environment (`ImportError` otherwise).
         """
         try:

@@ -15,6 +15,7 @@ from stellwerk.errors import StellwerkError
 
 CONFIG_PATH = Path(".stellwerk") / "config.json"
 CONFIG_KEYS = ("workspace", "grpc_address", "gateway_url")
+_TOKEN_FILE = "STELLWERK_TOKEN_FILE"
 _VARIABLES = {
     "workspace": "STELLWERK_WORKSPACE",
     "grpc_address": "STELLWERK_GRPC_ADDRESS",
@@ -46,6 +47,8 @@ class Settings:
     origins: Mapping[str, str]
     # As it was named explicitly.
     data_dir: Path | None = None
+    # Where the key is the token of the run that this process belongs to: its agent renews the file.
+    token_file: Path | None = None
 
 
 def default_data_dir(environment: Mapping[str, str] = os.environ) -> Path:
@@ -103,7 +106,10 @@ def resolve(
         values[key], origins[key] = value, origin
     values["workspace"] = values["workspace"].removeprefix("workspaces/")
     api_key, origins["api_key"] = _api_key(flags, environment, stack)
-    return Settings(**values, api_key=api_key, origins=origins, data_dir=flags.data_dir)
+    token_file = Path(environment[_TOKEN_FILE]) if origins["api_key"] == _TOKEN_FILE else None
+    return Settings(
+        **values, api_key=api_key, origins=origins, data_dir=flags.data_dir, token_file=token_file
+    )
 
 
 def _api_key(flags: Flags, environment: Mapping[str, str], stack: Mapping[str, object]) -> tuple[str, str]:
@@ -112,7 +118,7 @@ def _api_key(flags: Flags, environment: Mapping[str, str], stack: Mapping[str, o
     files = [
         ("flag", flags.api_key_file),
         ("STELLWERK_API_KEY_FILE", environment.get("STELLWERK_API_KEY_FILE")),
-        ("STELLWERK_TOKEN_FILE", environment.get("STELLWERK_TOKEN_FILE")),
+        (_TOKEN_FILE, environment.get(_TOKEN_FILE)),
         (str(owner), owner if isinstance(owner, str) else None),
     ]
     if flags.data_dir:

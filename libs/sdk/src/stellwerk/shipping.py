@@ -5,9 +5,12 @@ whoever ships next goes on there; what was sent and not acknowledged is sent aga
 with the same sequence numbers, and stored once.
 """
 
+import hashlib
 import json
 import logging
 import os
+import stat
+import time
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +18,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from stellwerk import wal
+from stellwerk.names import portable
 from stellwerk.wal_columns import Column, Reader
 from stellwerk_protos.runs.v1 import ingest_pb2
 
@@ -22,6 +26,8 @@ log = logging.getLogger(__name__)
 LOG_CHUNK_BYTES = 256 * 1024
 _MAXIMUM_NAME_CHARACTERS = 500
 _POSITION_SUFFIX = ".position"
+# `runs` takes 1,000 logs of a run.
+_MOST_LOGS = 900
 P = TypeVar("P")
 
 
@@ -72,9 +78,9 @@ class Batch(Generic[P]):
 class Tail(Generic[P]):
     """Follows one file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, position_path: Path | None = None) -> None:
         self.path = path
-        self._position_path = path.with_name(path.name + _POSITION_SUFFIX)
+        self._position_path = position_path or path.with_name(path.name + _POSITION_SUFFIX)
         self.acknowledged = Position.load(self._position_path)
         self._read = self._saved = self.acknowledged
 
@@ -122,8 +128,8 @@ class Tail(Generic[P]):
 class LogTail(Tail[ingest_pb2.LogChunk]):
     """Follows a log file; `log` is its path within the run."""
 
-    def __init__(self, path: Path, log_path: str) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path, log_path: str, position_path: Path | None = None) -> None:
+        super().__init__(path, position_path)
         self._log_path = log_path
 
     def _next(self, start: Position) -> Batch[ingest_pb2.LogChunk] | None:
@@ -135,7 +141,8 @@ class LogTail(Tail[ingest_pb2.LogChunk]):
             return None
         if not data:
             return None
-        chunk = ingest_pb2.LogChunk(log=self._log_path, offset=start.offset, data=data)
+        now_ms = time.time_ns() // 1_000_000
+        chunk = ingest_pb2.LogChunk(log=self._log_path, offset=start.offset, data=data, time=now_ms)
         return Batch(chunk, Position(start.offset + len(data)))
 
 
@@ -242,3 +249,34 @@ class MetricFolder:
             if path.name not in self._tails:
                 self._tails[path.name] = MetricTail(path)
         yield from self._tails.values()
+
+
+class TextFolder:
+    """The logs of a run outside every compute: each file below `logs`, which only ever grows."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._tails: dict[str, LogTail] = {}
+
+    def tails(self) -> Iterator[LogTail]:
+        """A tail for each file, by path; more than 900 are not followed."""
+        for parent, folders, names in os.walk(self._folder / "logs"):
+            folders.sort()
+            for path in (Path(parent, name) for name in sorted(names)):
+                log_path = portable(path.relative_to(self._folder).as_posix())
+                if log_path not in self._tails and len(self._tails) < _MOST_LOGS and _is_regular(path):
+                    self._tails[log_path] = LogTail(path, log_path, self._position_path(log_path))
+        yield from self._tails.values()
+
+    def _position_path(self, log_path: str) -> Path:
+        """Outside of `logs`, so that nothing foreign appears beside the script's files."""
+        folder = self._folder / "positions"
+        folder.mkdir(exist_ok=True)
+        return folder / hashlib.sha256(log_path.encode()).hexdigest()[:32]
+
+
+def _is_regular(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except OSError:
+        return False

@@ -2,13 +2,13 @@
 
 import errno
 import fcntl
-import hashlib
 import os
 import shutil
 import stat
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
+from stellwerk.names import portable as portable
 from stellwerk_agent.failure import StepFailed
 from stellwerk_protos.common.v1 import common_pb2
 
@@ -23,18 +23,6 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o600) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-
-
-def portable(path: str) -> str:
-    """The path as the platform may store it: names that are no UTF-8, or hold control characters or
-    backslashes, are replaced and marked with a digest, so that two of them stay two."""
-    return "/".join(_portable_name(name) for name in path.split("/"))
-
-
-def _portable_name(name: str) -> str:
-    raw = os.fsencode(name)
-    text = "".join("_" if c in "\\\x7f" or c < " " else c for c in raw.decode(errors="replace"))
-    return text if text == name else f"{text}~{hashlib.sha256(raw).hexdigest()[:8]}"
 
 
 def check_paths(files: Iterable[common_pb2.File]) -> None:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict
 
 from stellwerk.shipping import MetricFolder
+from stellwerk_agent import children
 from stellwerk_agent.command import Exit
 from stellwerk_agent.environments import Environment, clean_environment
 from stellwerk_agent.failure import StepFailed
@@ -169,7 +170,8 @@ class RunWorker(Worker):
         message = "Collecting the outputs."
         async with self.phase("collect_outputs", FINALIZING, "COLLECTING_OUTPUTS", message) as phase:
             try:
-                phase.note = await outputs.collect()
+                left = await children.deliver(self.folder, self.node.settings.grpc_address)
+                phase.note = "; ".join(filter(None, (await outputs.collect(), left)))
                 failpoints.hit("agent.collected")
             except StepFailed as failure:
                 # How the command ended matters more, unless it was well.

@@ -60,7 +60,7 @@ async def compose(app: App, settings: RunsSettings) -> None:
     await changes.open()
     streams = Streams(bus, runs, changes)
     await streams.open(settings.stream_bytes)
-    app.background(Allocations(bus, runs).run())
+    app.background(Allocations(bus, runs, leases).run())
     app.background(LeaseJudge(leases).run())
     app.background(trees.run())
     app.background(Projector(ingest, metrics, runs.search).run())

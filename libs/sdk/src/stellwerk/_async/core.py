@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import contextlib
 import os
 import tempfile
 import time
@@ -51,7 +52,7 @@ class AsyncCore:
         self.settings = require(settings)
         local = settings.grpc_address.startswith(_LOOPBACK)
         self.channel = grpc.aio.insecure_channel(settings.grpc_address, options=_options(local))
-        self._authorization = ("authorization", f"Bearer {settings.api_key}")
+        self._api_key, self._key_mtime_ns = settings.api_key, 0
         self._http = httpx.AsyncClient(
             timeout=httpx.Timeout(60.0, connect=5.0),
             trust_env=not local,
@@ -59,6 +60,17 @@ class AsyncCore:
         )
         self._blobs = blobs_pb2_grpc.BlobServiceStub(self.channel)
         self._connected = False
+
+    @property
+    def _authorization(self) -> tuple[str, str]:
+        """What each request shows. The token of a run lives a day, and its agent writes the next one."""
+        if self.settings.token_file is not None:
+            with contextlib.suppress(OSError):
+                modified_ns = self.settings.token_file.stat().st_mtime_ns
+                if modified_ns != self._key_mtime_ns:
+                    self._api_key = self.settings.token_file.read_text().strip() or self._api_key
+                    self._key_mtime_ns = modified_ns
+        return "authorization", f"Bearer {self._api_key}"
 
     async def close(self) -> None:
         """Ends all connections."""
@@ -84,8 +96,8 @@ class AsyncCore:
             DEADLINE_SECONDS + DEADLINE_SECONDS_PER_FILE * (files or _files(request)),
         )
         with tracing.client_span(_span_name(method, request)) as (traceparent, trace_id):
-            metadata = (self._authorization, ("traceparent", traceparent))
             while True:
+                metadata = (self._authorization, ("traceparent", traceparent))
                 left = began + limit - time.monotonic()
                 try:
                     answer = await method(request, timeout=max(left, 0.1), metadata=metadata)
@@ -107,9 +119,9 @@ class AsyncCore:
         """
         began = time.monotonic()
         with tracing.client_span(_span_name(method, request)) as (traceparent, trace_id):
-            metadata = (self._authorization, ("traceparent", traceparent))
+            trace = ("traceparent", traceparent)
         while True:
-            call = method(request, metadata=metadata)
+            call = method(request, metadata=(self._authorization, trace))
             try:
                 async for answer in call:
                     self._connected = True

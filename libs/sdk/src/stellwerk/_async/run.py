@@ -183,14 +183,22 @@ class AsyncRun(AsyncReading):
         self.message = await self._core.call(stub.RestoreRun, runs_pb2.RestoreRunRequest(name=self.name))
         return self
 
-    async def children(self) -> Sequence["AsyncRun"]:
-        """The runs directly below this one, newest first."""
+    async def children(self, *, deep: bool = False) -> Sequence["AsyncRun"]:
+        """The runs directly below this one, newest first; with `deep` each is followed by those below it."""
         stub = runs_pb2_grpc.RunServiceStub(self._core.channel)
-        request = runs_pb2.ListRunsRequest(
-            parent=self._workspace, parent_run=self.name, include_archived=True
-        )
-        pages = await self._core.pages(stub.ListRuns, request)
-        return [AsyncRun(self._core, run) for page in pages for run in page.runs]
+        found: list[AsyncRun] = []
+        waiting = [self.name]
+        while waiting:
+            above = waiting.pop()
+            request = runs_pb2.ListRunsRequest(
+                parent=self._workspace, parent_run=above, include_archived=True
+            )
+            pages = await self._core.pages(stub.ListRuns, request)
+            below = [AsyncRun(self._core, run) for page in pages for run in page.runs]
+            at = next((i for i, run in enumerate(found) if run.name == above), -1) + 1
+            found[at:at] = below
+            waiting += [run.name for run in below if deep]
+        return found
 
     async def resubmit(
         self,

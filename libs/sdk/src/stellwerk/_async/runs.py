@@ -73,9 +73,14 @@ class AsyncRuns:
         those is made, called `environment` or else like the experiment, which is the folder's name
         unless given; with neither the command has Python and its standard library. `inputs` maps
         names to datasets (`digits:1`) or models (`models/digits:1`). `timeout_seconds` is the wall time
-        after which the command is stopped. `parent` is the run that this one is a part of.
+        after which the command is stopped. `parent` is the run that this one is a part of, and whose
+        experiment it has unless another one is named.
         """
         folder = Path(code)
+        above = "" if parent is None else names.run(self._parent, parent)
+        if above and not experiment:
+            found = await self._core.call(self._stub.GetRun, runs_pb2.GetRunRequest(name=above))
+            experiment = found.experiment
         experiment = experiment or _experiment(folder)
         snapshot = await create_snapshot(self._core, self._parent, folder)
         run_inputs = [
@@ -85,7 +90,7 @@ class AsyncRuns:
         if packages:
             environment = (
                 await self._environments.create_version(
-                    environment or _experiment(Path(experiment)).lower()[:63],
+                    environment or _experiment(Path(names.last(experiment))).lower()[:63],
                     packages=packages,
                     python_version=python_version,
                 )
@@ -106,8 +111,7 @@ class AsyncRuns:
             variables=variables,
             git=runs_pb2.GitInfo(**await self._core.git(folder, self._parent)),
         )
-        if parent is not None:
-            request.parent_run = names.run(self._parent, parent)
+        request.parent_run = above
         if timeout_seconds is not None:
             request.timeout.CopyFrom(_duration(timeout_seconds))
         if grace_seconds is not None:

@@ -184,14 +184,22 @@ class Run(Reading):
         self.message = self._core.call(stub.RestoreRun, runs_pb2.RestoreRunRequest(name=self.name))
         return self
 
-    def children(self) -> Sequence["Run"]:
-        """The runs directly below this one, newest first."""
+    def children(self, *, deep: bool = False) -> Sequence["Run"]:
+        """The runs directly below this one, newest first; with `deep` each is followed by those below it."""
         stub = runs_pb2_grpc.RunServiceStub(self._core.channel)
-        request = runs_pb2.ListRunsRequest(
-            parent=self._workspace, parent_run=self.name, include_archived=True
-        )
-        pages = self._core.pages(stub.ListRuns, request)
-        return [Run(self._core, run) for page in pages for run in page.runs]
+        found: list[Run] = []
+        waiting = [self.name]
+        while waiting:
+            above = waiting.pop()
+            request = runs_pb2.ListRunsRequest(
+                parent=self._workspace, parent_run=above, include_archived=True
+            )
+            pages = self._core.pages(stub.ListRuns, request)
+            below = [Run(self._core, run) for page in pages for run in page.runs]
+            at = next((i for i, run in enumerate(found) if run.name == above), -1) + 1
+            found[at:at] = below
+            waiting += [run.name for run in below if deep]
+        return found
 
     def resubmit(
         self,

@@ -74,9 +74,14 @@ class Runs:
         those is made, called `environment` or else like the experiment, which is the folder's name
         unless given; with neither the command has Python and its standard library. `inputs` maps
         names to datasets (`digits:1`) or models (`models/digits:1`). `timeout_seconds` is the wall time
-        after which the command is stopped. `parent` is the run that this one is a part of.
+        after which the command is stopped. `parent` is the run that this one is a part of, and whose
+        experiment it has unless another one is named.
         """
         folder = Path(code)
+        above = "" if parent is None else names.run(self._parent, parent)
+        if above and not experiment:
+            found = self._core.call(self._stub.GetRun, runs_pb2.GetRunRequest(name=above))
+            experiment = found.experiment
         experiment = experiment or _experiment(folder)
         snapshot = create_snapshot(self._core, self._parent, folder)
         run_inputs = [
@@ -86,7 +91,7 @@ class Runs:
         if packages:
             environment = (
                 self._environments.create_version(
-                    environment or _experiment(Path(experiment)).lower()[:63],
+                    environment or _experiment(Path(names.last(experiment))).lower()[:63],
                     packages=packages,
                     python_version=python_version,
                 )
@@ -107,8 +112,7 @@ class Runs:
             variables=variables,
             git=runs_pb2.GitInfo(**self._core.git(folder, self._parent)),
         )
-        if parent is not None:
-            request.parent_run = names.run(self._parent, parent)
+        request.parent_run = above
         if timeout_seconds is not None:
             request.timeout.CopyFrom(_duration(timeout_seconds))
         if grace_seconds is not None:

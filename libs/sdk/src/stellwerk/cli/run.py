@@ -1,7 +1,7 @@
 """`stellwerk run`: submit, follow, read."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,8 +138,10 @@ def list_(session: Session, experiment: str, archived: bool, limit: int) -> None
     show_runs(session, (item.message for item in found))
 
 
-def show_runs(session: Session, found: Iterable["runs_pb2.Run"]) -> None:
-    """Runs as a table, or as an array."""
+def show_runs(
+    session: Session, found: Iterable["runs_pb2.Run"], depths: Mapping[str, int] | None = None
+) -> None:
+    """Runs as a table, indented by their depths, or as an array."""
     from stellwerk import states
 
     output.listing(
@@ -147,7 +149,7 @@ def show_runs(session: Session, found: Iterable["runs_pb2.Run"]) -> None:
         session.json,
         ("RUN", "STATE", "EXPERIMENT", "CREATED", "REASON"),
         lambda item: (
-            names.last(item.name),
+            "  " * (depths or {}).get(item.name, 0) + names.last(item.name),
             states.run(item),
             names.last(item.experiment),
             output.when(item.create_time),

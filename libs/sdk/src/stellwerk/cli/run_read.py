@@ -66,12 +66,17 @@ def compare(session: Session, runs: tuple[str, ...], include_equal: bool) -> Non
     output.table(header, [(row.group, row.key, *row.values) for row in found.rows])
 
 
-@run.command("children", example="stellwerk run children RUN")
+@run.command("children", example="stellwerk run children RUN --deep")
 @click.argument("name", metavar="RUN")
-def children(session: Session, name: str) -> None:
+@click.option("--deep", is_flag=True, help="Show the runs below those too, as a tree.")
+def children(session: Session, name: str, deep: bool) -> None:
     """List the runs directly below a run."""
-    found = session.workspace().runs.get(name).children()
-    show_runs(session, (item.message for item in found))
+    above = session.workspace().runs.get(name)
+    found = above.children(deep=deep)
+    depths = {above.name: -1}
+    for item in found:
+        depths[item.name] = depths[item.message.parent_run] + 1
+    show_runs(session, (item.message for item in found), depths)
 
 
 @run.command("records", example="stellwerk run records RUN confusion")

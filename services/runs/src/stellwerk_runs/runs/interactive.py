@@ -3,6 +3,8 @@
 Pure functions on the proto message, beside `states.py`.
 """
 
+from dataclasses import replace
+
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from stellwerk_platform.errors import FailedPrecondition, InvalidArgument
@@ -69,6 +71,23 @@ def give_up(run: Run, moment: Timestamp) -> Fact | None:
         cure="End a run with run.complete() or run.fail(), or use `with ws.start_run()`.",
     )
     return end(run, pb.RUN_STATE_FAILED, reason, moment)
+
+
+def left_behind(run: Run, above: Run, cause: str, moment: Timestamp) -> Fact | None:
+    """The process of `above`, which had this run in it, is gone; its agent would have delivered the rest."""
+    if states.is_terminal(run.state):
+        return None
+    text = f"{above.name}, whose script this run was a part of, is {states.verb(above.state)}"
+    if run.state == pb.RUN_STATE_CANCEL_REQUESTED or above.state == pb.RUN_STATE_CANCELED:
+        fact = end(run, pb.RUN_STATE_CANCELED, Reason(code="CANCELED", message=f"{text}."), moment)
+    else:
+        reason = Reason(
+            code="PARENT_RUN_ENDED",
+            message=f"{text} and did not say how this one ended.",
+            cure="Use `with run.child() as child:`, or call child.complete() or child.fail().",
+        )
+        fact = end(run, pb.RUN_STATE_FAILED, reason, moment)
+    return replace(fact, cause=cause)
 
 
 def revive(run: Run, moment: Timestamp) -> Fact | None:

@@ -72,6 +72,17 @@ class LeaseStore:
 
         return await self._database.commit(work)
 
+    async def end_within(self, above: Run, cause: str) -> None:
+        """Ends the interactive runs that the script of `above`, which has ended, left unfinished."""
+        while left := await self._runs.interactive_of(above.name):
+            for name in left:
+                moment = now()
+                await self.finish(
+                    name,
+                    lambda run, at=moment: interactive.left_behind(run, above, cause, at),  # type: ignore[misc]
+                )
+                log.info("%s ended with %s", name, above.name)
+
     async def expired(self) -> list[str]:
         """Runs whose lease is over, the longest ago first."""
         found = self._leases.find({_EXPIRY: {"$lte": datetime.now(UTC)}}, {"_id": 1})
@@ -99,7 +110,11 @@ class LeaseStore:
                 return False
             lost, moment = bool(lease.get("lost")), now()
 
+            above = await self._runs.script_of(name)
+
             def judge(run: Run) -> Fact | None:
+                if above is not None and states.is_terminal(above.state):
+                    return interactive.left_behind(run, above, "", moment)
                 if lost:
                     return interactive.give_up(run, moment)
                 return interactive.silence(run, self.seconds, moment)

@@ -12,7 +12,7 @@ from stellwerk_platform.documents import from_document, now
 from stellwerk_platform.errors import AlreadyExists, NotFound
 from stellwerk_platform.journal import Fact
 from stellwerk_platform.mongo import Collection, Database, Transaction, missing
-from stellwerk_protos.runs.v1.runs_pb2 import Experiment, Run, RunState
+from stellwerk_protos.runs.v1.runs_pb2 import RUN_KIND_INTERACTIVE, Experiment, Run, RunKind, RunState
 from stellwerk_runs.runs import annotations, domain, states
 from stellwerk_runs.search.store import SearchStore
 
@@ -21,6 +21,8 @@ _KNOWN = 100_000
 # Beside the message: how deep in its tree a run is (absent at the top), and how many were made its children.
 _DEPTH = "depth"
 _CHILDREN = "children"
+_INTERACTIVE = RunKind.Name(RUN_KIND_INTERACTIVE)
+_TERMINAL = [RunState.Name(state) for state in RunState.values() if state in states.TERMINAL]
 Beside = Callable[[Transaction, Run], Awaitable[None]]
 
 
@@ -37,6 +39,10 @@ class Runs(Collection[Run]):
                 IndexModel([("workspace", ASCENDING), *newest]),
                 IndexModel([("experiment", ASCENDING), *newest]),
                 IndexModel([("parent_run", ASCENDING), *newest]),
+                IndexModel(
+                    [("creator", ASCENDING), ("state", ASCENDING)],
+                    partialFilterExpression={"kind": _INTERACTIVE},
+                ),
             ],
             extra=lambda run: {"workspace": names.workspace_of(run.name)},
         )
@@ -184,6 +190,17 @@ class RunStore:
     def forget(self, name: str) -> None:
         """Says that the run is gone."""
         self._known.discard(name)
+
+    async def interactive_of(self, creator: str) -> list[str]:
+        """Up to 100 interactive runs that `creator` made and that have not ended."""
+        where = {"creator": creator, "kind": _INTERACTIVE, "state": {"$nin": _TERMINAL}}
+        return [found["_id"] for found in await self.runs.raw.find(where, {"_id": 1}).to_list(100)]
+
+    async def script_of(self, name: str) -> Run | None:
+        """The run in whose script an interactive run was made; None for one that a person made."""
+        document = await self.runs.raw.find_one({"_id": name}, {"creator": 1})
+        creator = str(document.get("creator", "")) if document else ""
+        return await self.runs.find(creator) if "/runs/" in creator else None
 
     async def is_over(self, name: str) -> bool:
         """Whether the run is in a terminal state; raises `NotFound`."""

@@ -1,0 +1,114 @@
+"""Runs that a script on a compute makes below its own, and what becomes of them when it dies."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stellwerk import Client, Workspace
+from tests.system.support import Cli
+
+pytestmark = pytest.mark.timeout(180)
+WORKSPACE = "children"
+# The environment of the script has no packages: it takes those of this test.
+PACKAGES = ":".join(path for path in sys.path if path.endswith(("site-packages", "/src")))
+SCRIPT = """
+import os, signal
+import stellwerk
+
+run = stellwerk.current_run()
+run.log("loss", 1.0)
+with run.child("fold", display_name="fold 1") as fold:
+    for step in range(3_000):
+        fold.log("loss", 1 / (step + 1), step)
+    (fold.logs / "fold.txt").write_text("the fold's own log\\n")
+    with fold.child("trial") as trial:
+        trial.log_param("rate", 0.1)
+        trial.log("accuracy", 0.9)
+        (trial.logs / "trial.txt").write_text("the trial's own log\\n")
+        (trial.outputs / "model.bin").write_bytes(b"model")
+"""
+KILLED = """
+import os, signal
+import stellwerk
+
+run = stellwerk.current_run()
+child = run.child("killed").start()
+below = child.child("below").start()
+child._core.close()  # nothing more is shipped: as with a network that is away
+below._core.close()
+for step in range(2_000):
+    child.log("loss", float(step))
+    below.log("loss", float(step))
+(below.logs / "last.txt").write_text("last words\\n")
+(below.outputs / "half.bin").write_bytes(b"half")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture(scope="module")
+def cli(stack: dict[str, Any]) -> Cli:
+    cli = Cli.of(stack, WORKSPACE)
+    cli.ok("workspace", "create", WORKSPACE)
+    return cli
+
+
+@pytest.fixture(scope="module")
+def workspace(cli: Cli) -> Iterator[Workspace]:
+    with Client(
+        grpc_address=cli.environment["STELLWERK_GRPC_ADDRESS"],
+        gateway_url=cli.environment["STELLWERK_GATEWAY_URL"],
+        api_key=Path(cli.environment["STELLWERK_API_KEY_FILE"]).read_text().strip(),
+    ) as client:
+        yield client.workspace(WORKSPACE)
+
+
+def submit(workspace: Workspace, folder: Path, script: str) -> Any:
+    """The script's run, when it is over."""
+    (folder / "train.py").write_text(script)
+    return workspace.runs.submit(
+        "python train.py", code=folder, experiment="folds", variables={"PYTHONPATH": PACKAGES}
+    ).wait()
+
+
+def test_a_script_makes_a_child_of_a_child(workspace: Workspace, cli: Cli, tmp_path: Path) -> None:
+    top = submit(workspace, tmp_path, SCRIPT)
+    assert top.state == "Completed", (top.message.reason, "".join(top.log()))
+    fold, trial = top.children(deep=True)
+    assert [(run.id, run.state) for run in (fold, trial)] == [("fold", "Completed"), ("trial", "Completed")]
+    assert (fold.message.parent_run, trial.message.parent_run) == (top.name, fold.name)
+    assert {run.message.root_run for run in (fold, trial)} == {top.name}
+    assert {run.message.experiment for run in (fold, trial)} == {top.message.experiment}
+    assert [metric.count for metric in fold.metrics()] == [3_000]
+    assert "".join(fold.log(log="logs/fold.txt")) == "the fold's own log\n"
+    assert "".join(trial.log(log="logs/trial.txt")) == "the trial's own log\n"
+    assert [file.path for file in trial.artifacts()] == ["outputs/model.bin"]
+    assert dict(trial.refresh().message.params) == {"rate": "0.1"}
+    listed = cli.ok("run", "children", top.id, "--deep").splitlines()
+    assert [line.split("  Completed")[0].rstrip() for line in listed[1:]] == ["fold", "  trial"]
+    assert top.name in cli.ok("why", trial.id)
+
+
+def test_what_a_killed_script_left_is_delivered_and_its_children_end(
+    workspace: Workspace, cli: Cli, tmp_path: Path
+) -> None:
+    top = submit(workspace, tmp_path, KILLED)
+    assert (top.state, top.message.reason.code) == ("Failed", "SCRIPT_KILLED"), "".join(top.log())
+    killed, below = top.children(deep=True)
+    for run in (killed, below):
+        assert (run.state, run.message.reason.code) == ("Failed", "PROCESS_LOST")
+        assert [(metric.count, metric.last) for metric in run.metrics()] == [(2_000, 1_999.0)]
+    assert "".join(below.log(log="logs/last.txt")) == "last words\n"
+    assert [file.path for file in below.artifacts()] == ["outputs/half.bin"]
+    assert "PROCESS_LOST" in cli.ok("why", below.id)
+
+
+def test_a_child_on_a_compute_has_the_experiment_of_its_parent(workspace: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "hello.txt").write_text("hello")
+    with workspace.start_run(experiment="above") as run:
+        child = workspace.runs.submit("cat hello.txt", code=tmp_path, parent=run).wait()
+    assert child.state == "Completed"
+    assert child.message.parent_run == run.name
+    assert child.message.experiment.endswith("/experiments/above")
