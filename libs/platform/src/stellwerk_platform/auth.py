@@ -83,6 +83,7 @@ class Caller:
     """An authenticated caller; `subject` of a workload is the run or replica that it serves.
 
     `key` is the API key that a person's token came from, `issue_time` in seconds since 1970.
+    `secrets` are the versions of secrets that a workload may read, by resource name.
     """
 
     subject: str
@@ -91,6 +92,7 @@ class Caller:
     administrator: bool = False
     key: str = ""
     issue_time: float = 0.0
+    secrets: tuple[str, ...] = ()
 
 
 # Whether a caller may make a request that its role alone does not allow: said by the service that
@@ -240,6 +242,7 @@ class TokenVerifier:
             administrator=claims.get("adm") is True,
             key=str(claims.get("key", "")),
             issue_time=float(claims.get("iat", 0)),
+            secrets=_secrets(str(claims["sub"]), claims.get("secrets")),
         )
 
     async def _key(self, key_id: str) -> Ed25519PublicKey:
@@ -280,6 +283,15 @@ def bearer(metadata: object) -> str:
         "The request carries no key.",
         "Send the header 'authorization: Bearer KEY'; `stellwerk status` names the owner's key file.",
     )
+
+
+def _secrets(subject: str, claimed: object) -> tuple[str, ...]:
+    """Resource names from the claim, which has `<secret>:<version>` each so that the token stays short."""
+    if not isinstance(claimed, list):
+        return ()
+    parent = f"workspaces/{names.workspace_of(subject)}"
+    pairs = (str(item).rpartition(":") for item in claimed)
+    return tuple(f"{parent}/secrets/{secret}/versions/{version}" for secret, _, version in pairs)
 
 
 def _invalid() -> PlatformError:

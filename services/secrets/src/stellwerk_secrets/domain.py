@@ -34,6 +34,8 @@ class Identity:
 
     subject: str
     role: str
+    # The versions of secrets that a workload may read, by resource name.
+    secrets: tuple[str, ...] = ()
 
 
 OWNER = Identity("users/owner", "Owner")
@@ -92,7 +94,7 @@ def key_id(key: str, version: int) -> str:
 def signing_input(kid: str, identity: Identity, token_id: str, issue_time: int, expire_time: int) -> bytes:
     """Header and claims of a JSON Web Token as they are signed (RFC 7515). Times in seconds since 1970."""
     header = {"alg": "EdDSA", "typ": "JWT", "kid": kid}
-    claims = {
+    claims: dict[str, object] = {
         "iss": ISSUER,
         "aud": ISSUER,
         "sub": identity.subject,
@@ -101,6 +103,9 @@ def signing_input(kid: str, identity: Identity, token_id: str, issue_time: int, 
         "exp": expire_time,
         "jti": token_id,
     }
+    if identity.secrets:
+        parts = (version.split("/") for version in identity.secrets)
+        claims["secrets"] = [f"{part[3]}:{part[5]}" for part in parts]
     return b".".join(_part(part) for part in (header, claims))
 
 

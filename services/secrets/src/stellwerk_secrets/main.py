@@ -10,6 +10,7 @@ from stellwerk_secrets import domain
 from stellwerk_secrets.config import SecretsSettings
 from stellwerk_secrets.issuer import Issuer, SigningKeys
 from stellwerk_secrets.logins import Logins
+from stellwerk_secrets.named.compose import compose as compose_named
 from stellwerk_secrets.service import Exchange, TokenService
 from stellwerk_secrets.store import ApiKeys
 
@@ -28,12 +29,13 @@ async def compose(app: App, settings: SecretsSettings) -> None:
     await api_keys.install(domain.TELEMETRY_WRITER, settings.otlp_key_sha256)
     issuer = Issuer(vault, keys)
     exchange = Exchange(api_keys, issuer, keys)
+    named, named_registration = await compose_named(database, vault)
     registration = Registration(
-        TokenService(exchange, Logins(vault), issuer),
+        TokenService(exchange, Logins(vault), issuer, named),
         tokens_pb2_grpc.add_TokenServiceServicer_to_server,
         tokens_pb2.DESCRIPTOR.services_by_name["TokenService"],
     )
-    await app.serve(settings.listen, TokenVerifier(exchange).verify, [registration])
+    await app.serve(settings.listen, TokenVerifier(exchange).verify, [registration, named_registration])
 
 
 if __name__ == "__main__":

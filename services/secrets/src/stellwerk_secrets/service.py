@@ -1,6 +1,7 @@
 """The gRPC face of `secrets`."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from stellwerk_platform.auth import current_caller
@@ -9,6 +10,7 @@ from stellwerk_protos.secrets.v1 import tokens_pb2, tokens_pb2_grpc
 from stellwerk_secrets import domain
 from stellwerk_secrets.issuer import Issuer, SigningKeys
 from stellwerk_secrets.logins import Logins
+from stellwerk_secrets.named.service import SecretService
 from stellwerk_secrets.store import ApiKeys
 
 
@@ -39,10 +41,11 @@ class Exchange:
 class TokenService(tokens_pb2_grpc.TokenServiceServicer):
     """tokens.proto."""
 
-    def __init__(self, exchange: Exchange, logins: Logins, issuer: Issuer) -> None:
+    def __init__(self, exchange: Exchange, logins: Logins, issuer: Issuer, secrets: SecretService) -> None:
         self._exchange = exchange
         self._logins = logins
         self._issuer = issuer
+        self._secrets = secrets
 
     async def ExchangeApiKey(
         self, request: tokens_pb2.ExchangeApiKeyRequest, context: Any
@@ -65,6 +68,9 @@ class TokenService(tokens_pb2_grpc.TokenServiceServicer):
                 "Only services do; a node gets the token with its work.",
             )
         identity = domain.identity_of_workload(request.owner)
+        if request.secrets:
+            granted = await self._secrets.granted(request.owner, list(request.secrets))
+            identity = replace(identity, secrets=tuple(granted))
         return await self._issuer.issue(identity, domain.WORKLOAD_TOKEN_SECONDS)
 
     async def ListSigningKeys(
