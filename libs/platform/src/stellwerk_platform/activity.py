@@ -12,8 +12,8 @@ whatever its process does, RPCs included.
 import asyncio
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -114,6 +114,17 @@ class Reporter:
             with suppress(Unavailable, TimeoutError):
                 async with asyncio.timeout(_FAREWELL_SECONDS):
                     await self._publish(bus, batch)
+
+    async def run_apart(self, connect: Callable[[], AbstractAsyncContextManager[Bus]]) -> None:
+        """The same on a connection of its own, for a process that also works while NATS is away."""
+        while True:
+            try:
+                async with connect() as bus, asyncio.TaskGroup() as tasks:
+                    tasks.create_task(bus.lasts())
+                    tasks.create_task(self.run(bus))
+            except* Unavailable as error:
+                log.info("Reports for the activity log wait: %.200s", error.exceptions[0])
+            await asyncio.sleep(_INTERVAL_SECONDS)
 
     async def _publish_patiently(self, bus: Bus, batch: list[Activity]) -> None:
         while True:

@@ -18,6 +18,10 @@ class Settings(PlatformSettings):
     telemetry_address: str
     vault_role_id: str
     vault_secret_id: str
+    # Where the activity log gets to know what the doors refuse; without it they only refuse.
+    nats_url: str = ""
+    # Addresses of proxies, with commas between them, whose X-Forwarded-For is believed.
+    trusted_proxies: str = ""
     # A little more than the scorer's own time-out, so that its error is the one that is seen.
     scoring_timeout_seconds: float = 65.0
     scoring_max_body_bytes: int = 100_000_000

@@ -37,6 +37,7 @@ from stellwerk_gateway.forward import (
     traced,
     unary_timeout,
 )
+from stellwerk_gateway.refusals import Counted
 from stellwerk_platform.errors import InvalidArgument, PlatformError, Unimplemented, to_status
 
 _MAX_MESSAGE_BYTES = 16 * 1024 * 1024
@@ -131,7 +132,8 @@ class ConnectDoor(ConnectASGIApplication[Backends]):
             elif not refused:
                 await send(message)
 
-        await super().__call__(scope, receive, explained)
+        counted: Any = Counted(scope, receive, _MAX_MESSAGE_BYTES)
+        await super().__call__(scope, counted, explained)
 
     @property
     def path(self) -> str:

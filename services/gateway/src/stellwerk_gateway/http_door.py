@@ -13,6 +13,7 @@ from typing import Any
 
 import uvicorn
 
+from stellwerk_gateway import refusals
 from stellwerk_gateway.asgi import Receive, Scope, Send, send_error, send_json
 from stellwerk_gateway.backends import Backends
 from stellwerk_gateway.connect_door import ConnectDoor
@@ -47,9 +48,9 @@ class HttpDoor:
             ready = all(services.values())
             await send_json(send, 200 if ready else 503, {"ready": ready, "services": services})
         else:
-            await send_error(
-                send, NotFound("PATH_NOT_FOUND", f"There is no {path[:200]} here.", "See docs/interfaces.md.")
-            )
+            error = NotFound("PATH_NOT_FOUND", f"There is no {path[:200]} here.", "See docs/interfaces.md.")
+            refusals.report_path(scope, error)
+            await send_error(send, error)
 
 
 class _Server(uvicorn.Server):
@@ -64,7 +65,7 @@ class _Server(uvicorn.Server):
 class HttpServer:
     """uvicorn on a socket that is open before the first request can come."""
 
-    def __init__(self, listen: str, application: HttpDoor) -> None:
+    def __init__(self, listen: str, application: HttpDoor, trusted_proxies: str = "") -> None:
         host, _, port = listen.rpartition(":")
         self._listener = socket.create_server((host, int(port)), backlog=2048)
         self.port: int = self._listener.getsockname()[1]
@@ -77,6 +78,9 @@ class HttpServer:
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                # Else anybody on this machine could choose the address that the activity log shows.
+                proxy_headers=bool(trusted_proxies),
+                forwarded_allow_ips=trusted_proxies,
                 timeout_keep_alive=_KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=_DRAIN_SECONDS,
             )

@@ -14,6 +14,7 @@ from stellwerk_gateway.scoring.http import ScoringDoor, client_session
 from stellwerk_gateway.scoring.routes import RouteTable, follow
 from stellwerk_platform import app
 from stellwerk_platform.auth import CallerCredentials, TokenVerifier
+from stellwerk_platform.bus import Bus
 from stellwerk_platform.grpc_client import connect
 from stellwerk_protos.secrets.v1 import tokens_pb2_grpc
 
@@ -22,6 +23,12 @@ log = logging.getLogger(__name__)
 
 async def compose(process: app.App, settings: Settings) -> None:
     """Opens the doors."""
+    if settings.nats_url:
+        process.background(
+            process.activity.run_apart(
+                lambda: Bus.connect(settings.nats_url, settings.namespace, process.name)
+            )
+        )
     backends = Backends(settings.backends())
     process.defer(backends.close)
     secrets, inference = connect(settings.secrets_address), connect(settings.inference_address)
@@ -52,7 +59,7 @@ async def compose(process: app.App, settings: Settings) -> None:
         routes, admission, session, settings.scoring_timeout_seconds, settings.scoring_max_body_bytes
     )
     http_door = HttpDoor(backends, ConnectDoor(backends), scoring_door)
-    http_server = HttpServer(settings.http_listen, http_door)
+    http_server = HttpServer(settings.http_listen, http_door, settings.trusted_proxies)
     http_server.start()
     process.defer(http_server.stop)
     log.info("The gateway answers HTTP on port %d and gRPC on port %d", http_server.port, grpc_door.port)

@@ -62,6 +62,7 @@ class Access:
     async def admit(self, metadata: Iterable[tuple[str, object]], endpoint: str) -> None:
         """Raises `Unauthenticated` or `PermissionDenied`."""
         caller = await self._verify(auth.bearer(metadata))
+        auth.set_caller(caller)
         auth.authorise(caller, _PERMISSION, endpoint)
 
     async def authorization(self, endpoint: str) -> str:
@@ -87,6 +88,12 @@ def endpoint_of(metadata: Mapping[str, object]) -> str:
             f"Send the metadata `{ENDPOINT_KEY}: WORKSPACE/ENDPOINT`.",
         )
     return endpoint_name(workspace, endpoint)
+
+
+def told_endpoint(metadata: Mapping[str, object]) -> str:
+    """The endpoint that metadata names, whether or not there can be one."""
+    workspace, _, endpoint = str(metadata.get(ENDPOINT_KEY, "")).partition("/")
+    return f"workspaces/{workspace}/endpoints/{endpoint}" if endpoint else ""
 
 
 def request_id(given: object) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 import grpc
 
-from stellwerk_gateway import catalog
+from stellwerk_gateway import catalog, refusals
 from stellwerk_gateway.forward import Metadata, finish, is_lost_connection, onward, received, traced
 from stellwerk_gateway.scoring import access
 from stellwerk_gateway.scoring.access import REQUEST_ID, Access
@@ -52,8 +52,8 @@ class ScoringHandler(grpc.GenericRpcHandler):
 
     async def _handle(self, method: str, request: bytes, context: Any) -> Any:
         given = context.invocation_metadata()
+        fields = dict(given or ())
         try:
-            fields = dict(given or ())
             endpoint = access.endpoint_of(fields)
             await self._access.admit(given or (), endpoint)
             metadata = [(key, value) for key, value in onward(given) if key not in _DROPPED]
@@ -64,6 +64,8 @@ class ScoringHandler(grpc.GenericRpcHandler):
             trailing = tuple(received(error.trailing_metadata()))
             await context.abort(error.code(), error.details() or "", trailing)
         except PlatformError as error:
+            address = refusals.address_of_peer(context.peer())
+            refusals.report(method[1:], error, address, access.told_endpoint(fields))
             await abort(context, error)
 
     async def _score(

@@ -13,7 +13,9 @@ import aiohttp
 from opentelemetry.trace import Span, SpanKind, StatusCode
 from yarl import URL
 
+from stellwerk_gateway import refusals
 from stellwerk_gateway.asgi import Header, Receive, Scope, Send, send_error, send_response
+from stellwerk_gateway.refusals import PayloadTooLarge
 from stellwerk_gateway.scoring import access
 from stellwerk_gateway.scoring.access import REQUEST_ID, Access
 from stellwerk_gateway.scoring.routes import RouteTable
@@ -23,7 +25,6 @@ from stellwerk_platform.errors import (
     Internal,
     NotFound,
     PlatformError,
-    ResourceExhausted,
     Unauthenticated,
     Unavailable,
 )
@@ -55,12 +56,6 @@ def client_session() -> aiohttp.ClientSession:
         auto_decompress=False,
         skip_auto_headers=("user-agent", "accept", "accept-encoding", "content-type"),
     )
-
-
-class PayloadTooLarge(ResourceExhausted):
-    """The body is larger than the gateway takes."""
-
-    http_status = 413
 
 
 class _ClientGone(Exception):
@@ -105,6 +100,13 @@ class ScoringDoor:
             except _ClientGone:
                 return
             except Exception as error:
+                if isinstance(error, PlatformError):
+                    refusals.report(
+                        f"{scope['method']} /endpoints/{{endpoint}}/{match[4] if match else ''}",
+                        error,
+                        refusals.address_of(scope),
+                        f"workspaces/{match[1]}/endpoints/{match[2]}" if match else "",
+                    )
                 await _fail(answer, error, span)
 
     async def _score(

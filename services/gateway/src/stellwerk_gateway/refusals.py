@@ -1,0 +1,72 @@
+"""What the doors themselves refuse goes to the activity log; what a service refuses, that service reports."""
+
+from typing import Any
+
+from stellwerk_gateway.asgi import Receive, Scope
+from stellwerk_platform import activity, auth
+from stellwerk_platform.errors import PermissionDenied, PlatformError, ResourceExhausted, Unauthenticated
+
+_PATH_CHARACTERS = 200
+
+
+class PayloadTooLarge(ResourceExhausted):
+    """The body is larger than the gateway takes."""
+
+    http_status = 413
+
+
+def address_of(scope: Scope) -> str:
+    """The client's address without its port."""
+    client = scope.get("client")
+    return str(client[0]) if client else ""
+
+
+def address_of_peer(peer: str) -> str:
+    """The same for gRPC: `ipv4:10.0.0.7:4711`, `ipv6:%5B::1%5D:4711`."""
+    kind, _, place = peer.partition(":")
+    if kind not in ("ipv4", "ipv6"):
+        return ""
+    return place.rpartition(":")[0].removeprefix("%5B").removesuffix("%5D").strip("[]")
+
+
+def report(action: str, error: PlatformError, address: str, resource: str = "") -> None:
+    """Reports an error when it is one that says no to the caller, and not that something is broken."""
+    if isinstance(error, Unauthenticated | PermissionDenied | PayloadTooLarge):
+        activity.denied(action, error, actor=_actor(), resource=resource, address=address)
+
+
+def report_path(scope: Scope, error: PlatformError) -> None:
+    """Reports a request for a path that there is not: somebody looks for doors."""
+    activity.denied(_action(scope), error, address=address_of(scope))
+
+
+class Counted:
+    """Counts the bytes of a body while it is received, and reports one that is larger than may be."""
+
+    def __init__(self, scope: Scope, receive: Receive, limit_bytes: int) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._limit_bytes = limit_bytes
+        self._bytes = 0
+
+    async def __call__(self) -> Any:
+        """The next ASGI message."""
+        message = await self._receive()
+        before, self._bytes = self._bytes, self._bytes + len(message.get("body", b""))
+        if before <= self._limit_bytes < self._bytes:
+            error = PayloadTooLarge(
+                "PAYLOAD_TOO_LARGE", f"The body has more than {self._limit_bytes:,} bytes."
+            )
+            report(_action(self._scope), error, address_of(self._scope))
+        return message
+
+
+def _action(scope: Scope) -> str:
+    return f"{scope['method']} {scope['path'][:_PATH_CHARACTERS]}"
+
+
+def _actor() -> str:
+    try:
+        return auth.current_caller().subject
+    except LookupError:
+        return ""
