@@ -66,6 +66,10 @@ ROLES: dict[str, frozenset[str]] = {
         "telemetry.read",
         "telemetry.write",
         "event.admin",
+        "activity.read",
+        "subscription.read",
+        "subscription.write",
+        "platform.diagnose",
     },
 }
 # People. `secrets` decides by itself who may see and change which person and key.
