@@ -49,6 +49,7 @@ class Shipper:
 
     def finish(self) -> None:
         """Nothing more is written: `run` returns once everything is acknowledged."""
+        self._logs.finish()
         self._finished.set()
         self._changed.set()
 

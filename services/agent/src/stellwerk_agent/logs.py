@@ -18,6 +18,7 @@ from typing import TypeAlias
 
 from stellwerk.shipping import LOG_CHUNK_BYTES, Batch, Position
 from stellwerk_agent.files import portable, write_atomic
+from stellwerk_agent.redaction import Redactor
 from stellwerk_protos.runs.v1 import ingest_pb2
 
 _SCAN_SECONDS = 0.5
@@ -34,15 +35,27 @@ log = logging.getLogger(__name__)
 _Inode: TypeAlias = tuple[int, int]
 
 
+class Redaction:
+    """What is hidden in all logs of a run, and whether nothing more is written to them."""
+
+    def __init__(self, redactor: Redactor) -> None:
+        self.redactor = redactor
+        self.is_end = False
+
+
 class LogFile:
     """Follows one file under the name `log`."""
 
-    def __init__(self, path: Path, log: str, inode: _Inode, position_path: Path) -> None:
+    def __init__(
+        self, path: Path, log: str, inode: _Inode, position_path: Path, redaction: Redaction
+    ) -> None:
+        self._redaction = redaction
         self.path = path
         self.log = log
         self.inode = inode
         self.size_bytes = 0
         self.head = b""
+        self._peeked_head = b""
         self._position_path = position_path
         self._acknowledged = self._read = self._saved = self._load()
 
@@ -91,6 +104,11 @@ class LogFile:
                 data = file.read(LOG_CHUNK_BYTES)
         except FileNotFoundError:
             return None
+        if self._read == 0:
+            self._peeked_head = data[:_HEAD_BYTES]
+        # The last piece of a file that nobody writes to any more; others may begin a secret.
+        is_end = self._redaction.is_end and self._read + len(data) >= status.st_size
+        data = self._redaction.redactor.release(data, is_end=is_end)
         if not data:
             return None
         chunk = ingest_pb2.LogChunk(
@@ -101,7 +119,7 @@ class LogFile:
     def advance(self, batch: Batch[ingest_pb2.LogChunk]) -> None:
         """Hands out what `peek` gave."""
         if batch.payload.offset == 0:
-            self.head = batch.payload.data[:_HEAD_BYTES]
+            self.head = self._peeked_head
         self._read = batch.end.offset
 
     def rewind(self) -> None:
@@ -137,7 +155,8 @@ class LogFolder:
     `logs/**` and `user_logs/*.txt` there are logs as well.
     """
 
-    def __init__(self, own: Path, work: Path, state: Path) -> None:
+    def __init__(self, own: Path, work: Path, state: Path, redactor: Redactor | None = None) -> None:
+        self._redaction = Redaction(redactor or Redactor())
         self._own = own
         self._work = work
         self._state = state
@@ -156,7 +175,13 @@ class LogFolder:
             return
         for entry in stored:
             self._hold(
-                LogFile(Path(entry["path"]), entry["log"], tuple(entry["inode"]), self._at(entry["log"]))
+                LogFile(
+                    Path(entry["path"]),
+                    entry["log"],
+                    tuple(entry["inode"]),
+                    self._at(entry["log"]),
+                    self._redaction,
+                )
             )
 
     def _at(self, log: str) -> Path:
@@ -165,6 +190,10 @@ class LogFolder:
     def _hold(self, file: LogFile) -> None:
         self._files[file.log] = file
         self._by_inode[file.inode] = file
+
+    def finish(self) -> None:
+        """Nothing more is written: what could have been the beginning of a secret is handed out too."""
+        self._redaction.is_end = True
 
     def tails(self) -> list[LogFile]:
         """Every log."""
@@ -230,7 +259,7 @@ class LogFolder:
             return
         if file is None:
             free = self._free(log)
-            file = LogFile(path, free, inode, self._at(free))
+            file = LogFile(path, free, inode, self._at(free), self._redaction)
             self._hold(file)
         file.path = path
         file.size_bytes = status.st_size
