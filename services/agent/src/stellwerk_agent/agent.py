@@ -95,7 +95,7 @@ class Agent:
         """Takes work; for what it holds already, the new token."""
         name = assignment.allocation.name
         if (worker := self._workers.get(name)) is not None:
-            worker.folder.write_token(assignment.token)
+            worker.take_token(assignment.token)
         elif name not in self._ended and assignment.allocation.state == _ASSIGNED:
             log.info("%s is assigned", name)
             self._take(assignment)

@@ -17,6 +17,7 @@ class Settings(PlatformSettings):
     vault_role_id: str
     vault_secret_id: str
     agent_dir: str
+    gateway_url: str = ""
     agent_node: str = "nodes/local"
     agent_pool: str = "local"
     agent_slots: int = 2

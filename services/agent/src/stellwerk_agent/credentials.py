@@ -4,14 +4,14 @@ A worker says once for whom it works; all that its tasks call carries that token
 for a run only what the run may do itself.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from pathlib import Path
 
 from stellwerk_platform.grpc_client import Credentials
 
-_token_file: ContextVar[Path | None] = ContextVar("token_file", default=None)
+_Read = Callable[[], str]
+_read: ContextVar[_Read | None] = ContextVar("read_token", default=None)
 
 
 class AgentCredentials:
@@ -22,21 +22,20 @@ class AgentCredentials:
 
     async def token(self) -> str:
         """A living token; raises `PlatformError` if there is none."""
-        path = _token_file.get()
-        # It is replaced in one step when it is renewed; a file of this size is read faster than cached.
-        return await self._node.token() if path is None else path.read_text()
+        read = _read.get()
+        return await self._node.token() if read is None else read()
 
 
-def work_for(token_file: Path) -> None:
-    """From here on, this task and those that it starts work for a workload."""
-    _token_file.set(token_file)
+def work_for(read: _Read) -> None:
+    """From here on, this task and those that it starts show the token that `read` returns."""
+    _read.set(read)
 
 
 @contextmanager
-def as_node() -> Iterator[None]:
-    """For what is the node's own business."""
-    before = _token_file.set(None)
+def showing(token: str | None) -> Iterator[None]:
+    """Shows this token, or with None that of the node: for what is the node's own business."""
+    before = _read.set(None if token is None else lambda: token)
     try:
         yield
     finally:
-        _token_file.reset(before)
+        _read.reset(before)

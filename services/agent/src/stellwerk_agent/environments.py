@@ -16,6 +16,7 @@ from pathlib import Path
 import uv
 
 from stellwerk_agent.calls import call
+from stellwerk_agent.credentials import showing
 from stellwerk_agent.failure import StepFailed
 from stellwerk_agent.files import remove, tail, write_atomic
 from stellwerk_protos.registry.v1 import environments_pb2, environments_pb2_grpc
@@ -81,7 +82,9 @@ class Environments:
                 name=version.name, lock=lock, digest=digest
             )
             # Another node may have been faster; the first lock holds for all.
-            self._locked[name] = await call(self._registry.LockEnvironmentVersion, request)
+            # A lock holds for everybody, so no run may say what it is.
+            with showing(None):
+                self._locked[name] = await call(self._registry.LockEnvironmentVersion, request)
             lock = self._locked[name].lock
             digest = digest_of(lock, python_version)
         folder, was_there = await self._materialise(digest.partition(":")[2], lock, python_version, log)

@@ -8,6 +8,7 @@ import httpx
 
 from stellwerk_agent.agent import Agent
 from stellwerk_agent.config import Settings
+from stellwerk_agent.credentials import AgentCredentials
 from stellwerk_agent.node import Node
 from stellwerk_platform import app
 from stellwerk_platform.auth import CallerCredentials
@@ -26,7 +27,7 @@ async def compose(process: app.App, settings: Settings) -> None:
     _take(settings)
     anonymous = connect(settings.grpc_address)
     credentials = CallerCredentials(anonymous, settings.vault_role_id, settings.vault_secret_id)
-    channel = connect(settings.grpc_address, credentials)
+    channel = connect(settings.grpc_address, AgentCredentials(credentials))
     process.defer(anonymous.close)
     process.defer(channel.close)
     client = await process.enter(httpx.AsyncClient(timeout=_HTTP_TIMEOUT_SECONDS))

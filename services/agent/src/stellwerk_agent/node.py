@@ -20,6 +20,7 @@ from stellwerk_protos.registry.v1 import (
     models_pb2_grpc,
 )
 from stellwerk_protos.runs.v1 import artifacts_pb2_grpc, ingest_pb2_grpc, snapshots_pb2_grpc
+from stellwerk_protos.secrets.v1 import secrets_pb2_grpc
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Node:
     models: "models_pb2_grpc.ModelServiceAsyncStub"
     artifacts: "artifacts_pb2_grpc.ArtifactServiceAsyncStub"
     ingest: "ingest_pb2_grpc.IngestServiceAsyncStub"
+    secrets: "secrets_pb2_grpc.SecretServiceAsyncStub"
     gpus: Gpus
 
     @classmethod
@@ -55,5 +57,6 @@ class Node:
             models=models_pb2_grpc.ModelServiceStub(channel),
             artifacts=artifacts_pb2_grpc.ArtifactServiceStub(channel),
             ingest=ingest_pb2_grpc.IngestServiceStub(channel),
+            secrets=secrets_pb2_grpc.SecretServiceStub(channel),
             gpus=await asyncio.to_thread(Gpus),
         )

@@ -3,9 +3,10 @@
 import asyncio
 import re
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from typing import Any
 
 from stellwerk.shipping import MetricFolder
 from stellwerk_agent import children
@@ -17,6 +18,7 @@ from stellwerk_agent.folder import NODE_STOPPED, STD_LOG
 from stellwerk_agent.ingest import Shipper
 from stellwerk_agent.logs import LogFolder
 from stellwerk_agent.outputs import Outputs
+from stellwerk_agent.run_secrets import RunSecrets
 from stellwerk_agent.system_metrics import SystemMetrics
 from stellwerk_agent.worker import CANCELED, FAILED, FINALIZING, RUNNING, SUCCEEDED, Outcome, Worker
 from stellwerk_platform import failpoints, names, telemetry
@@ -42,7 +44,34 @@ _EXIT_BY_SHELL = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV, sign
 class RunWorker(Worker):
     """The life of a run on the node."""
 
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._secrets = RunSecrets(self.node.secrets, self.workload.secrets)
+        self._learning: set[asyncio.Task[None]] = set()
+
+    def take_token(self, token: str) -> None:
+        """The command gets it once the agent knows every value that it opens."""
+        self._learn(token, then=lambda: self.folder.write_token(token))
+
+    def _learn(self, token: str, *, then: Callable[[], None] = lambda: None) -> None:
+        async def learn() -> None:
+            await self._secrets.learn(token)
+            then()
+
+        task = asyncio.create_task(learn())
+        self._learning.add(task)
+        task.add_done_callback(self._learning.discard)
+
     async def _live(self) -> Outcome:
+        self._learn(self.folder.token.read_text())
+        try:
+            return await self._live_on()
+        finally:
+            for task in list(self._learning):
+                task.cancel()
+            await asyncio.gather(*self._learning, return_exceptions=True)
+
+    async def _live_on(self) -> Outcome:
         outputs = Outputs(self.folder.work, self.allocation.owner, self.node.blobs, self.node.artifacts)
         async with self._shipping():
             outcome = await self._bring_to_end(outputs)
@@ -69,7 +98,9 @@ class RunWorker(Worker):
             return Outcome(FAILED, self._timed_out())
         if ended.code != 0 and self.folder.noted(NODE_STOPPED) is not None:
             return Outcome(FAILED, _node_stopped())
-        return outcome_of(ended, tail(self.folder.path / STD_LOG), self.where(STD_LOG))
+        await self._secrets.known()
+        last = self._secrets.redactor.text(tail(self.folder.path / STD_LOG))
+        return outcome_of(ended, last, self.where(STD_LOG))
 
     def where(self, log: str) -> str:
         return f"`stellwerk run logs {names.id_of(self.allocation.owner)} --log {log}`"
@@ -120,10 +151,15 @@ class RunWorker(Worker):
         shipper = Shipper(
             self.node.ingest,
             self.allocation.owner,
-            LogFolder(path, self.folder.work, path / "logs"),
+            LogFolder(path, self.folder.work, path / "logs", self._secrets.redactor),
             MetricFolder(self.folder.metrics),
         )
-        task = asyncio.create_task(shipper.run())
+
+        async def ship() -> None:
+            await self._secrets.known()
+            await shipper.run()
+
+        task = asyncio.create_task(ship())
         failure: Exception | None = None
         try:
             try:
@@ -142,7 +178,7 @@ class RunWorker(Worker):
             raise failure
 
     def _variables(self, environment: Environment, traceparent: str) -> dict[str, str]:
-        own = clean_environment()
+        own, gateway_url = clean_environment(), self.node.settings.gateway_url
         chosen = {**environment.variables, **self.workload.variables}
         path = f"{environment.folder / 'bin'}:{chosen.get('PATH') or own.get('PATH', '/usr/bin:/bin')}"
         python_path = [str(self.node.sdk_folder), *filter(None, [chosen.get("PYTHONPATH")])]
@@ -163,6 +199,7 @@ class RunWorker(Worker):
             "STELLWERK_METRICS_DIR": str(self.folder.metrics),
             "STELLWERK_TOKEN_FILE": str(self.folder.token),
             "STELLWERK_GRPC_ADDRESS": self.node.settings.grpc_address,
+            **({"STELLWERK_GATEWAY_URL": gateway_url} if gateway_url else {}),
             **({"TRACEPARENT": traceparent} if traceparent else {}),
         }
 

@@ -14,6 +14,7 @@ from opentelemetry.trace import Status, StatusCode
 
 from stellwerk_agent.calls import call
 from stellwerk_agent.command import Command, Exit
+from stellwerk_agent.credentials import work_for
 from stellwerk_agent.environments import Environment
 from stellwerk_agent.failure import StepFailed, Stopped, reason_of
 from stellwerk_agent.files import protect, remove
@@ -85,10 +86,15 @@ class Worker(ABC):
         self.folder.request_stop(reason)
         self._stop.set()
 
+    def take_token(self, token: str) -> None:
+        """A new token for the workload, before the old one ends."""
+        self.folder.write_token(token)
+
     async def run(self) -> None:
         """Returns when the terminal report is written; raises nothing but cancellation."""
         if self.is_over:
             return
+        work_for(self.folder.token.read_text)
         try:
             outcome = await self._live()
         except Stopped as stop:

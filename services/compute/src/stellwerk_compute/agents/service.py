@@ -126,7 +126,7 @@ class AgentService(agents_pb2_grpc.AgentServiceServicer):
             held = await self._allocations.find(name)
             if held is None or not _lives_on(held.allocation, session.node):
                 continue
-            token = await self._issue(held.allocation.owner)
+            token = await self._issue(held.allocation)
             # Again, for that may have taken long: a cancellation in between has found nothing to cancel.
             held = await self._allocations.find(name)
             if token is None or held is None or not _lives_on(held.allocation, session.node):
@@ -138,13 +138,13 @@ class AgentService(agents_pb2_grpc.AgentServiceServicer):
             )
             session.send(agents_pb2.ConnectResponse(assignment=assignment))
 
-    async def _issue(self, owner: str) -> tokens_pb2.Token | None:
+    async def _issue(self, allocation: computes_pb2.Allocation) -> tokens_pb2.Token | None:
         """Waits for `secrets`; None when it refuses: the others go on, and the next heartbeat asks anew."""
+        owner = allocation.owner
+        request = tokens_pb2.IssueWorkloadTokenRequest(owner=owner, secrets=allocation.workload.secrets)
         while True:
             try:
-                return await self._tokens.IssueWorkloadToken(
-                    tokens_pb2.IssueWorkloadTokenRequest(owner=owner), timeout=10
-                )
+                return await self._tokens.IssueWorkloadToken(request, timeout=10)
             except grpc.aio.AioRpcError as error:
                 failure = from_rpc(error)
             except PlatformError as error:
