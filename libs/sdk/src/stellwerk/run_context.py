@@ -46,6 +46,15 @@ class RunContext(Recorder):
             )
         return Path(path)
 
+    def secret(self, name: str) -> str:
+        """The value of a secret of the workspace, as text; the run's configuration must name it.
+
+        Raises `StellwerkError`. What the run prints of it becomes `***` in the log.
+        """
+        from stellwerk.run_secret import read
+
+        return read(self.name, name).decode()
+
     def child(self, name: str = "", *, display_name: str = "") -> "InteractiveRun":
         """A run below this one, for a `with` block: one fold, one trial, one worker. Children have children.
 

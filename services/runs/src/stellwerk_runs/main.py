@@ -41,7 +41,7 @@ from stellwerk_runs.runs.trees import Trees
 from stellwerk_runs.search.projector import Projector
 from stellwerk_runs.snapshots.service import SnapshotService
 from stellwerk_runs.snapshots.store import SnapshotStore
-from stellwerk_runs.upstream import Compute, Registry
+from stellwerk_runs.upstream import Compute, Registry, Secrets
 
 
 async def compose(app: App, settings: RunsSettings) -> None:
@@ -68,6 +68,7 @@ async def compose(app: App, settings: RunsSettings) -> None:
         app.background(Writer(bus, ingest, changes, kind).run())
     registry = Registry(service.channel(settings.registry_address))
     compute = Compute(service.channel(settings.compute_address))
+    secrets = Secrets(service.channel(settings.secrets_address))
     removal = await retention.compose(
         app, database, bus, runs, snapshots, registry, settings.blob_grace_seconds
     )
@@ -76,7 +77,7 @@ async def compose(app: App, settings: RunsSettings) -> None:
         service.verify,
         [
             Registration(
-                RunService(Parts(runs, snapshots, leases, trees, changes, registry, compute)),
+                RunService(Parts(runs, snapshots, leases, trees, changes, registry, compute, secrets)),
                 runs_pb2_grpc.add_RunServiceServicer_to_server,
                 runs_pb2.DESCRIPTOR.services_by_name["RunService"],
             ),

@@ -20,6 +20,7 @@ from stellwerk_protos.registry.v1 import (
     workspaces_pb2,
     workspaces_pb2_grpc,
 )
+from stellwerk_protos.secrets.v1 import secrets_pb2, secrets_pb2_grpc
 
 _BLOBS_PER_CALL = 1_000
 _BLOB_SECONDS = 60
@@ -169,3 +170,21 @@ class Compute:
                 f"There is no compute {name}.",
                 "See `stellwerk compute list`; every workspace has the compute 'local'.",
             ) from error
+
+
+class Secrets:
+    """The named secrets as this service uses them: their names only."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._secrets = secrets_pb2_grpc.SecretServiceStub(channel)
+
+    async def check(self, name: str) -> None:
+        """Raises `NotFound` unless the secret exists, `FailedPrecondition` when it is deleted."""
+        try:
+            found = await self._secrets.GetSecret(secrets_pb2.GetSecretRequest(name=name))
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error) from error
+        if found.HasField("delete_time"):
+            raise FailedPrecondition(
+                "SECRET_DELETED", f"{name} is deleted.", "Bring it back with `stellwerk secret undelete`."
+            )

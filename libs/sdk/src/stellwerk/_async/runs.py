@@ -63,6 +63,7 @@ class AsyncRuns:
         tags: Mapping[str, str] | None = None,
         properties: Mapping[str, str] | None = None,
         variables: Mapping[str, str] | None = None,
+        secrets: Sequence[str] = (),
         grace_seconds: float | None = None,
         timeout_seconds: float | None = None,
         parent: AsyncRun | Recorder | str | None = None,
@@ -73,7 +74,8 @@ class AsyncRuns:
         those is made, called `environment` or else like the experiment, which is the folder's name
         unless given; with neither the command has Python and its standard library. `inputs` maps
         names to datasets (`digits:1`) or models (`models/digits:1`). `timeout_seconds` is the wall time
-        after which the command is stopped. `parent` is the run that this one is a part of, and whose
+        after which the command is stopped. `secrets` are those that the script may read
+        (`current_run().secret(name)`). `parent` is the run that this one is a part of, and whose
         experiment it has unless another one is named.
         """
         folder = Path(code)
@@ -109,6 +111,7 @@ class AsyncRuns:
             compute=names.resource(self._parent, "computes", compute.removeprefix("azureml:")),
             inputs=run_inputs,
             variables=variables,
+            secrets=[names.resource(self._parent, "secrets", secret) for secret in secrets],
             git=runs_pb2.GitInfo(**await self._core.git(folder, self._parent)),
         )
         request.parent_run = above

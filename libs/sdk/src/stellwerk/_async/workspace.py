@@ -10,6 +10,7 @@ from stellwerk._async.experiments import AsyncExperiments
 from stellwerk._async.inference import AsyncDeployments, AsyncEndpoints
 from stellwerk._async.run import AsyncRun
 from stellwerk._async.runs import AsyncRuns
+from stellwerk._async.secrets import AsyncSecrets
 from stellwerk.points import Series
 from stellwerk.recorder import Recorder
 from stellwerk_protos.compute.v1 import computes_pb2, computes_pb2_grpc
@@ -34,6 +35,7 @@ class AsyncWorkspace:
         self.computes = AsyncComputes(core, name)
         self.events = AsyncEvents(core, name)
         self.experiments = AsyncExperiments(core, name)
+        self.secrets = AsyncSecrets(core, name)
 
     def start_run(
         self,

@@ -243,6 +243,7 @@ class Run(Reading):
             compute=names.resource(parent, "computes", compute) if compute else work.compute,
             inputs=[workloads_pb2.Input(name=item.name, resource=item.resource) for item in work.inputs],
             variables={**work.variables, **(variables or {})},
+            secrets=work.secrets,
             git=old.git,
             parent_run=old.parent_run,
             cloned_from=self.name,

@@ -11,6 +11,7 @@ from stellwerk._sync.experiments import Experiments
 from stellwerk._sync.inference import Deployments, Endpoints
 from stellwerk._sync.run import Run
 from stellwerk._sync.runs import Runs
+from stellwerk._sync.secrets import Secrets
 from stellwerk.points import Series
 from stellwerk.recorder import Recorder
 from stellwerk_protos.compute.v1 import computes_pb2, computes_pb2_grpc
@@ -35,6 +36,7 @@ class Workspace:
         self.computes = Computes(core, name)
         self.events = Events(core, name)
         self.experiments = Experiments(core, name)
+        self.secrets = Secrets(core, name)
 
     def start_run(
         self,

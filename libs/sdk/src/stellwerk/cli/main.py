@@ -2,7 +2,19 @@
 
 import click
 
-from stellwerk.cli import assets, config, events, experiment, inference, run, run_manage, run_read, stack, why  # noqa: F401  # they add their commands to `run`
+from stellwerk.cli import (  # noqa: F401  # they add their commands to `run`
+    assets,
+    config,
+    events,
+    experiment,
+    inference,
+    run,
+    run_manage,
+    run_read,
+    secret,
+    stack,
+    why,
+)
 from stellwerk.cli.base import Command, Root, Session
 
 
@@ -31,7 +43,7 @@ def completion(session: Session, shell: str) -> None:
 for command in (
     *(stack.up, stack.down, stack.status, stack.logs),
     *(assets.workspace, assets.dataset, assets.environment, run.run, experiment.experiment),
-    *(assets.model, why.why),
+    *(assets.model, secret.secret, why.why),
     *(inference.endpoint, inference.deployment, events.compute, events.events, events.trace),
     *(config.config, completion),
 ):

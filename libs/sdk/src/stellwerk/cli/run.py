@@ -51,6 +51,7 @@ def run() -> None:
 @click.option("--compute", help="Where.  [default: local]")
 @click.option("--input", "inputs", multiple=True, metavar="NAME=DATASET:VERSION", help="Repeatable.")
 @click.option("--variable", "variables", multiple=True, metavar="NAME=VALUE", help="Set for the command.")
+@click.option("--secret", "secrets", multiple=True, metavar="NAME", help="It may read this one. Repeatable.")
 @click.option("--tag", "tags", multiple=True, metavar="NAME=VALUE", help="Repeatable.")
 @click.option("--name", help="Id of the run.  [default: chosen by Stellwerk]")
 @click.option("--display-name", help="A name for people.")
@@ -74,6 +75,7 @@ def _apply(job: Job, options: dict[str, Any]) -> None:
             setattr(job, option, options[option])
     job.inputs |= arguments.pairs(options["inputs"], "--input")
     job.variables |= arguments.pairs(options["variables"], "--variable")
+    job.secrets += [secret for secret in options["secrets"] if secret not in job.secrets]
     job.tags |= arguments.pairs(options["tags"], "--tag")
     given = arguments.packages(options["packages"], options["requirements"])
     if options["environment"]:
@@ -180,6 +182,7 @@ def show(session: Session, name: str) -> None:
         ("command", item.workload.command),
         ("compute", names.last(item.workload.compute)),
         ("environment", names.short_version(item.workload.environment)),
+        ("secrets", ", ".join(map(names.last, item.workload.secrets))),
         ("inputs", "\n".join(f"{entry.name}: {entry.resource}" for entry in item.workload.inputs)),
         ("snapshot", names.last(item.workload.snapshot)[:16]),
         ("git", f"{item.git.commit[:12]} {item.git.branch}{' (dirty)' * item.git.dirty}".strip()),

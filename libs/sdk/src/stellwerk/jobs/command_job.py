@@ -6,13 +6,15 @@ from typing import Any
 
 from stellwerk.errors import invalid
 from stellwerk.jobs import conda
-from stellwerk.jobs.model import Job, mapping, refuse, seconds, text, texts, unsupported
+from stellwerk.jobs.model import Job, mapping, names_list, refuse, seconds, text, texts, unsupported
 from stellwerk.requirements import requirements
 
 _KEYS = {
     *("$schema", "type", "name", "display_name", "experiment_name", "description", "tags", "properties"),
     *("command", "code", "environment", "environment_variables", "compute", "inputs", "limits"),
     *("resources", "parent_job_name"),
+    # Not of Azure: the secrets of the workspace that the command may read.
+    "secrets",
 }
 _READ_ONLY = "the platform writes it, nobody sets it"
 _REASONS = {
@@ -72,6 +74,7 @@ def read(given: Mapping[str, Any], path: Path) -> Job:
         tags=texts(given, "tags"),
         properties=texts(given, "properties"),
         variables=texts(given, "environment_variables"),
+        secrets=names_list(given, "secrets"),
     )
     _read_environment(job, given.get("environment"), path)
     literals = _read_inputs(job, mapping(given, "inputs"), where)

@@ -33,6 +33,7 @@ class Job:
     tags: dict[str, str] = field(default_factory=dict)
     properties: dict[str, str] = field(default_factory=dict)
     variables: dict[str, str] = field(default_factory=dict)
+    secrets: list[str] = field(default_factory=list)
 
     def arguments(self) -> dict[str, Any]:
         """What `Runs.submit` takes besides the command."""
@@ -105,6 +106,14 @@ def mapping(given: Mapping[str, Any], key: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise invalid("JOB_FILE_INVALID", f"{key} is not a mapping.", "Write NAME: VALUE lines.")
     return {str(name): item for name, item in value.items()}
+
+
+def names_list(given: Mapping[str, Any], key: str) -> list[str]:
+    """A list of names; empty when it is not there."""
+    value = given.get(key) or []
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise invalid("JOB_FILE_INVALID", f"{key} is no list of names.", "Write - NAME lines.")
+    return list(value)
 
 
 def seconds(given: Mapping[str, Any], key: str) -> float | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from stellwerk.errors import invalid
 from stellwerk.jobs import conda
-from stellwerk.jobs.model import Job, mapping, refuse, seconds, text, texts, unsupported
+from stellwerk.jobs.model import Job, mapping, names_list, refuse, seconds, text, texts, unsupported
 
 _NO_CONTAINER = "a run is a process with an environment of packages, in no container"
 _ONE_NODE = "a run is one process on one node"
@@ -20,7 +20,8 @@ _SPARK = "there is no Spark"
 _DATA = "register the data with `stellwerk dataset create` and name it under data"
 _FOLLOWED = {
     *("script", "arguments", "command", "target", "maxRunDurationSeconds", "environment", "data"),
-    *("environmentVariables",),
+    # `secrets` is not of Azure: the secrets of the workspace that the command may read.
+    *("environmentVariables", "secrets"),
 }
 # Key -> its defaults (besides nothing at all) and why another value cannot be followed.
 _DEFAULTS: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -91,6 +92,7 @@ def read(given: Mapping[str, Any], path: Path) -> Job:
         compute=text(given, "target", "local"),
         timeout_seconds=seconds(given, "maxRunDurationSeconds"),
         variables=texts(given, "environmentVariables"),
+        secrets=names_list(given, "secrets"),
     )
     _read_environment(job, mapping(given, "environment"), path)
     for name, value in mapping(given, "data").items():

@@ -1,15 +1,16 @@
 """What a submit may ask for: bounds, names, and the run that it makes."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 
 from google.protobuf.duration_pb2 import Duration
 
 from stellwerk_platform import names
+from stellwerk_platform.auth import Caller
 from stellwerk_platform.checks import check_description, check_tags
 from stellwerk_platform.content import check_sha256
-from stellwerk_platform.errors import FailedPrecondition, InvalidArgument
+from stellwerk_platform.errors import FailedPrecondition, InvalidArgument, PermissionDenied
 from stellwerk_platform.journal import Fact
 from stellwerk_protos.compute.v1.workloads_pb2 import WORKLOAD_KIND_RUN, Input, Workload
 from stellwerk_protos.runs.v1 import runs_pb2 as pb
@@ -23,6 +24,8 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,249}")
 _VARIABLE_BYTES = 32_768
 _RESERVED_PREFIX = "STELLWERK_"
 _INPUTS = 200
+# All of them are named in the run's token, which is a header.
+_SECRETS = 30
 _INPUT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _DEFAULT_GRACE = timedelta(seconds=10)
 _MAXIMUM_GRACE = timedelta(hours=1)
@@ -61,6 +64,7 @@ def check_request(request: CreateRunRequest) -> None:
     _check_variables(request)
     _check_inputs(workspace, request)
     _check_times(request)
+    _check_secrets(workspace, request)
     if request.ByteSize() > _RUN_BYTES:
         raise InvalidArgument(
             "RUN_TOO_LARGE",
@@ -102,6 +106,7 @@ def _workload(request: CreateRunRequest) -> Workload:
         command=request.command,
         variables=request.variables,
         inputs=request.inputs,
+        secrets=dict.fromkeys(request.secrets),
     )
     if request.kind == pb.RUN_KIND_INTERACTIVE:
         return workload
@@ -224,6 +229,27 @@ def kind_of(item: Input) -> str:
     return kind
 
 
+def _check_secrets(workspace: str, request: CreateRunRequest) -> None:
+    if len(request.secrets) > _SECRETS:
+        raise InvalidArgument(
+            "TOO_MANY_SECRETS", f"{len(request.secrets)} secrets.", f"Name up to {_SECRETS}."
+        )
+    for name in request.secrets:
+        check_name(workspace, "workspaces/*/secrets/*", name)
+
+
+def check_may_name(caller: Caller, secrets: Iterable[str]) -> None:
+    """Raises `PermissionDenied` when a run gives its child a secret that it may not read itself."""
+    own = {names.parent_of(version) for version in caller.secrets}
+    for name in secrets:
+        if caller.role == "Workload" and name not in own:
+            raise PermissionDenied(
+                "SECRET_NOT_NAMED",
+                f"The configuration of {caller.subject} does not name {names.id_of(name)!r}.",
+                f"Submit the run with --secret {names.id_of(name)}, so that its children may have it.",
+            )
+
+
 def _check_times(request: CreateRunRequest) -> None:
     if request.HasField("grace") and not timedelta() <= _delta(request.grace) <= _MAXIMUM_GRACE:
         raise InvalidArgument("INVALID_GRACE", "The grace time is out of range.", "Use 0 to 3,600 seconds.")
@@ -249,7 +275,7 @@ def _check_display_name(text: str) -> None:
 
 
 def _check_interactive(request: CreateRunRequest) -> None:
-    for field in ("command", "compute", "grace", "timeout", "variables"):
+    for field in ("command", "compute", "grace", "timeout", "variables", "secrets"):
         if field in {given.name for given, _ in request.ListFields()}:
             raise InvalidArgument(
                 "INTERACTIVE_RUN",

@@ -20,7 +20,7 @@ from stellwerk_runs.runs.store import RunStore
 from stellwerk_runs.runs.trees import Trees
 from stellwerk_runs.search.service import Search
 from stellwerk_runs.snapshots.store import SnapshotStore
-from stellwerk_runs.upstream import Compute, Registry
+from stellwerk_runs.upstream import Compute, Registry, Secrets
 
 RUN = "workspaces/*/runs/*"
 
@@ -36,6 +36,7 @@ class Parts:
     changes: Changes
     registry: Registry
     compute: Compute
+    secrets: Secrets
 
 
 class RunService(runs_pb2_grpc.RunServiceServicer):
@@ -49,6 +50,7 @@ class RunService(runs_pb2_grpc.RunServiceServicer):
         self._changes = parts.changes
         self._registry = parts.registry
         self._compute = parts.compute
+        self._secrets = parts.secrets
         self._search = Search(parts.store)
         self._compare = Compare(parts.store, parts.snapshots, parts.registry)
 
@@ -56,6 +58,7 @@ class RunService(runs_pb2_grpc.RunServiceServicer):
         domain.check_request(request)
         if (existing := await self._store.runs.created_by(request.request_id)) is not None:
             return existing
+        domain.check_may_name(current_caller(), request.secrets)
         await self._resolve(request)
         creator, trace_id = current_caller().subject, telemetry.trace_id()
 
@@ -79,6 +82,8 @@ class RunService(runs_pb2_grpc.RunServiceServicer):
         )
         for item, resource in zip(request.inputs, resources, strict=True):
             item.resource = resource
+        for secret in request.secrets:
+            await self._secrets.check(secret)
         if request.compute:
             await self._compute.check(request.compute)
         if request.snapshot:
