@@ -45,7 +45,7 @@ _READ = frozenset(
 ROLES: dict[str, frozenset[str]] = {
     "Service": frozenset({_ALL}),
     "Node": _READ | {"internal", "run.append", "blob.write"},
-    "Workload": _READ | {"run.append", "blob.write"},
+    "Workload": _READ | {"run.append", "blob.write", "secret.access"},
     "TelemetryWriter": frozenset({"telemetry.write"}),
     # What the gateway shows to scorers.
     "Invoker": frozenset({"endpoint.invoke"}),
