@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from secrets import token_urlsafe
+from typing import Any
 
 import grpc
 
@@ -12,10 +13,17 @@ from stellwerk_launcher import ports
 from stellwerk_launcher.testing import Servers
 from stellwerk_platform.app import App
 from stellwerk_platform.auth import CallerCredentials, StaticCredentials
+from stellwerk_platform.bus import Bus
 from stellwerk_platform.grpc_client import Credentials, connect
 from stellwerk_platform.mongo import Database
 from stellwerk_platform.vault import Vault
-from stellwerk_protos.secrets.v1 import tokens_pb2_grpc
+from stellwerk_protos.secrets.v1 import (
+    sessions_pb2,
+    sessions_pb2_grpc,
+    tokens_pb2_grpc,
+    users_pb2,
+    users_pb2_grpc,
+)
 from stellwerk_secrets.config import SecretsSettings
 from stellwerk_secrets.domain import digest_of
 from stellwerk_secrets.main import compose
@@ -46,6 +54,7 @@ class Secrets:
             namespace=self.namespace,
             listen=self.address,
             mongodb_uri=self.servers.mongodb_uri,
+            nats_url=self.servers.nats_url,
             vault_url=self.servers.vault_url,
             vault_role_id=self.servers.vault_role_id,
             vault_secret_id=self.servers.vault_secret_id,
@@ -75,6 +84,26 @@ class Secrets:
             yield tokens_pb2_grpc.TokenServiceStub(channel)
 
     @asynccontextmanager
+    async def people(self, key: str = "") -> AsyncIterator["users_pb2_grpc.UserServiceAsyncStub"]:
+        """A stub about people that shows a key, the owner's unless another is given."""
+        async with self.channel(key or self.owner_key) as channel:
+            yield users_pb2_grpc.UserServiceStub(channel)
+
+    @asynccontextmanager
+    async def sessions(self) -> AsyncIterator["sessions_pb2_grpc.SessionServiceAsyncStub"]:
+        """A stub for logins, without a key."""
+        async with self.channel() as channel:
+            yield sessions_pb2_grpc.SessionServiceStub(channel)
+
+    async def join(self, user_id: str, **fields: Any) -> str:
+        """Creates a person, accepts the invitation and returns the key."""
+        async with self.people() as people, self.sessions() as sessions:
+            request = users_pb2.CreateUserRequest(user_id=user_id, **fields)
+            invitation = (await people.CreateUser(request)).invitation
+            accept = sessions_pb2.AcceptInvitationRequest(invitation=invitation)
+            return (await sessions.AcceptInvitation(accept)).key
+
+    @asynccontextmanager
     async def as_service(self) -> AsyncIterator["tokens_pb2_grpc.TokenServiceAsyncStub"]:
         """A stub that shows the token of a service."""
         async with self.channel() as anonymous:
@@ -84,6 +113,12 @@ class Secrets:
 
     def vault(self) -> Vault:
         return Vault(self.servers.vault_url, self.servers.vault_role_id, self.servers.vault_secret_id)
+
+    @asynccontextmanager
+    async def bus(self) -> AsyncIterator[Bus]:
+        """The journal of the namespace."""
+        async with Bus.connect(self.servers.nats_url, self.namespace, "test") as bus:
+            yield bus
 
     @asynccontextmanager
     async def database(self) -> AsyncIterator[Database]:

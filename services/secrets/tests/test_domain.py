@@ -50,6 +50,11 @@ def test_nothing_else_has(owner: str) -> None:
 def test_a_key_in_place_of_its_digest_is_refused_without_showing_it() -> None:
     with pytest.raises(SettingsError, match="STELLWERK_OWNER_KEY_SHA256") as raised:
         SecretsSettings(
-            mongodb_uri="", vault_url="", vault_role_id="", vault_secret_id="", owner_key_sha256="swk_abc"
+            mongodb_uri="",
+            nats_url="",
+            vault_url="",
+            vault_role_id="",
+            vault_secret_id="",
+            owner_key_sha256="swk_abc",
         )
     assert "swk_abc" not in str(raised.value)

@@ -23,7 +23,7 @@ from stellwerk_platform.grpc_client import connect
 from stellwerk_platform.grpc_server import Registration, Server, Verify
 from stellwerk_platform.journal import Relay
 from stellwerk_platform.mongo import Database
-from stellwerk_platform.settings import ServiceSettings, Settings, SettingsError
+from stellwerk_platform.settings import ServiceSettings, Settings, SettingsError, StoreSettings
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -99,6 +99,22 @@ class App:
         await self._stack.aclose()
 
 
+async def open_journal(app: App, settings: StoreSettings) -> tuple[Database, Bus]:
+    """Connects to MongoDB and NATS, and publishes in the background what is committed."""
+    database = Database(settings.mongodb_uri, settings.namespace, app.name)
+    app.close(database.close)
+    await database.open()
+    bus = await app.enter(Bus.connect(settings.nats_url, settings.namespace, app.name))
+    app.background(bus.lasts())
+    await ensure_streams(bus)
+    database.maximum_event_bytes = bus.maximum_body_bytes
+    relay = Relay(database, bus)
+    database.on_commit(relay.wake)
+    app.background(relay.run())
+    app.background(app.activity.run(bus))
+    return database, bus
+
+
 class Service:
     """An app with what nearly every service has: database, bus, relay, tokens."""
 
@@ -114,17 +130,7 @@ class Service:
     @classmethod
     async def open(cls, app: App, settings: ServiceSettings) -> "Service":
         """Connects to MongoDB, NATS and `secrets`; the relay runs in the background."""
-        database = Database(settings.mongodb_uri, settings.namespace, app.name)
-        app.close(database.close)
-        await database.open()
-        bus = await app.enter(Bus.connect(settings.nats_url, settings.namespace, app.name))
-        app.background(bus.lasts())
-        await ensure_streams(bus)
-        database.maximum_event_bytes = bus.maximum_body_bytes
-        relay = Relay(database, bus)
-        database.on_commit(relay.wake)
-        app.background(relay.run())
-        app.background(app.activity.run(bus))
+        database, bus = await open_journal(app, settings)
         anonymous = connect(settings.secrets_address)
         app.defer(anonymous.close)
         credentials = CallerCredentials(anonymous, settings.vault_role_id, settings.vault_secret_id)

@@ -51,14 +51,20 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServiceSettings(Settings):
-    """What every service with a store of its own needs."""
+class StoreSettings(Settings):
+    """What a service with a store of its own needs."""
 
     mongodb_uri: str
     nats_url: str
-    secrets_address: str
     vault_role_id: str
     vault_secret_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceSettings(StoreSettings):
+    """What every such service but `secrets` needs, which logs in to nobody."""
+
+    secrets_address: str
 
 
 _CONVERT: dict[str, Callable[[str], object]] = {

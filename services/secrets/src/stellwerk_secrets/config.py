@@ -3,23 +3,20 @@
 import re
 from dataclasses import dataclass
 
-from stellwerk_platform.settings import Settings, SettingsError
+from stellwerk_platform.settings import SettingsError, StoreSettings
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SecretsSettings(Settings):
+class SecretsSettings(StoreSettings):
     """There is nobody to log in to: `secrets` is whom the others ask.
 
     The digests are those of the two API keys that exist from the start; an empty one
     means that there is no such key.
     """
 
-    mongodb_uri: str
     vault_url: str
-    vault_role_id: str
-    vault_secret_id: str
     owner_key_sha256: str
     otlp_key_sha256: str = ""
 

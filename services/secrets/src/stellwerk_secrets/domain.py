@@ -30,15 +30,21 @@ _LOCAL_NODE = "nodes/local"
 
 @dataclass(frozen=True)
 class Identity:
-    """Whom a token stands for."""
+    """Whom a token stands for.
+
+    A person's has the key that it came from, whether the person administers, and the
+    person's revision, so that no token is shared across a change of the person.
+    """
 
     subject: str
     role: str
     # The versions of secrets that a workload may read, by resource name.
     secrets: tuple[str, ...] = ()
+    administrator: bool = False
+    key: str = ""
+    revision: int = 0
 
 
-OWNER = Identity("users/owner", "Owner")
 TELEMETRY_WRITER = Identity("services/telemetry-writer", "TelemetryWriter")
 
 
@@ -50,12 +56,17 @@ def digest_of(api_key: str) -> str:
     """
     if not api_key.startswith(API_KEY_PREFIX) or len(api_key) > _API_KEY_LIMIT:
         raise key_invalid()
-    return hashlib.sha256(api_key.encode()).hexdigest()
+    return sha256_of(api_key)
 
 
-def key_invalid() -> Unauthenticated:
-    """The one answer to every key that is not right."""
-    return Unauthenticated("KEY_INVALID", "The key is not valid.", "Check the key, or ask for a new one.")
+def sha256_of(text: str) -> str:
+    """In hexadecimal digits."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def key_invalid(why: str = "The key is not valid.") -> Unauthenticated:
+    """The one reason for every key that opens nothing; only who has a real key learns more."""
+    return Unauthenticated("KEY_INVALID", why, "Check the key, or get a new one with `stellwerk login`.")
 
 
 def identity_of_approle(role_id: str) -> Identity:
@@ -91,8 +102,11 @@ def key_id(key: str, version: int) -> str:
     return f"{key}:{version}"
 
 
-def signing_input(kid: str, identity: Identity, token_id: str, issue_time: int, expire_time: int) -> bytes:
-    """Header and claims of a JSON Web Token as they are signed (RFC 7515). Times in seconds since 1970."""
+def signing_input(kid: str, identity: Identity, token_id: str, issue_time: float, expire_time: int) -> bytes:
+    """Header and claims of a JSON Web Token as they are signed (RFC 7515). Times in seconds since 1970.
+
+    `issue_time` to the millisecond: it is compared with the moment of a revocation.
+    """
     header = {"alg": "EdDSA", "typ": "JWT", "kid": kid}
     claims: dict[str, object] = {
         "iss": ISSUER,
@@ -106,6 +120,10 @@ def signing_input(kid: str, identity: Identity, token_id: str, issue_time: int, 
     if identity.secrets:
         parts = (version.split("/") for version in identity.secrets)
         claims["secrets"] = [f"{part[3]}:{part[5]}" for part in parts]
+    if identity.administrator:
+        claims["adm"] = True
+    if identity.key:
+        claims["key"] = identity.key
     return b".".join(_part(part) for part in (header, claims))
 
 

@@ -8,7 +8,9 @@ than half its life is left, and what waits for Vault is bounded.
 import asyncio
 import time
 import uuid
+from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import hvac.exceptions
 
@@ -20,6 +22,7 @@ from stellwerk_secrets.limits import Gate, patiently
 
 KEY = "stellwerk-tokens"
 _KEYS_SECONDS = 5.0
+_SHARED_IDENTITIES = 10_000
 
 
 class SigningKeys:
@@ -54,6 +57,15 @@ class SigningKeys:
         self._keys = {}
 
 
+@dataclass
+class _Shared:
+    """The last token of an identity, and who signed it."""
+
+    version: int = 0
+    token: tokens_pb2.Token = field(default_factory=tokens_pb2.Token)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
 class Issuer:
     """Issues tokens."""
 
@@ -61,18 +73,20 @@ class Issuer:
         self._vault = vault
         self._keys = keys
         self._gate = Gate(running=4, waiting=256)
-        self._issued: dict[Identity, tuple[int, tokens_pb2.Token]] = {}
-        self._locks: dict[Identity, asyncio.Lock] = {}
+        self._shared: OrderedDict[Identity, _Shared] = OrderedDict()
 
-    async def shared(self, identity: Identity, life_seconds: int) -> tokens_pb2.Token:
+    async def shared(self, identity: Identity, life_seconds: float) -> tokens_pb2.Token:
         """A token that others of the same identity may have got too, with half its life left at least.
 
-        For identities whose number is bounded. While Vault does not answer, what is
-        left of the last token has to do.
+        While Vault does not answer, what is left of the last token has to do.
         """
-        async with self._locks.setdefault(identity, asyncio.Lock()):
+        shared = self._shared.setdefault(identity, _Shared())
+        self._shared.move_to_end(identity)
+        if len(self._shared) > _SHARED_IDENTITIES:
+            self._shared.popitem(last=False)
+        async with shared.lock:
             version = max(await self._keys.versions())
-            signed_by, token = self._issued.get(identity, (0, tokens_pb2.Token()))
+            signed_by, token = shared.version, shared.token
             left = token.expire_time.seconds - time.time()
             if signed_by == version and left > life_seconds / 2:
                 return token
@@ -82,14 +96,14 @@ class Issuer:
                 if signed_by == version and left > 0:
                     return token
                 raise
-            self._issued[identity] = (version, token)
+            shared.version, shared.token = version, token
             return token
 
-    async def issue(self, identity: Identity, life_seconds: int) -> tokens_pb2.Token:
+    async def issue(self, identity: Identity, life_seconds: float) -> tokens_pb2.Token:
         """A token of its own."""
-        issue_time = int(time.time())
+        issue_time = round(time.time(), 3)
         token = tokens_pb2.Token()
-        token.expire_time.seconds = issue_time + life_seconds
+        token.expire_time.seconds = int(issue_time + life_seconds)
         version = max(await self._keys.versions())
         payload = signing_input(
             key_id(KEY, version), identity, str(uuid.uuid4()), issue_time, token.expire_time.seconds

@@ -1,41 +1,120 @@
-"""Composition root of `secrets`."""
+"""Composition root of `secrets`: one function for each part."""
 
-from stellwerk_platform.app import App, run
+from dataclasses import dataclass
+
+from stellwerk_platform.app import App, open_journal, run
 from stellwerk_platform.auth import TokenVerifier
+from stellwerk_platform.bus import Bus
 from stellwerk_platform.grpc_server import Registration
 from stellwerk_platform.mongo import Database
 from stellwerk_platform.vault import Vault
-from stellwerk_protos.secrets.v1 import tokens_pb2, tokens_pb2_grpc
+from stellwerk_protos.secrets.v1 import (
+    sessions_pb2,
+    sessions_pb2_grpc,
+    tokens_pb2,
+    tokens_pb2_grpc,
+    users_pb2,
+    users_pb2_grpc,
+)
 from stellwerk_secrets import domain
+from stellwerk_secrets.admission import Admission
 from stellwerk_secrets.config import SecretsSettings
 from stellwerk_secrets.issuer import Issuer, SigningKeys
 from stellwerk_secrets.logins import Logins
 from stellwerk_secrets.named.compose import compose as compose_named
+from stellwerk_secrets.named.service import SecretService
+from stellwerk_secrets.people.store import People
+from stellwerk_secrets.people.users import UserService
+from stellwerk_secrets.people.uses import Uses
+from stellwerk_secrets.revocations.events import EndedWorkloads
+from stellwerk_secrets.revocations.store import Revocations
 from stellwerk_secrets.service import Exchange, TokenService
-from stellwerk_secrets.store import ApiKeys
+from stellwerk_secrets.sessions.service import SessionService
+from stellwerk_secrets.store import ServiceKeys
 
 
-async def compose(app: App, settings: SecretsSettings) -> None:
-    """Wires the parts; raises `PlatformError` when MongoDB, Vault or the signing key is not there."""
+@dataclass(frozen=True)
+class Base:
+    """What every part stands on."""
+
+    app: App
+    settings: SecretsSettings
+    vault: Vault
+    keys: SigningKeys
+    database: Database
+    bus: Bus
+
+
+async def open_base(app: App, settings: SecretsSettings) -> Base:
+    """Raises `PlatformError` when MongoDB, NATS, Vault or the signing key is not there."""
     vault = Vault(settings.vault_url, settings.vault_role_id, settings.vault_secret_id)
     keys = SigningKeys(vault)
     await keys.versions()
-    database = Database(settings.mongodb_uri, settings.namespace, app.name)
-    app.close(database.close)
-    await database.open()
-    api_keys = ApiKeys(database)
-    await api_keys.open()
-    await api_keys.install(domain.OWNER, settings.owner_key_sha256)
-    await api_keys.install(domain.TELEMETRY_WRITER, settings.otlp_key_sha256)
-    issuer = Issuer(vault, keys)
-    exchange = Exchange(api_keys, issuer, keys)
-    named, named_registration = await compose_named(database, vault)
-    registration = Registration(
-        TokenService(exchange, Logins(vault), issuer, named),
+    database, bus = await open_journal(app, settings)
+    return Base(app, settings, vault, keys, database, bus)
+
+
+async def compose_revocations(base: Base) -> Revocations:
+    """What ended before its time."""
+    revocations = Revocations(base.database)
+    await revocations.open()
+    base.app.background(EndedWorkloads(base.bus, revocations).run())
+    return revocations
+
+
+async def compose_people(base: Base, revocations: Revocations) -> tuple[People, Uses]:
+    """People and their keys."""
+    people, uses = People(base.database, revocations), Uses(base.database)
+    await people.open()
+    await uses.open()
+    await people.install_owner(base.settings.owner_key_sha256)
+    base.app.background(uses.run())
+    return people, uses
+
+
+async def compose_tokens(
+    base: Base, people: People, uses: Uses, revocations: Revocations, named: SecretService
+) -> tuple[Exchange, Registration]:
+    """Keys and credentials in, tokens out."""
+    service_keys = ServiceKeys(base.database)
+    await service_keys.open()
+    await service_keys.install(domain.TELEMETRY_WRITER, base.settings.otlp_key_sha256)
+    issuer = Issuer(base.vault, base.keys)
+    exchange = Exchange(Admission(people, service_keys, uses), issuer, base.keys)
+    return exchange, Registration(
+        TokenService(exchange, Logins(base.vault), issuer, revocations, named),
         tokens_pb2_grpc.add_TokenServiceServicer_to_server,
         tokens_pb2.DESCRIPTOR.services_by_name["TokenService"],
     )
-    await app.serve(settings.listen, TokenVerifier(exchange).verify, [registration, named_registration])
+
+
+def compose_users(people: People, uses: Uses) -> Registration:
+    """People and keys for callers."""
+    return Registration(
+        UserService(people, uses),
+        users_pb2_grpc.add_UserServiceServicer_to_server,
+        users_pb2.DESCRIPTOR.services_by_name["UserService"],
+    )
+
+
+def compose_sessions(people: People) -> Registration:
+    """Logins."""
+    return Registration(
+        SessionService(people),
+        sessions_pb2_grpc.add_SessionServiceServicer_to_server,
+        sessions_pb2.DESCRIPTOR.services_by_name["SessionService"],
+    )
+
+
+async def compose(app: App, settings: SecretsSettings) -> None:
+    """Wires the parts."""
+    base = await open_base(app, settings)
+    revocations = await compose_revocations(base)
+    people, uses = await compose_people(base, revocations)
+    named, named_registration = await compose_named(base.database, base.vault)
+    exchange, tokens = await compose_tokens(base, people, uses, revocations, named)
+    registrations = [tokens, compose_users(people, uses), compose_sessions(people), named_registration]
+    await app.serve(settings.listen, TokenVerifier(exchange).verify, registrations)
 
 
 if __name__ == "__main__":

@@ -8,17 +8,18 @@ from stellwerk_platform.auth import current_caller
 from stellwerk_platform.errors import PermissionDenied
 from stellwerk_protos.secrets.v1 import tokens_pb2, tokens_pb2_grpc
 from stellwerk_secrets import domain
+from stellwerk_secrets.admission import Admission
 from stellwerk_secrets.issuer import Issuer, SigningKeys
 from stellwerk_secrets.logins import Logins
 from stellwerk_secrets.named.service import SecretService
-from stellwerk_secrets.store import ApiKeys
+from stellwerk_secrets.revocations.store import Revocations
 
 
 class Exchange:
     """API keys for tokens; also the source of this service's own `TokenVerifier`."""
 
-    def __init__(self, api_keys: ApiKeys, issuer: Issuer, keys: SigningKeys) -> None:
-        self._api_keys = api_keys
+    def __init__(self, admission: Admission, issuer: Issuer, keys: SigningKeys) -> None:
+        self._admission = admission
         self._issuer = issuer
         self._keys = keys
 
@@ -32,19 +33,25 @@ class Exchange:
 
     async def token(self, api_key: str) -> tokens_pb2.Token:
         """The token of the key's identity; raises `Unauthenticated` with reason KEY_INVALID."""
-        identity = await self._api_keys.find(domain.digest_of(api_key))
-        if identity is None:
-            raise domain.key_invalid()
-        return await self._issuer.shared(identity, domain.API_KEY_TOKEN_SECONDS)
+        identity, life_seconds = await self._admission.admit(domain.digest_of(api_key))
+        return await self._issuer.shared(identity, life_seconds)
 
 
 class TokenService(tokens_pb2_grpc.TokenServiceServicer):
     """tokens.proto."""
 
-    def __init__(self, exchange: Exchange, logins: Logins, issuer: Issuer, secrets: SecretService) -> None:
+    def __init__(
+        self,
+        exchange: Exchange,
+        logins: Logins,
+        issuer: Issuer,
+        revocations: Revocations,
+        secrets: SecretService,
+    ) -> None:
         self._exchange = exchange
         self._logins = logins
         self._issuer = issuer
+        self._revocations = revocations
         self._secrets = secrets
 
     async def ExchangeApiKey(
@@ -73,6 +80,11 @@ class TokenService(tokens_pb2_grpc.TokenServiceServicer):
             identity = replace(identity, secrets=tuple(granted))
         return await self._issuer.issue(identity, domain.WORKLOAD_TOKEN_SECONDS)
 
+    async def ListRevocations(
+        self, request: tokens_pb2.ListRevocationsRequest, context: Any
+    ) -> tokens_pb2.ListRevocationsResponse:
+        return tokens_pb2.ListRevocationsResponse(revocations=await self._revocations.living())
+
     async def ListSigningKeys(
         self, request: tokens_pb2.ListSigningKeysRequest, context: Any
     ) -> tokens_pb2.ListSigningKeysResponse:
@@ -83,4 +95,6 @@ class TokenService(tokens_pb2_grpc.TokenServiceServicer):
 
     async def GetCaller(self, request: tokens_pb2.GetCallerRequest, context: Any) -> tokens_pb2.Caller:
         caller = current_caller()
-        return tokens_pb2.Caller(subject=caller.subject, role=caller.role)
+        return tokens_pb2.Caller(
+            subject=caller.subject, role=caller.role, administrator=caller.administrator, key=caller.key
+        )

@@ -1,4 +1,4 @@
-"""API keys in MongoDB, by digest. They are no journaled resource: an event never carries a secret's trace."""
+"""Keys of programs of the platform itself, by digest: they belong to no person, and no call changes them."""
 
 from datetime import UTC
 
@@ -6,10 +6,10 @@ from stellwerk_platform.documents import now
 from stellwerk_platform.mongo import Database
 from stellwerk_secrets.domain import Identity
 
-_COLLECTION = "api_keys"
+_COLLECTION = "service_keys"
 
 
-class ApiKeys:
+class ServiceKeys:
     """Which digest belongs to whom."""
 
     def __init__(self, database: Database) -> None:

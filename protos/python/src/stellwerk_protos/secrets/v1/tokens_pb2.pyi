@@ -299,22 +299,26 @@ class Caller(_message.Message):
     SUBJECT_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
     ADMINISTRATOR_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
     subject: _builtins.str
     """For example users/owner, services/runs, workspaces/demo/runs/abc."""
     role: _builtins.str
     """User, Service, Node, Workload, Invoker or TelemetryWriter."""
     administrator: _builtins.bool
     """Whether it is a person who administers the platform."""
+    key: _builtins.str
+    """The API key that the call was made with, users/{user}/keys/{key}; empty for whoever has none."""
     def __init__(
         self,
         *,
         subject: _builtins.str = ...,
         role: _builtins.str = ...,
         administrator: _builtins.bool = ...,
+        key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["administrator", b"administrator", "role", b"role", "subject", b"subject"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["administrator", b"administrator", "key", b"key", "role", b"role", "subject", b"subject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,1 @@
+"""How a person without a key gets one."""
