@@ -10,6 +10,7 @@ import httpx
 
 from services.secrets.tests.support import Secrets
 from stellwerk_launcher import ports
+from stellwerk_launcher.credentials import Credentials
 from stellwerk_launcher.testing import Servers
 from stellwerk_platform.app import App
 from stellwerk_platform.auth import StaticCredentials
@@ -78,6 +79,7 @@ async def running(servers: Servers) -> AsyncIterator[Registry]:
     secrets = Secrets(servers)
     port = ports.choose(["registry"], {})["registry"]
     app = App("registry")
+    vault = Credentials.load_or_create(servers.data_dir / "credentials.json").vault
     settings = RegistrySettings(
         namespace=secrets.namespace,
         listen=f"127.0.0.1:{port}",
@@ -85,8 +87,11 @@ async def running(servers: Servers) -> AsyncIterator[Registry]:
         nats_url=servers.nats_url,
         secrets_address=secrets.address,
         vault_role_id="registry",
-        vault_secret_id="not used: nothing here calls another service",
+        vault_secret_id=vault["registry"],
         runs_address="127.0.0.1:9",
+        compute_address="127.0.0.1:9",
+        inference_address="127.0.0.1:9",
+        telemetry_address="127.0.0.1:9",
         s3_url=servers.s3_url,
         s3_access_key=servers.s3_access_key,
         s3_secret_key=servers.s3_secret_key,

@@ -14,7 +14,11 @@ from stellwerk_platform.blobs import BlobStore
 from stellwerk_platform.mongo import Database
 from stellwerk_protos.registry.v1.datasets_pb2 import DatasetVersion
 from stellwerk_registry.blobs.store import BlobIndex
+from stellwerk_registry.datastores.places import Places
+from stellwerk_registry.datastores.store import DatastoreStore
 from stellwerk_registry.versions.store import VersionStore
+from stellwerk_registry.workspaces.domain import DEFAULT_DATASTORE
+from stellwerk_registry.workspaces.store import WorkspaceStore
 
 WORKSPACE = "demo"
 
@@ -47,7 +51,8 @@ class Blobs:
 
     async def put(self, content: bytes) -> str:
         digest = hashlib.sha256(content).hexdigest()
-        for missing in await self.index.missing(WORKSPACE, [digest], offer=True):
+        for missing in await self.index.missing(WORKSPACE, [digest]):
+            await self.index.offer(WORKSPACE, {missing: 1}, DEFAULT_DATASTORE)
             url, headers = self.objects.upload_url(WORKSPACE, missing)
             (await self.client.put(url, content=content, headers=headers)).raise_for_status()
         return digest
@@ -57,6 +62,10 @@ class Blobs:
         return sum(sizes.values()), later
 
 
+async def no_secrets(name: str) -> str:
+    raise AssertionError(f"{name} is asked for")
+
+
 @pytest_asyncio.fixture
 async def blobs(servers: Servers) -> AsyncIterator[Blobs]:
     namespace = f"t{uuid.uuid4().hex[:8]}"
@@ -64,7 +73,9 @@ async def blobs(servers: Servers) -> AsyncIterator[Blobs]:
     versions = Versions(database)
     s3 = (servers.s3_url, servers.s3_access_key, servers.s3_secret_key, namespace)
     async with BlobStore.connect(*s3) as objects:
-        index = BlobIndex(database, objects, [versions], grace_seconds=0.2)
+        datastores = DatastoreStore(database)
+        places = Places(objects, WorkspaceStore(database, datastores), datastores, no_secrets)
+        index = BlobIndex(database, places, [versions], grace_seconds=0.2)
         await index.open()
         found = Blobs(index, objects, versions)
         yield found

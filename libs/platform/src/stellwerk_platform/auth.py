@@ -39,6 +39,8 @@ _READ = frozenset(
         "event.read",
         "blob.read",
         "identity.read",
+        "datastore.read",
+        "quota.read",
     }
 )
 # Which permissions a role has. "internal" is for services and nodes only: not even the owner has it.
@@ -53,6 +55,10 @@ ROLES: dict[str, frozenset[str]] = {
     | {
         "workspace.create",
         "workspace.list",
+        "workspace.write",
+        "workspace.delete",
+        "datastore.write",
+        "quota.write",
         "dataset.write",
         "environment.write",
         "model.write",

@@ -1,7 +1,9 @@
 """The blob store: S3 objects under their SHA-256, written and read by presigned URL."""
 
+import asyncio
 import base64
 import logging
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -13,7 +15,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 from botocore.exceptions import BotoCoreError, ClientError
 
-from stellwerk_platform.errors import PlatformError, Unavailable
+from stellwerk_platform.errors import FailedPrecondition, PlatformError, Unavailable
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
@@ -35,9 +37,9 @@ class BlobStore:
     @classmethod
     @asynccontextmanager
     async def connect(
-        cls, url: str, access_key: str, secret_key: str, bucket: str
+        cls, url: str, access_key: str, secret_key: str, bucket: str, *, create: bool = True
     ) -> AsyncIterator["BlobStore"]:
-        """Opens a client and makes the bucket when it is not there; raises `Unavailable`."""
+        """Opens a client; with `create` makes the bucket when it is not there. Raises `Unavailable`."""
         # Part checksums confuse S3 servers that are not Amazon's: only where an operation asks for them.
         config = AioConfig(
             signature_version="s3v4",
@@ -56,7 +58,8 @@ class BlobStore:
             config=config,
         ) as client:
             store = cls(client, bucket, url, Credentials(access_key, secret_key))
-            await store._ensure_bucket()
+            if create:
+                await store._ensure_bucket()
             yield store
 
     async def _ensure_bucket(self) -> None:
@@ -76,6 +79,46 @@ class BlobStore:
             # 409: another replica was faster.
             if not isinstance(error, ClientError) or _status(error) != 409:
                 raise _unavailable(error) from error
+
+    async def probe(self, prefix: str) -> None:
+        """Writes, reads and deletes a small object; raises `FailedPrecondition`, `Unavailable`."""
+        name, content = f"{prefix}/probe-{uuid.uuid4().hex}", b"stellwerk"
+        try:
+            await self._client.put_object(Bucket=self._bucket, Key=name, Body=content)
+            answer = await self._client.get_object(Bucket=self._bucket, Key=name)
+            found = await answer["Body"].read()
+            await self._client.delete_object(Bucket=self._bucket, Key=name)
+        except ClientError as error:
+            code = str(error.response.get("Error", {}).get("Code", "an error"))
+            raise FailedPrecondition(
+                "BLOB_STORE_REFUSED",
+                f"{error.operation_name} is answered with {code}.",
+                "Check the bucket, and what the keys may do.",
+            ) from error
+        except BotoCoreError as error:
+            raise _unavailable(error) from error
+        if found != content:
+            raise FailedPrecondition(
+                "BLOB_STORE_REFUSED", "What is read is not what was written.", "Check the S3 server."
+            )
+
+    async def delete_all(self, prefix: str) -> tuple[int, int]:
+        """Removes every object below a prefix; returns how many, and their bytes. Raises `Unavailable`."""
+        count, size_bytes = 0, 0
+        try:
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self._bucket, Prefix=f"{prefix}/"
+            )
+            async for page in pages:
+                found = page.get("Contents", [])
+                await asyncio.gather(
+                    *(self._client.delete_object(Bucket=self._bucket, Key=item["Key"]) for item in found)
+                )
+                count += len(found)
+                size_bytes += sum(item["Size"] for item in found)
+        except (ClientError, BotoCoreError) as error:
+            raise _unavailable(error) from error
+        return count, size_bytes
 
     async def size(self, workspace: str, sha256: str) -> int | None:
         """Bytes of a blob, None when it is missing; raises `Unavailable`."""

@@ -254,6 +254,8 @@ class Bus:
                 break
             except Exception as error:
                 known = as_platform_error(error)
+                if known is not None and known.reason == "WORKSPACE_BEING_DELETED":
+                    break  # what it would lead to is being removed
                 retryable = known is not None and known.retryable
                 tries += not retryable
                 log.warning("%s: %.300s (%s)", durable, error, message.subject, exc_info=not retryable)

@@ -28,12 +28,13 @@ from pymongo.errors import (
     ServerSelectionTimeoutError,
 )
 
-from stellwerk_platform import failpoints, paging, telemetry
+from stellwerk_platform import failpoints, names, paging, telemetry
 from stellwerk_platform.auth import current_actor
 from stellwerk_platform.documents import Document, from_document, now, to_document
 from stellwerk_platform.errors import (
     Aborted,
     AlreadyExists,
+    FailedPrecondition,
     InvalidArgument,
     NotFound,
     Unavailable,
@@ -49,6 +50,7 @@ _OUTBOX = "journal_outbox"
 _REQUEST_ID = "request_id"
 _EVENT_BYTES = 1024 * 1024
 _SELECTION_MS = 15_000
+BEING_DELETED = "WORKSPACE_BEING_DELETED"
 
 
 def _away(error: Exception) -> Unavailable:
@@ -86,6 +88,8 @@ class Database:
         self._wake: Callable[[], None] = lambda: None
         # What the bus takes; an event that it does not take would hold up all that follow.
         self.maximum_event_bytes = _EVENT_BYTES
+        # Names of workspaces that are being deleted: nothing new is stored in them (workspaces.py).
+        self.closed: set[str] = set()
 
     async def open(self) -> None:
         """Waits until the server answers; raises `Unavailable` when it does not within 15 s."""
@@ -171,6 +175,11 @@ class Database:
             Entry(d["_id"], d["resource"], d["subject"], bytes(d["body"]), d["revision"]) for d in documents
         ]
 
+    def check_open(self, name: str) -> None:
+        """Raises `FailedPrecondition` for a new resource in a workspace that is being deleted."""
+        if self.closed and (workspace := f"workspaces/{names.workspace_of(name)}") in self.closed:
+            raise being_deleted(workspace)
+
     async def remove(self, ids: list[str]) -> None:
         """Forgets published journal entries."""
         await self._outbox.delete_many({"_id": {"$in": ids}})
@@ -207,6 +216,10 @@ class Transaction:
     def last_event(self, otherwise: str = "") -> str:
         """The id of the entry recorded last: the cause of what follows from it in this transaction."""
         return self.entries[-1].id if self.entries else otherwise
+
+
+# Writes more into the transaction that creates a resource.
+Beside = Callable[[Transaction, R], Awaitable[None]]
 
 
 class Collection(Generic[R]):
@@ -292,20 +305,30 @@ class Collection(Generic[R]):
         """All that match: for sets that are known to be small."""
         return [from_document(self._kind, d) async for d in self.raw.find(where, session=session)]
 
-    async def create(self, resource: R, fact: Fact, request_id: str = "") -> R:
-        """Stores a new resource with its journal entry.
+    async def create(
+        self, resource: R, fact: Fact, request_id: str = "", beside: "Beside[R] | None" = None
+    ) -> R:
+        """Stores a new resource with its journal entry; `beside` writes more in the same transaction.
 
         Returns the first answer when the caller repeats `request_id`; raises
         `AlreadyExists` when the name is taken.
         """
+
+        async def work(tx: Transaction) -> R:
+            created = await self.create_in(tx, resource, fact, request_id)
+            if beside is not None:
+                await beside(tx, created)
+            return created
+
         try:
-            return await self.database.commit(lambda tx: self.create_in(tx, resource, fact, request_id))
+            return await self.database.commit(work)
         except DuplicateKeyError:
             return await self._existing(resource, request_id)
 
     async def create_in(self, tx: Transaction, resource: R, fact: Fact, request_id: str = "") -> R:
         """The same inside a transaction; lets `DuplicateKeyError` through, which ends the transaction."""
         resource = _copy(resource)
+        self.database.check_open(resource.name)  # type: ignore[attr-defined]  # every resource has a name
         stamp(resource)
         document = {**to_document(resource), **self._extra(resource)}
         if request_id:
@@ -370,6 +393,16 @@ class Collection(Generic[R]):
         failpoints.hit("store.resource_written")
         tx.record(resource, fact)
         return resource
+
+
+def being_deleted(workspace: str) -> FailedPrecondition:
+    """The error for a workspace that takes nothing new any more."""
+    return FailedPrecondition(
+        BEING_DELETED,
+        f"{workspace} is being deleted.",
+        "Use another workspace, or create it again once it is gone.",
+        {"workspace": workspace},
+    )
 
 
 def stamp(resource: Message) -> None:

@@ -7,10 +7,15 @@ from stellwerk_platform.settings import ServiceSettings
 
 @dataclass(frozen=True, kw_only=True)
 class RegistrySettings(ServiceSettings):
-    """Where blobs lie, how long unused ones stay, and who knows what a run produced."""
+    """Where blobs lie, how long unused ones stay, and the others: each keeps something of a workspace."""
 
     runs_address: str
+    compute_address: str
+    inference_address: str
+    telemetry_address: str
     s3_url: str
     s3_access_key: str
     s3_secret_key: str
     blob_grace_seconds: float = 3600.0
+    # How long what lives in a workspace that is deleted may take to end.
+    workspace_end_seconds: float = 120.0

@@ -3,15 +3,20 @@
 from stellwerk_platform.app import App, Service, run
 from stellwerk_platform.blobs import BlobStore
 from stellwerk_platform.grpc_server import Registration
+from stellwerk_platform.migrations import migrate
 from stellwerk_protos.registry.v1 import (
     blobs_pb2,
     blobs_pb2_grpc,
     datasets_pb2,
     datasets_pb2_grpc,
+    datastores_pb2,
+    datastores_pb2_grpc,
     environments_pb2,
     environments_pb2_grpc,
     models_pb2,
     models_pb2_grpc,
+    quotas_pb2,
+    quotas_pb2_grpc,
     workspaces_pb2,
     workspaces_pb2_grpc,
 )
@@ -19,10 +24,19 @@ from stellwerk_protos.runs.v1.artifacts_pb2_grpc import ArtifactServiceStub
 from stellwerk_registry.blobs.service import BlobService
 from stellwerk_registry.blobs.store import BlobIndex
 from stellwerk_registry.config import RegistrySettings
+from stellwerk_registry.datastores.places import Places
+from stellwerk_registry.datastores.secrets import secret_reader
+from stellwerk_registry.datastores.service import DatastoreService
+from stellwerk_registry.datastores.store import DatastoreStore
+from stellwerk_registry.deletion.compose import compose_remover
+from stellwerk_registry.deletion.store import DeletionStore
+from stellwerk_registry.quotas.service import QuotaService
+from stellwerk_registry.quotas.store import QuotaStore
 from stellwerk_registry.versions.datasets import DatasetService
 from stellwerk_registry.versions.environments import EnvironmentService
 from stellwerk_registry.versions.models import ModelService
 from stellwerk_registry.versions.store import VersionStore
+from stellwerk_registry.workspace_data import workspace_data
 from stellwerk_registry.workspaces.service import WorkspaceService
 from stellwerk_registry.workspaces.store import WorkspaceStore
 
@@ -30,28 +44,57 @@ from stellwerk_registry.workspaces.store import WorkspaceStore
 async def compose(app: App, settings: RegistrySettings) -> None:
     """Builds the service."""
     service = await Service.open(app, settings)
-    workspaces = WorkspaceStore(service.database)
+    datastores = DatastoreStore(service.database)
+    workspaces = WorkspaceStore(service.database, datastores)
+    quotas = QuotaStore(service.database)
+    deletions = DeletionStore(service.database, workspaces)
     datasets = VersionStore(service.database, "datasets", datasets_pb2.DatasetVersion)
     environments = VersionStore(service.database, "environments", environments_pb2.EnvironmentVersion)
     models = VersionStore(service.database, "models", models_pb2.ModelVersion)
-    for collection in (workspaces, datasets, environments, models):
+    for collection in (workspaces, datastores, quotas, deletions, datasets, environments, models):
         await collection.open()
+    await migrate(service.database, [workspaces.add_parts])
+    await workspaces.known.follow(service.bus)
     store = await app.enter(
         BlobStore.connect(settings.s3_url, settings.s3_access_key, settings.s3_secret_key, settings.namespace)
     )
-    index = BlobIndex(service.database, store, [datasets, models], settings.blob_grace_seconds)
+    channels = {
+        "inference": service.channel(settings.inference_address),
+        "runs": service.channel(settings.runs_address),
+        "compute": service.channel(settings.compute_address),
+        "secrets": service.channel(settings.secrets_address),
+        "telemetry": service.channel(settings.telemetry_address),
+    }
+    places = Places(store, workspaces, datastores, secret_reader(channels["secrets"]))
+    app.defer(places.close)
+    index = BlobIndex(service.database, places, [datasets, models], settings.blob_grace_seconds)
     await index.open()
-    blobs = BlobService(workspaces, store, index)
-    artifacts = ArtifactServiceStub(service.channel(settings.runs_address))
+    app.background(index.run())
+    blobs = BlobService(workspaces, places, index, quotas)
+    own = workspace_data(service.database, workspaces.known, index, store)
+    remover = compose_remover(deletions, own, channels, settings.workspace_end_seconds)
+    app.background(remover.run())
+    artifacts = ArtifactServiceStub(channels["runs"])
     await app.serve(
         settings.listen,
         service.verify,
         [
             Registration(
-                WorkspaceService(workspaces),
+                WorkspaceService(workspaces, deletions, remover),
                 workspaces_pb2_grpc.add_WorkspaceServiceServicer_to_server,
                 workspaces_pb2.DESCRIPTOR.services_by_name["WorkspaceService"],
             ),
+            Registration(
+                DatastoreService(datastores, workspaces, places, index.lies_in),
+                datastores_pb2_grpc.add_DatastoreServiceServicer_to_server,
+                datastores_pb2.DESCRIPTOR.services_by_name["DatastoreService"],
+            ),
+            Registration(
+                QuotaService(quotas, workspaces, index, channels["compute"]),
+                quotas_pb2_grpc.add_QuotaServiceServicer_to_server,
+                quotas_pb2.DESCRIPTOR.services_by_name["QuotaService"],
+            ),
+            own.registration(),
             Registration(
                 DatasetService(datasets, workspaces, blobs),
                 datasets_pb2_grpc.add_DatasetServiceServicer_to_server,

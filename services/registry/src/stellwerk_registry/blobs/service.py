@@ -1,16 +1,18 @@
 """BlobService: which blobs are missing, and where to put and get them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from stellwerk_platform import names
-from stellwerk_platform.blobs import BlobStore
 from stellwerk_platform.content import check_sha256
 from stellwerk_platform.errors import FailedPrecondition, InvalidArgument, NotFound
+from stellwerk_platform.quotas import check_storage
 from stellwerk_protos.common.v1.common_pb2 import File
 from stellwerk_protos.registry.v1 import blobs_pb2 as pb
 from stellwerk_protos.registry.v1 import blobs_pb2_grpc
 from stellwerk_registry.blobs.store import BlobIndex
+from stellwerk_registry.datastores.places import Places
+from stellwerk_registry.quotas.store import QuotaStore
 from stellwerk_registry.workspaces.store import WorkspaceStore
 
 _BATCH = 1_000
@@ -19,22 +21,41 @@ _BATCH = 1_000
 class BlobService(blobs_pb2_grpc.BlobServiceServicer):
     """The servicer, and the check that a file list's blobs are there."""
 
-    def __init__(self, workspaces: WorkspaceStore, store: BlobStore, index: BlobIndex) -> None:
+    def __init__(
+        self, workspaces: WorkspaceStore, places: Places, index: BlobIndex, quotas: QuotaStore
+    ) -> None:
         self._workspaces = workspaces
-        self._store = store
+        self._places = places
         self._index = index
+        self._quotas = quotas
 
     async def PrepareUploads(
         self, request: pb.PrepareUploadsRequest, context: Any
     ) -> pb.PrepareUploadsResponse:
         workspace = await self._workspace(request.parent, len(request.blobs))
-        digests = [check_sha256(blob.sha256) for blob in request.blobs]
-        missing = await self._index.missing(workspace, digests, offer=True)
+        sizes = {check_sha256(blob.sha256): max(0, blob.size_bytes) for blob in request.blobs}
+        missing = await self._index.missing(workspace, sizes)
+        wanted = {digest: sizes[digest] for digest in missing}
+        await self._check_room(workspace, wanted)
+        if not missing:
+            return pb.PrepareUploadsResponse()
+        datastore, place = await self._places.default(workspace)
+        await self._index.offer(workspace, wanted, datastore)
         uploads = []
         for digest in missing:
-            url, headers = self._store.upload_url(workspace, digest)
+            url, headers = place.upload_url(digest)
             uploads.append(pb.Upload(sha256=digest, url=url, headers=headers))
         return pb.PrepareUploadsResponse(uploads=uploads)
+
+    async def _check_room(self, workspace: str, wanted: Mapping[str, int]) -> None:
+        """Raises `ResourceExhausted` when so many more bytes, by digest, have no room.
+
+        What is there counts with the size that the store says, whatever the client said before.
+        """
+        limits = (await self._quotas.of(f"workspaces/{workspace}")).limits
+        if limits.storage_bytes:
+            used = await self._index.used_bytes(workspace, without=list(wanted))
+            check_storage(limits, used, sum(wanted.values()))
 
     async def PrepareDownloads(
         self, request: pb.PrepareDownloadsRequest, context: Any
@@ -43,8 +64,11 @@ class BlobService(blobs_pb2_grpc.BlobServiceServicer):
         digests = [check_sha256(digest) for digest in request.sha256]
         if missing := await self._index.missing(workspace, digests):
             raise NotFound("BLOB_NOT_FOUND", f"There is no blob {missing[0]}.", "Upload it again.")
+        datastores = await self._index.datastores(workspace, digests)
+        places = {name: await self._places.of(workspace, name) for name in set(datastores.values())}
         downloads = [
-            pb.Download(sha256=digest, url=self._store.download_url(workspace, digest)) for digest in digests
+            pb.Download(sha256=digest, url=places[datastores[digest]].download_url(digest))
+            for digest in digests
         ]
         return pb.PrepareDownloadsResponse(downloads=downloads)
 
@@ -63,6 +87,7 @@ class BlobService(blobs_pb2_grpc.BlobServiceServicer):
                 f"The content of {by_digest[missing[0]]!r} has not been uploaded.",
                 "Upload it first.",
             )
+        await self._check_room(workspace, {})
 
     async def _workspace(self, parent: str, count: int) -> str:
         (workspace,) = names.parse("workspaces/*", parent)

@@ -1,28 +1,37 @@
 """Which blobs are present, without asking the object store for each (docs/decisions/050).
 
 One document a blob: `_id` is `<workspace>/<sha256>`, `seen_time` when it was last found
-present or an upload of it was given out, `present` whether it was found present since.
+present or an upload of it was given out, `present` whether it was found present since,
+`offer_time` when an upload was given out that nobody has found yet, `size` in bytes (until
+it is present: what the client says), `datastore` the id of the datastore where it lies.
 A blob that is being removed has `removing_time`; nobody may count on it then.
 """
 
 import asyncio
+import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from pymongo import UpdateOne
+from pymongo import ASCENDING, IndexModel, UpdateOne
 from pymongo.errors import BulkWriteError
 
 from stellwerk_platform import failpoints
-from stellwerk_platform.blobs import BlobStore
+from stellwerk_platform.blobs import URL_SECONDS
 from stellwerk_platform.documents import Document
-from stellwerk_platform.errors import Unavailable
+from stellwerk_platform.errors import PlatformError, Unavailable
 from stellwerk_platform.mongo import Database
+from stellwerk_registry.datastores.places import Places
 from stellwerk_registry.versions.store import VersionStore
+from stellwerk_registry.workspaces.domain import DEFAULT_DATASTORE
 
+log = logging.getLogger(__name__)
 _CONCURRENT = 32
+_SETTLED_AT_ONCE = 1_000
+_SETTLE_SECONDS = 60.0
+_DROPPED_AT_ONCE = 1_000
 # A removal that takes longer stops, and its marks stay.
 _REMOVAL_SECONDS = 15
 # After this whoever meets a mark goes on in the place of the process that set it.
@@ -37,34 +46,100 @@ class BlobIndex:
     def __init__(
         self,
         database: Database,
-        objects: BlobStore,
+        places: Places,
         holders: Sequence[VersionStore[Any]],
         grace_seconds: float,
     ) -> None:
         self._database = database
         self._blobs = database.raw["blobs"]
-        self._objects = objects
+        self._places = places
         self._holders = holders
         self._grace = timedelta(seconds=grace_seconds)
         self._slots = asyncio.Semaphore(_CONCURRENT)
 
     async def open(self) -> None:
         """Creates the collection."""
-        await self._database.ensure("blobs", required=["seen_time"])
+        # What a workspace uses is summed in the index alone.
+        sizes = IndexModel([(key, ASCENDING) for key in ("_id", "present", "offer_time", "size")])
+        indexes = [sizes, IndexModel([("offer_time", ASCENDING)], sparse=True)]
+        await self._database.ensure("blobs", indexes, required=["seen_time"])
 
-    async def missing(self, workspace: str, digests: Iterable[str], *, offer: bool = False) -> list[str]:
+    async def missing(self, workspace: str, digests: Iterable[str]) -> list[str]:
         """Those that are not there; the others will stay for half the grace time at least.
 
-        With `offer` the caller will be given uploads of what is missing. Raises
-        `Unavailable` when some are being removed at this moment.
+        Raises `Unavailable` when some are being removed at this moment.
         """
         unique = list(dict.fromkeys(digests))
         present = await self._touch(workspace, unique)
-        missing = [digest for digest in unique if digest not in present]
-        if offer and missing:
-            moment = datetime.now(UTC)
-            await self._upsert(workspace, missing, lambda _: {"$set": {"seen_time": moment}})
-        return missing
+        return [digest for digest in unique if digest not in present]
+
+    async def offer(self, workspace: str, sizes: Mapping[str, int], datastore: str) -> None:
+        """Notes that uploads of what is missing are given out, with the sizes that the client says."""
+        moment = datetime.now(UTC)
+
+        def offered(digest: str) -> list[Document]:
+            # Somebody else may have brought it in the meantime: its real size is known then.
+            is_there = {"$eq": ["$present", True]}
+            return [
+                {
+                    "$set": {
+                        "seen_time": moment,
+                        "offer_time": {"$cond": [is_there, "$$REMOVE", moment]},
+                        "size": {"$cond": [is_there, "$size", sizes[digest]]},
+                        "datastore": {"$cond": [is_there, "$datastore", datastore]},
+                    }
+                }
+            ]
+
+        await self._upsert(workspace, list(sizes), offered)
+
+    async def used_bytes(self, workspace: str, without: Sequence[str] = ()) -> int:
+        """Bytes of all blobs that are there, and of uploads that may still come."""
+        since = datetime.now(UTC) - timedelta(seconds=URL_SECONDS)
+        left_out = [_id(workspace, digest) for digest in without]
+        pipeline: list[Document] = [
+            {"$match": {"_id": {"$gt": f"{workspace}/", "$lt": f"{workspace}0", "$nin": left_out}}},
+            {"$match": {"$or": [{"present": True}, {"offer_time": {"$gte": since}}]}},
+            {"$group": {"_id": None, "sum": {"$sum": "$size"}}},
+        ]
+        return sum([int(document["sum"]) async for document in self._blobs.aggregate(pipeline)])
+
+    async def datastores(self, workspace: str, digests: Sequence[str]) -> dict[str, str]:
+        """The ids of the datastores where blobs lie, by digest."""
+        ids = [_id(workspace, digest) for digest in digests]
+        found = self._blobs.find({"_id": {"$in": ids}}, {"datastore": 1})
+        return {_digest(document["_id"]): _datastore(document) async for document in found}
+
+    async def lies_in(self, workspace: str, datastore: str) -> bool:
+        """Whether a blob lies in a datastore, or may be on its way there."""
+        where: Document = {"_id": {"$gt": f"{workspace}/", "$lt": f"{workspace}0"}, "datastore": datastore}
+        return await self._blobs.find_one(where, {"_id": 1}) is not None
+
+    async def run(self) -> None:
+        """Settles for ever."""
+        while True:
+            try:
+                await self.settle()
+            except Exception as error:
+                log.warning("Uploads that nobody asked for again wait: %s", error)
+            await asyncio.sleep(_SETTLE_SECONDS)
+
+    async def settle(self) -> None:
+        """Finds out what became of uploads that were given out and never asked for again.
+
+        Their URLs have ended. What did come counts with its real size from now on.
+        """
+        until = datetime.now(UTC) - max(self._grace, timedelta(seconds=URL_SECONDS))
+        where: Document = {"offer_time": {"$lt": until}, "removing_time": {"$exists": False}}
+        async for document in self._blobs.find(where).limit(_SETTLED_AT_ONCE):
+            workspace, _, digest = document["_id"].partition("/")
+            size = (await self._find(workspace, {digest: document})).get(digest)
+            same = {"_id": document["_id"], "offer_time": document["offer_time"]}
+            if size is None:
+                await self._blobs.delete_one(same)
+            else:
+                found = {"$set": {"present": True, "size": size}, "$unset": {"offer_time": ""}}
+                await self._blobs.update_one(same, found)
 
     async def _touch(self, workspace: str, digests: Sequence[str]) -> set[str]:
         """Those that are present, after saying in the collection that they are in use."""
@@ -79,12 +154,15 @@ class BlobIndex:
             )
             known = await self._known(workspace, digests)
         present = {digest for digest, document in known.items() if document.get("present")}
-        uploaded = await self._find([digest for digest in known if digest not in present], workspace)
+        uploaded = await self._find(workspace, {d: known[d] for d in known if d not in present})
         if uploaded:
             await self._upsert(
                 workspace,
                 list(uploaded),
-                lambda digest: {"$set": {"seen_time": moment, "present": True, "size": uploaded[digest]}},
+                lambda digest: {
+                    "$set": {"seen_time": moment, "present": True, "size": uploaded[digest]},
+                    "$unset": {"offer_time": ""},
+                },
             )
         return present | uploaded.keys()
 
@@ -109,18 +187,19 @@ class BlobIndex:
         if stuck:
             await self._remove(workspace, stuck, {"removing_time": {"$lt": limit}})
 
-    async def _find(self, digests: Sequence[str], workspace: str) -> dict[str, int]:
-        """Sizes of those that the object store has."""
+    async def _find(self, workspace: str, documents: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+        """Sizes of those, given by digest, that the object store has."""
 
         async def size(digest: str) -> int | None:
             async with self._slots:
-                return await self._objects.size(workspace, digest)
+                place = await self._places.of(workspace, _datastore(documents[digest]))
+                return await place.size(digest)
 
-        sizes = await asyncio.gather(*(size(digest) for digest in digests))
-        return {digest: found for digest, found in zip(digests, sizes, strict=True) if found is not None}
+        sizes = await asyncio.gather(*(size(digest) for digest in documents))
+        return {digest: found for digest, found in zip(documents, sizes, strict=True) if found is not None}
 
     async def _upsert(
-        self, workspace: str, digests: Sequence[str], update: Callable[[str], dict[str, Any]]
+        self, workspace: str, digests: Sequence[str], update: Callable[[str], Document | list[Document]]
     ) -> None:
         """Changes or creates documents, unless the blob is being removed (raises `Unavailable`)."""
         writes = [
@@ -180,23 +259,53 @@ class BlobIndex:
             {"$set": {"removing_time": datetime.now(UTC), "removal": mark}},
         )
         failpoints.hit("blobs.marked")
-        marked = {_digest(d["_id"]) async for d in self._blobs.find({"removal": mark, "_id": {"$in": ids}})}
+        found = self._blobs.find({"removal": mark, "_id": {"$in": ids}})
+        marked = {_digest(document["_id"]): document async for document in found}
         used = await self._referred(workspace, list(marked))
         await self._blobs.update_many(
-            {"_id": {"$in": [_id(workspace, digest) for digest in marked & used]}, "removal": mark},
+            {"_id": {"$in": [_id(workspace, digest) for digest in marked.keys() & used]}, "removal": mark},
             {"$unset": {"removing_time": "", "removal": ""}},
         )
-        doomed = marked - used
-        await asyncio.gather(*(self._delete(workspace, digest) for digest in doomed))
+        doomed = marked.keys() - used
+        await asyncio.gather(*(self._delete(workspace, marked[digest]) for digest in doomed))
         failpoints.hit("blobs.deleted")
         await self._blobs.delete_many(
             {"_id": {"$in": [_id(workspace, digest) for digest in doomed]}, "removal": mark}
         )
         return doomed
 
-    async def _delete(self, workspace: str, digest: str) -> None:
+    async def _delete(self, workspace: str, document: Mapping[str, Any]) -> None:
         async with self._slots:
-            await self._objects.delete(workspace, digest)
+            place = await self._places.of(workspace, _datastore(document))
+            await place.delete(_digest(document["_id"]))
+
+    async def count(self, workspace: str) -> tuple[int, int]:
+        """How many blobs a workspace has, and their bytes."""
+        where = {"_id": {"$gt": f"{workspace}/", "$lt": f"{workspace}0"}, "present": True}
+        return await self._blobs.count_documents(where), await self.used_bytes(workspace)
+
+    async def drop(self, workspace: str) -> tuple[int, int]:
+        """Removes all blobs of a workspace, whatever refers to them; returns how many, and their bytes.
+
+        A store of a user that is away does not hold up the rest: its blobs stay there.
+        """
+        where = {"_id": {"$gt": f"{workspace}/", "$lt": f"{workspace}0"}}
+        count, size_bytes = 0, 0
+        while documents := await self._blobs.find(where).limit(_DROPPED_AT_ONCE).to_list(_DROPPED_AT_ONCE):
+            await asyncio.gather(*(self._drop(workspace, document) for document in documents))
+            await self._blobs.delete_many({"_id": {"$in": [document["_id"] for document in documents]}})
+            present = [document for document in documents if document.get("present")]
+            count += len(present)
+            size_bytes += sum(int(document.get("size", 0)) for document in present)
+        return count, size_bytes
+
+    async def _drop(self, workspace: str, document: Mapping[str, Any]) -> None:
+        try:
+            await self._delete(workspace, document)
+        except PlatformError as error:
+            if _datastore(document) == DEFAULT_DATASTORE:
+                raise
+            log.error("%s stays in %s: %s", document["_id"], _datastore(document), error)
 
     async def _referred(self, workspace: str, digests: Sequence[str]) -> set[str]:
         """Those that a dataset or model names."""
@@ -207,7 +316,7 @@ class BlobIndex:
         self, workspace: str, found: Mapping[str, Mapping[str, Any]], digests: Sequence[str]
     ) -> dict[str, int]:
         """Of those that are really there."""
-        asked = await self._find([d for d in digests if not found[d].get("present")], workspace)
+        asked = await self._find(workspace, {d: found[d] for d in digests if not found[d].get("present")})
         return {
             digest: int(found[digest]["size"]) for digest in digests if found[digest].get("present")
         } | asked
@@ -219,6 +328,10 @@ def _id(workspace: str, digest: str) -> str:
 
 def _digest(key: str) -> str:
     return key.rpartition("/")[2]
+
+
+def _datastore(document: Mapping[str, Any]) -> str:
+    return str(document.get("datastore", DEFAULT_DATASTORE))
 
 
 def _being_removed(count: int) -> Unavailable:

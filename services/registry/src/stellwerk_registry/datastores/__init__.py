@@ -1,0 +1,1 @@
+"""Datastores of workspaces."""
