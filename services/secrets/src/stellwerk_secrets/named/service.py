@@ -6,7 +6,7 @@ a version that MongoDB does not know of; the next call that meets the secret rec
 
 from typing import Any
 
-from stellwerk_platform import names, paging
+from stellwerk_platform import activity, names, paging
 from stellwerk_platform.auth import current_caller
 from stellwerk_protos.secrets.v1 import secrets_pb2 as pb
 from stellwerk_protos.secrets.v1 import secrets_pb2_grpc
@@ -14,6 +14,7 @@ from stellwerk_secrets.named import domain
 from stellwerk_secrets.named.store import SecretStore
 from stellwerk_secrets.named.values import Values
 
+_ACCESS = "stellwerk.secrets.v1.SecretService/AccessSecret"
 # Who records a version whose writer died before it could.
 _FOUND_BY = "services/secrets"
 
@@ -87,6 +88,7 @@ class SecretService(secrets_pb2_grpc.SecretServiceServicer):
         number, value = found
         if secret is None or number > secret.version:
             await self._recorded(name)
+        activity.accessed(_ACCESS, actor=caller.subject, resource=f"{name}/versions/{number}")
         return pb.SecretValue(name=f"{name}/versions/{number}", value=value)
 
     async def DeleteSecret(self, request: pb.DeleteSecretRequest, context: Any) -> pb.Secret:
