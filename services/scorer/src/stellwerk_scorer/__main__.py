@@ -8,4 +8,4 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 
 from stellwerk_scorer.main import main
 
-sys.exit(main())
+sys.exit(main(sys.argv[1:]))

@@ -1,43 +1,119 @@
-"""What HTTP and gRPC have in common: one request to the worker, within the time-out."""
+"""What HTTP and gRPC have in common: requests become jobs of the pool, answers become tensors."""
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
-from stellwerk_scorer.domain import InferRequest, Model, Tensor, outputs_of, run_argument
-from stellwerk_scorer.worker_client import WorkerClient
+import orjson
+
+from stellwerk_platform.errors import InvalidArgument, PlatformError
+from stellwerk_scorer import domain
+from stellwerk_scorer.domain import InferRequest, Model, Tensor
+from stellwerk_scorer.job import Answer, Job
+from stellwerk_scorer.pool import Pool
+from stellwerk_scorer.tensors import TensorError
+from stellwerk_scorer.worker import frames
 
 SERVER_NAME = "stellwerk"
 EXTENSIONS = ("binary_tensor_data",)
-PLATFORM = "stellwerk_script"
+# The token that let a request in may do everything that the gateway may: user code must not see it.
+_HIDDEN_HEADERS = frozenset({b"authorization", b"proxy-authorization"})
+
+Headers = Sequence[tuple[bytes, bytes]]
+Done = Callable[[Answer | PlatformError], None]
 
 
 class DataPlane:
-    """Scores with one model; every method raises `PlatformError`."""
+    """Scores with one model; methods raise `PlatformError` or tell it to `done`."""
 
-    def __init__(self, model: Model, client: WorkerClient, timeout_seconds: float) -> None:
+    def __init__(self, model: Model, pool: Pool, timeout_seconds: float) -> None:
         self.model = model
-        self._client = client
+        self.pool = pool
         self._timeout_seconds = timeout_seconds
+        self._loop = asyncio.get_running_loop()
         self._draining = False
 
     @property
     def ready(self) -> bool:
         """Whether new requests should come here."""
-        return self._client.ready and not self._draining
+        return self.pool.ready and not self._draining
 
     def drain(self) -> None:
         """Turns readiness off; what is under way goes on."""
         self._draining = True
 
-    async def score(self, body: bytes, headers: Mapping[str, str]) -> bytes:
-        """What `run` returns for a body, as JSON."""
-        return (await self._client.score(body, headers, self._timeout_seconds)).body
+    def tensors(self) -> dict[str, Any]:
+        """Platform and tensors of the model; a scoring script does not say what it takes and gives."""
+        described = self.pool.description
+        return {
+            "platform": described.get("platform", "stellwerk_script"),
+            "inputs": described.get("inputs", []),
+            "outputs": described.get("outputs", []),
+        }
 
-    async def infer(
-        self, request: InferRequest, headers: Mapping[str, str], timeout_seconds: float | None = None
+    def score(self, body: bytes, method: str, target: str, headers: Headers, done: Done) -> Job:
+        """Calls `run` with a body as it came."""
+        job = Job(frames.SCORE, self._envelope(method, target, headers), body, self._deadline(None), done)
+        job.batch_key = frames.SCORE
+        self.pool.submit(job)
+        return job
+
+    def infer(
+        self, request: InferRequest, headers: Headers, timeout_seconds: float | None, done: Done
+    ) -> Job:
+        """Calls `run` with tensors; the caller's own time-out can only shorten ours."""
+        domain.check_inputs(request.inputs)
+        form = self.pool.description.get("tensors")
+        key: Hashable = frames.INFER
+        try:
+            if form == "binary":
+                meta, payload = domain.as_binary(request.inputs, request.outputs)
+                if self.pool.batches:
+                    key = (request.outputs, tuple((t.name, t.datatype, t.shape[1:]) for t in request.inputs))
+            else:
+                meta = self._envelope("POST", "/score", (*headers, (b"content-type", b"application/json")))
+                payload = domain.as_text(request.inputs, named=form == "named")
+        except TensorError as error:
+            raise InvalidArgument("INVALID_TENSOR", f"An input is wrong: {error}.") from None
+        job = Job(frames.INFER, meta, payload, self._deadline(timeout_seconds), done, key)
+        self.pool.submit(job)
+        return job
+
+    async def infer_and_wait(
+        self, request: InferRequest, headers: Headers, timeout_seconds: float | None
     ) -> list[Tensor]:
-        """The output tensors for a request; the caller's own time-out can only shorten ours."""
-        limit = (
-            self._timeout_seconds if timeout_seconds is None else min(timeout_seconds, self._timeout_seconds)
-        )
-        result = await self._client.score(run_argument(request.inputs), headers, limit, tensors=True)
-        return outputs_of(result.body, result.arrays, request.outputs)
+        """The output tensors; raises `PlatformError`."""
+        outcome: asyncio.Future[Answer | PlatformError] = self._loop.create_future()
+        job = self.infer(request, headers, timeout_seconds, outcome.set_result)
+        try:
+            answer = await outcome
+        except asyncio.CancelledError:
+            job.is_canceled = True
+            raise
+        return outputs_of(answer, request)
+
+    def _deadline(self, timeout_seconds: float | None) -> float:
+        limit = self._timeout_seconds
+        if timeout_seconds is not None:
+            limit = max(min(timeout_seconds, limit), 0.0)
+        return self._loop.time() + limit
+
+    def _envelope(self, method: str, target: str, headers: Headers) -> bytes:
+        """What only some scripts ask for: headers, and with `@rawhttp` the whole request."""
+        if not self.pool.description.get("envelope"):
+            return b""
+        shown = [
+            (name.decode("latin-1"), value.decode("latin-1"))
+            for name, value in headers
+            if name not in _HIDDEN_HEADERS
+        ]
+        return orjson.dumps({"method": method, "target": target, "headers": shown})
+
+
+def outputs_of(answer: Answer | PlatformError, request: InferRequest) -> list[Tensor]:
+    """The tensors in an answer; raises `PlatformError`."""
+    if isinstance(answer, PlatformError):
+        raise answer
+    if answer.kind == frames.TENSORS:
+        return domain.outputs_of_tensors(answer.meta, answer.payload, request.outputs)
+    return domain.outputs_of(answer.payload, orjson.loads(answer.meta)["arrays"], request.outputs)

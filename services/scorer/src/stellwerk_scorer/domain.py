@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 from stellwerk_platform.errors import (
     DeadlineExceeded,
     Internal,
@@ -57,26 +59,47 @@ class ScriptFailed(Internal):
     """User code failed; its log has the details, the caller only this."""
 
 
-# What the worker reports about one request, by reason, and what helps; all else is a fault of the script.
-_WORKER_ERRORS: dict[str, tuple[type[PlatformError], str]] = {
-    "INVALID_UTF8": (InvalidArgument, "Send text in UTF-8."),
-    "INVALID_JSON": (InvalidArgument, "Send JSON of the form that the scoring script reads."),
-    "SCORING_TIMEOUT": (DeadlineExceeded, "Send less at a time, or make the scoring script faster."),
+class ScriptTimedOut(DeadlineExceeded):
+    """`run` took too long; over HTTP the status that Azure's server gives it."""
+
+    http_status = 500
+
+
+_CLIENT_CURES = {
+    "INVALID_UTF8": "Send text in UTF-8.",
+    "INVALID_JSON": "Send JSON of the form that the scoring script reads.",
+    "PARAMETER_MISSING": "Send a JSON object with all parameters; /swagger.json describes them.",
+    "INVALID_INPUT": "Send what /swagger.json or the model's metadata describes.",
+    "INVALID_REQUEST": "Name the inputs as the scoring script does.",
+    "OUTPUT_NOT_FOUND": "Ask for outputs that the model has.",
 }
-_SCRIPT_ERROR = (
-    ScriptFailed,
-    "The agent's log on the replica's node has the details: `stellwerk logs agent`.",
-)
+_LOG_CURE = "The agent's log on the replica's node has the details: `stellwerk logs agent`."
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Tensor:
-    """A tensor with its values flat and row-major; BYTES values are `str` in, `str` out."""
+    """A tensor with its values flat and row-major, as Python values, raw bytes, or both.
+
+    BYTES values are `str`. BF16 has no values that JSON could carry: only raw bytes.
+    """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
-    values: Sequence[Any]
+    values: Sequence[Any] | None = None
+    raw: bytes | None = None
+
+    def as_values(self) -> Sequence[Any]:
+        """The values; raises `TensorError` for raw bytes that are none."""
+        if self.values is None:
+            self.values = tensors.decode_raw(self.raw or b"", self.shape, self.datatype)
+        return self.values
+
+    def as_raw(self) -> bytes:
+        """The little-endian bytes; raises `TensorError` for values that do not fit."""
+        if self.raw is None:
+            self.raw = tensors.encode_raw(self.values or (), self.datatype)
+        return self.raw
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,29 +130,68 @@ class Model:
 
 def worker_error(reason: str, message: str) -> PlatformError:
     """The error for a reason that the worker gave."""
-    kind, cure = _WORKER_ERRORS.get(reason, _SCRIPT_ERROR)
-    return kind(reason, message, cure)
+    if reason == "SCORING_TIMEOUT":
+        return timed_out(message)
+    if reason in _CLIENT_CURES:
+        return InvalidArgument(reason, message, _CLIENT_CURES[reason])
+    return ScriptFailed(reason, message, _LOG_CURE)
 
 
-def run_argument(inputs: Sequence[Tensor]) -> bytes:
-    """The text that `run` gets for an Open Inference request."""
+def timed_out(message: str) -> PlatformError:
+    """The error of a request for which `run` took too long."""
+    return ScriptTimedOut(
+        "SCORING_TIMEOUT", message, "Send less at a time, or raise the deployment's time-out."
+    )
+
+
+def check_inputs(inputs: Sequence[Tensor]) -> None:
+    """Raises `InvalidArgument` unless there are inputs, each with a name of its own."""
     if not inputs:
         raise InvalidArgument(
             "INPUTS_MISSING", "The request has no inputs.", "Give at least one input tensor."
         )
-    names = [ONLY_INPUT] if len(inputs) == 1 else [tensor.name for tensor in inputs]
-    if len(set(names)) < len(names):
+    if len(inputs) > 1 and len({tensor.name for tensor in inputs}) < len(inputs):
         raise InvalidArgument(
             "INPUT_TWICE", "Two inputs have the same name.", "Give each input its own name."
         )
-    data = {
-        name: tensors.nest(tensor.values, tensor.shape) for name, tensor in zip(names, inputs, strict=True)
+
+
+def as_text(inputs: Sequence[Tensor], *, named: bool) -> bytes:
+    """The JSON text that `run` gets: an only input is called `data` unless `named`."""
+    document = {
+        ONLY_INPUT if len(inputs) == 1 and not named else tensor.name: tensors.nest(
+            tensor.as_values(), tensor.shape
+        )
+        for tensor in inputs
     }
-    return json.dumps(data, separators=(",", ":")).encode()
+    # orjson writes null for what is no number; Python's own reader takes NaN and Infinity.
+    if all(tensors.is_finite(tensor.values or (), tensor.datatype) for tensor in inputs):
+        return orjson.dumps(document)
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+def as_binary(inputs: Sequence[Tensor], outputs: Sequence[str]) -> tuple[bytes, bytes]:
+    """Description and raw bytes of the tensors, for a worker that makes arrays of them."""
+    raws = [tensor.as_raw() for tensor in inputs]
+    described = [
+        (tensor.name, tensor.datatype, tensor.shape, len(raw))
+        for tensor, raw in zip(inputs, raws, strict=True)
+    ]
+    return orjson.dumps({"inputs": described, "outputs": outputs}), b"".join(raws)
+
+
+def outputs_of_tensors(meta: bytes, payload: bytes, requested: Sequence[str]) -> list[Tensor]:
+    """The outputs that the worker sent as raw bytes."""
+    outputs, position = [], 0
+    for name, datatype, shape, size in orjson.loads(meta):
+        raw = payload[position : position + size]
+        outputs.append(Tensor(name or DEFAULT_OUTPUT, datatype, tuple(shape), raw=raw))
+        position += size
+    return _select(outputs, requested)
 
 
 def outputs_of(result: bytes, arrays: Mapping[str, Any], requested: Sequence[str]) -> list[Tensor]:
-    """The tensors that a result of `run` stands for; `arrays` has type and shape of what were arrays."""
+    """The tensors that a result in JSON stands for; `arrays` has type and shape of what were arrays."""
     value = json.loads(result)
     if isinstance(value, str):
         value = _parse_text(value)

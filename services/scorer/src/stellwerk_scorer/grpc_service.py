@@ -4,7 +4,6 @@ Not the platform's server, for that has one permission per service and reports S
 as soon as it listens; here liveness is open, and health follows the worker.
 """
 
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn, TypeAlias
 
@@ -15,12 +14,12 @@ from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 from opentelemetry.trace import SpanKind, StatusCode
 
-from stellwerk_platform import auth, telemetry
-from stellwerk_platform.errors import Internal, PlatformError, to_status
+from stellwerk_platform import telemetry
+from stellwerk_platform.errors import PlatformError, to_status
 from stellwerk_protos.open_inference import grpc_predict_v2_pb2 as pb
 from stellwerk_protos.open_inference import grpc_predict_v2_pb2_grpc as pb_grpc
-from stellwerk_scorer import __version__, data_plane, grpc_tensors
-from stellwerk_scorer.auth import Verify
+from stellwerk_scorer import errors, grpc_tensors, proto_calls
+from stellwerk_scorer.auth import Gate
 from stellwerk_scorer.data_plane import DataPlane
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
@@ -33,7 +32,6 @@ _OPEN = {
 # Room for the envelope around a body of the permitted size.
 _ENVELOPE_BYTES = 1 << 20
 
-log = logging.getLogger(__name__)
 # In quotes, for at run time grpc's classes take no type arguments.
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -42,7 +40,7 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 class GrpcServer:
     """The server with its health; `set_ready` is told whenever the worker comes or goes."""
 
-    def __init__(self, listen: str, plane: DataPlane, verify: Verify, max_body_bytes: int) -> None:
+    def __init__(self, listen: str, plane: DataPlane, gate: Gate, max_body_bytes: int) -> None:
         limit = max_body_bytes + _ENVELOPE_BYTES
         options = [
             ("grpc.max_receive_message_length", limit),
@@ -51,7 +49,7 @@ class GrpcServer:
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ("grpc.keepalive_permit_without_calls", 1),
         ]
-        self._server = grpc.aio.server(options=options, interceptors=[_Guard(verify)])
+        self._server = grpc.aio.server(options=options, interceptors=[_Guard(gate)])
         pb_grpc.add_GRPCInferenceServiceServicer_to_server(InferenceService(plane), self._server)
         self._health = health_aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -95,9 +93,7 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):
         self, request: pb.ServerMetadataRequest, context: Context
     ) -> pb.ServerMetadataResponse:
         """Name and version of this server."""
-        return pb.ServerMetadataResponse(
-            name=data_plane.SERVER_NAME, version=__version__, extensions=data_plane.EXTENSIONS
-        )
+        return proto_calls.server_metadata()
 
     async def ModelReady(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:
         """The model can take requests."""
@@ -110,14 +106,12 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):
     async def ModelMetadata(
         self, request: pb.ModelMetadataRequest, context: Context
     ) -> pb.ModelMetadataResponse:
-        """Name and version of the model; a script does not say what it takes and gives."""
-        model = self._plane.model
+        """Name and version of the model, and its tensors where they are known."""
         try:
-            model.check(request.name, request.version)
+            self._plane.model.check(request.name, request.version)
         except PlatformError as error:
             await _abort(context, error)
-        versions = [model.version] if model.version else []
-        return pb.ModelMetadataResponse(name=model.name, versions=versions, platform=data_plane.PLATFORM)
+        return proto_calls.model_metadata(self._plane)
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         """Scores; the answer's tensors are raw if the request's are."""
@@ -140,15 +134,16 @@ class InferenceService(pb_grpc.GRPCInferenceServiceServicer):
         infer = grpc_tensors.parse_request(request)
         if "x-request-id" in headers:
             await context.send_initial_metadata((("x-request-id", headers["x-request-id"]),))
-        outputs = await self._plane.infer(infer, headers, context.time_remaining())
+        pairs = [(key.encode(), value.encode("latin-1", "replace")) for key, value in headers.items()]
+        outputs = await self._plane.infer_and_wait(infer, pairs, context.time_remaining())
         return grpc_tensors.render_response(model, infer.id, outputs, raw=bool(request.raw_input_contents))
 
 
 class _Guard(grpc.aio.ServerInterceptor):
     """Lets nobody pass without a token, but for health."""
 
-    def __init__(self, verify: Verify) -> None:
-        self._verify = verify
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
 
     async def intercept_service(
         self,
@@ -160,10 +155,19 @@ class _Guard(grpc.aio.ServerInterceptor):
         if handler is None or handler_call_details.method in _OPEN:
             return handler
         try:
-            await self._verify(auth.bearer(handler_call_details.invocation_metadata))
+            header = _authorization(handler_call_details.invocation_metadata)
+            if not self._gate.knows(header):
+                await self._gate.admit(header)
         except Exception as error:
             return _refusal(handler, error)
         return handler
+
+
+def _authorization(metadata: Any) -> bytes | None:
+    for key, value in metadata or ():
+        if key == "authorization":
+            return value.encode("latin-1", "replace") if isinstance(value, str) else bytes(value)
+    return None
 
 
 def _refusal(handler: Handler, error: Exception) -> Handler:
@@ -186,9 +190,5 @@ def _refusal(handler: Handler, error: Exception) -> Handler:
 
 async def _abort(context: Context, error: Exception) -> NoReturn:
     """The one place where an error becomes a gRPC status."""
-    if not isinstance(error, PlatformError):
-        trace = telemetry.trace_id() or "none"
-        log.error("An unexpected error (trace %s)", trace, exc_info=error)
-        error = Internal("INTERNAL", f"An unexpected error; trace {trace}.", "Report it.")
-    status = rpc_status.to_status(to_status(error))
+    status = rpc_status.to_status(to_status(errors.known(error)))
     await context.abort(status.code, status.details, status.trailing_metadata)

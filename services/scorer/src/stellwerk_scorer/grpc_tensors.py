@@ -8,7 +8,7 @@ from stellwerk_protos.open_inference import grpc_predict_v2_pb2 as pb
 from stellwerk_scorer import tensors
 from stellwerk_scorer.domain import InferRequest, Model, Tensor
 
-# datatype -> field of InferTensorContents; FP16 has none and travels raw only.
+# datatype -> field of InferTensorContents; FP16 and BF16 have none and travel raw only.
 _FIELDS = {
     "BOOL": "bool_contents",
     **{f"INT{bits}": "int_contents" for bits in (8, 16, 32)},
@@ -45,7 +45,7 @@ def render_response(
     for tensor in outputs:
         message = response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
         if raw:
-            response.raw_output_contents.append(tensors.encode_raw(tensor.values, tensor.datatype))
+            response.raw_output_contents.append(tensor.as_raw())
         else:
             getattr(message.contents, _FIELDS[tensor.datatype]).extend(_typed(tensor))
     return response
@@ -54,16 +54,18 @@ def render_response(
 def _input(message: pb.ModelInferRequest.InferInputTensor, raw: bytes | None) -> Tensor:
     shape = tuple(message.shape)
     try:
-        values = _values(message, shape) if raw is None else tensors.decode_raw(raw, shape, message.datatype)
+        if raw is None:
+            return Tensor(message.name, message.datatype, shape, _values(message, shape))
+        tensors.check_raw(raw, shape, message.datatype)
     except tensors.TensorError as error:
         raise InvalidArgument("INVALID_TENSOR", f"The input {message.name!r} is wrong: {error}.") from None
-    if raw is not None and message.HasField("contents"):
+    if message.HasField("contents"):
         raise InvalidArgument(
             "INVALID_REQUEST",
             f"The input {message.name!r} has both typed and raw contents.",
             "Send one of them.",
         )
-    return Tensor(message.name, message.datatype, shape, values)
+    return Tensor(message.name, message.datatype, shape, raw=raw)
 
 
 def _values(message: pb.ModelInferRequest.InferInputTensor, shape: tuple[int, ...]) -> list[Any]:
@@ -82,5 +84,5 @@ def _values(message: pb.ModelInferRequest.InferInputTensor, shape: tuple[int, ..
 
 def _typed(tensor: Tensor) -> Sequence[Any]:
     if tensor.datatype == "BYTES":
-        return [value.encode() for value in tensor.values]
-    return tensor.values
+        return [value.encode() for value in tensor.as_values()]
+    return tensor.as_values()

@@ -1,223 +1,385 @@
-"""The HTTP face: `/score` of the Azure contract and the Open Inference Protocol over REST.
+"""The HTTP face: `/score` of Azure's contract, and the Open Inference Protocol.
 
-A bare ASGI application: the routes are few and fixed, and a framework's request objects
-and response schemas are where such servers were measured to lose their time.
+Requests are answered by callbacks, without a task each; only who is not known yet, or
+sends what has to be unpacked, waits.
 """
 
-import json
-import logging
+import asyncio
 import re
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from opentelemetry.trace import SpanKind, StatusCode
+import orjson
+from opentelemetry.trace import Span, SpanKind, StatusCode
 
-from stellwerk_platform import auth, telemetry
-from stellwerk_platform.errors import Internal, NotFound, PlatformError
-from stellwerk_scorer import __version__, data_plane, open_inference
-from stellwerk_scorer.auth import Verify
-from stellwerk_scorer.data_plane import DataPlane
+from stellwerk_platform import telemetry
+from stellwerk_platform.errors import NotFound, PlatformError
+from stellwerk_scorer import __version__, bodies, cors, data_plane, errors, open_inference, proto_calls
+from stellwerk_scorer.auth import Gate
+from stellwerk_scorer.data_plane import DataPlane, outputs_of
 from stellwerk_scorer.domain import (
     MAX_REQUEST_ID_LENGTH,
     MethodNotAllowed,
     PayloadTooLarge,
     RequestIdTooLong,
-    ScriptFailed,
     UnsupportedMediaType,
 )
+from stellwerk_scorer.http_server import Exchange
+from stellwerk_scorer.job import Answer, Job
+from stellwerk_scorer.worker import frames
 
-REQUEST_ID = "x-request-id"
-# Azure's mark of answers for which user code is to blame.
-_RUN_FAILED = ("x-ms-run-function-failed", "true")
-_LIVE, _READY = "/v2/health/live", "/v2/health/ready"
+_LIVE, _READY = b"/v2/health/live", b"/v2/health/ready"
 _MODEL = re.compile(r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?(?:/(?P<verb>ready|infer))?")
-# So much of a body that is too large is still read, so that its client gets to read the answer.
-_DISCARD_FACTOR = 4
-
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-
-log = logging.getLogger(__name__)
+_ID_HEADERS = (b"x-request-id", b"x-ms-client-request-id", b"x-ms-request-id")
+_JSON = b"content-type: application/json\r\n"
+# What a script must not set, for it is this server's business.
+_OWN_HEADERS = frozenset({"content-length", "connection", "transfer-encoding", "keep-alive", "x-request-id"})
 
 
-class _ClientGone(Exception):
-    """The client hung up before its request was complete."""
+@dataclass(frozen=True, slots=True)
+class HttpSettings:
+    """What else an answer depends on."""
 
-
-@dataclass(slots=True)
-class Response:
-    """An answer; `headers` beyond type, length and request id."""
-
-    body: bytes
-    status: int = 200
-    content_type: str = "application/json"
-    headers: list[tuple[str, str]] = field(default_factory=list)
+    cors_origins: frozenset[str] = frozenset()
+    server_version: str = ""
+    max_body_bytes: int = 100_000_000
 
 
 class HttpApp:
-    """The ASGI application."""
+    """Answers exchanges."""
 
-    def __init__(self, plane: DataPlane, verify: Verify, max_body_bytes: int) -> None:
+    def __init__(self, plane: DataPlane, gate: Gate, settings: HttpSettings) -> None:
         self._plane = plane
-        self._verify = verify
-        self._max_body_bytes = max_body_bytes
+        self._gate = gate
+        self._settings = settings
+        self._extra = b""
+        if settings.server_version:
+            self._extra = b"x-ms-server-version: %b\r\n" % settings.server_version.encode("latin-1")
+        self._tasks: set[asyncio.Task[None]] = set()
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """Answers one request."""
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        method, path = scope["method"], scope["path"]
-        if path in (_LIVE, _READY):
+    def handle(self, exchange: Exchange) -> None:
+        """Answers one exchange, now or later."""
+        target = exchange.target
+        if target in (_LIVE, _READY):
             # Probes come every second: no key, no span.
-            await _send(send, headers.get(REQUEST_ID, ""), self._health(method, path))
+            self._health(exchange)
             return
-        request_id = headers.get(REQUEST_ID) or uuid.uuid4().hex
-        context = telemetry.context_from(headers.get("traceparent", ""))
-        with telemetry.tracer.start_as_current_span(
-            f"{method} {_route(path)}", context, kind=SpanKind.SERVER
-        ) as span:
-            try:
-                response = await self._respond(method, path, headers, request_id, receive)
-            except _ClientGone:
-                return
-            except Exception as error:
-                response = _failure(error)
-            span.set_attributes({"http.response.status_code": response.status, "request.id": request_id})
-            if response.status >= 500:
-                span.set_status(StatusCode.ERROR)
-        await _send(send, request_id[:MAX_REQUEST_ID_LENGTH], response)
-
-    async def _respond(
-        self, method: str, path: str, headers: dict[str, str], request_id: str, receive: Receive
-    ) -> Response:
-        if len(request_id) > MAX_REQUEST_ID_LENGTH:
-            raise RequestIdTooLong(
-                "REQUEST_ID_TOO_LONG", f"{REQUEST_ID} is longer than {MAX_REQUEST_ID_LENGTH} characters."
-            )
-        await self._verify(auth.bearer(headers.items()))
-        if path == "/":
-            _allow(method, "GET")
-            return Response(b"Healthy", content_type="text/plain; charset=utf-8")
-        if path == "/score":
-            _allow(method, "POST")
-            return Response(await self._plane.score(await self._body(headers, receive), headers))
-        if path == "/v2":
-            _allow(method, "GET")
-            server = {
-                "name": data_plane.SERVER_NAME,
-                "version": __version__,
-                "extensions": data_plane.EXTENSIONS,
-            }
-            return _json(server)
-        match = _MODEL.fullmatch(path)
-        if match is None:
-            raise NotFound("PATH_NOT_FOUND", f"There is no {path} here.", "Use /score or /v2/models/….")
-        self._plane.model.check(match["name"], match["version"] or "")
-        _allow(method, "POST" if match["verb"] == "infer" else "GET")
-        if match["verb"] == "infer":
-            return await self._infer(await self._body(headers, receive), headers)
-        return self._model(match["verb"] == "ready")
-
-    async def _infer(self, body: bytes, headers: dict[str, str]) -> Response:
-        request = open_inference.parse_request(body, headers.get(open_inference.JSON_LENGTH_HEADER))
-        outputs = await self._plane.infer(request.infer, headers)
-        body, json_length = open_inference.render_response(request, self._plane.model, outputs)
-        if json_length is None:
-            return Response(body)
-        length_header = (open_inference.JSON_LENGTH_HEADER, str(json_length))
-        return Response(body, content_type="application/octet-stream", headers=[length_header])
-
-    def _health(self, method: str, path: str) -> Response:
-        if method != "GET":
-            return _failure(_not_allowed(method, "GET"))
-        if path == _LIVE:
-            return _json({"live": True})
-        return _json({"ready": self._plane.ready}, 200 if self._plane.ready else 503)
-
-    def _model(self, readiness: bool) -> Response:
-        model = self._plane.model
-        if readiness:
-            ready = self._plane.ready
-            return _json({"name": model.name, "ready": ready}, 200 if ready else 503)
-        # A script does not say what it takes and gives; an empty list says so.
-        tensors: dict[str, Any] = {"platform": data_plane.PLATFORM, "inputs": [], "outputs": []}
-        return _json({"name": model.name, "versions": [model.version] if model.version else [], **tensors})
-
-    async def _body(self, headers: dict[str, str], receive: Receive) -> bytes:
-        encoding = headers.get("content-encoding", "identity")
-        if encoding != "identity":
-            raise UnsupportedMediaType(
-                "CONTENT_ENCODING_UNSUPPORTED", f"The body is encoded as {encoding}.", "Send it as it is."
-            )
-        chunks: list[bytes] = []
-        size = 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise _ClientGone
-            chunk = message.get("body", b"")
-            size += len(chunk)
-            if size <= self._max_body_bytes:
-                chunks.append(chunk)
+        call = Call(exchange, self._settings, self._extra)
+        if b"traceparent" in exchange.headers:
+            call.trace()
+        try:
+            call.check_ids()
+            is_preflight = exchange.method == b"OPTIONS" and call.path == "/score"
+            if not is_preflight and not self._gate.knows(exchange.headers.get(b"authorization")):
+                self._start(self._later(call))
+            elif b"content-encoding" in exchange.headers or exchange.is_too_large:
+                self._start(self._unpacked(call))
             else:
-                chunks.clear()
-            if not message.get("more_body", False) or size > _DISCARD_FACTOR * self._max_body_bytes:
-                break
-        if size > self._max_body_bytes:
-            limit = f"The body is larger than {self._max_body_bytes} bytes."
-            raise PayloadTooLarge("PAYLOAD_TOO_LARGE", limit, "Send fewer rows a request.")
-        return b"".join(chunks)
+                self._route(call)
+        except Exception as error:
+            call.fail(error)
+
+    def _start(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _later(self, call: "Call") -> None:
+        try:
+            await self._gate.admit(call.exchange.headers.get(b"authorization"))
+        except Exception as error:
+            call.fail(error)
+            return
+        await self._unpacked(call)
+
+    async def _unpacked(self, call: "Call") -> None:
+        exchange, limit = call.exchange, self._settings.max_body_bytes
+        try:
+            if exchange.is_too_large:
+                raise PayloadTooLarge(
+                    "PAYLOAD_TOO_LARGE",
+                    f"The body is larger than {limit} bytes.",
+                    "Send fewer rows a request.",
+                )
+            encoding = exchange.headers.get(b"content-encoding", b"identity")
+            exchange.body = await bodies.unpack(exchange.body, encoding.decode("latin-1"), limit)
+            self._route(call)
+        except Exception as error:
+            call.fail(error)
+
+    def _route(self, call: "Call") -> None:
+        path = call.path
+        if path == "/score":
+            self._score(call)
+        elif path.startswith(proto_calls.PREFIX):
+            self._proto(call)
+        elif path == "/":
+            call.allow("GET")
+            call.answer(200, b"content-type: text/plain; charset=utf-8\r\n", b"Healthy")
+        elif path == "/swagger.json":
+            call.allow("GET")
+            self._swagger(call)
+        elif path == "/v2":
+            call.allow("GET")
+            server = {"name": data_plane.SERVER_NAME, "version": __version__}
+            call.answer_json({**server, "extensions": data_plane.EXTENSIONS})
+        elif path == "/v2/models":
+            call.allow("GET")
+            call.answer_json({"models": [self._plane.model.name]})
+        else:
+            self._model(call)
+
+    def _health(self, exchange: Exchange) -> None:
+        call = Call(exchange, self._settings, self._extra, names_request=False)
+        try:
+            call.allow("GET")
+        except MethodNotAllowed as error:
+            call.fail(error)
+            return
+        if exchange.target == _LIVE:
+            call.answer_json({"live": True})
+        else:
+            ready = self._plane.ready
+            call.answer_json({"ready": ready}, 200 if ready else 503)
+
+    def _score(self, call: "Call") -> None:
+        exchange = call.exchange
+        method = exchange.method
+        if method == b"OPTIONS":
+            call.answer(200, cors.preflight(exchange.headers, self._settings.cors_origins), b"")
+            return
+        call.allow("GET", "POST", "OPTIONS")
+        mode = self._plane.pool.description.get("mode")
+        body = exchange.body
+        if method == b"GET" and mode != "rawhttp":
+            body = bodies.from_query(call.query)
+        elif mode == "schema" and not bodies.is_json(exchange.headers.get(b"content-type", b"")):
+            raise UnsupportedMediaType(
+                "CONTENT_TYPE_UNSUPPORTED",
+                "The body must be JSON, and the header content-type say so.",
+                "Send the header 'content-type: application/json'.",
+            )
+        target = exchange.target.decode("latin-1")
+        call.wait_for(self._plane.score(body, method.decode(), target, call.pairs(), call.scored))
+
+    def _swagger(self, call: "Call") -> None:
+        asked = bodies.query_of(call.query).get("version", ["2"])[0]
+        documents = self._plane.pool.description.get("swagger", {})
+        if asked not in documents:
+            offered = ", ".join(documents) or "none"
+            raise NotFound(
+                "SWAGGER_VERSION_NOT_FOUND",
+                f"There is no OpenAPI document of version {asked[:20]!r}; there are: {offered}.",
+                "Ask for another version, or wait until the scoring script is ready.",
+            )
+        call.answer_json(documents[asked])
+
+    def _model(self, call: "Call") -> None:
+        match = _MODEL.fullmatch(call.path)
+        if match is None:
+            raise NotFound("PATH_NOT_FOUND", f"There is no {call.path} here.", "Use /score or /v2/models/….")
+        model, verb = self._plane.model, match["verb"]
+        model.check(match["name"], match["version"] or "")
+        call.allow("POST" if verb == "infer" else "GET")
+        if verb == "infer":
+            self._infer(call)
+        elif verb == "ready":
+            ready = self._plane.ready
+            call.answer_json({"name": model.name, "ready": ready}, 200 if ready else 503)
+        else:
+            versions = [model.version] if model.version else []
+            call.answer_json({"name": model.name, "versions": versions, **self._plane.tensors()})
+
+    def _infer(self, call: "Call") -> None:
+        exchange = call.exchange
+        length = exchange.headers.get(open_inference.JSON_LENGTH_HEADER)
+        request = open_inference.parse_request(
+            exchange.body, None if length is None else length.decode("latin-1")
+        )
+
+        def inferred(answer: Answer | PlatformError) -> None:
+            outputs = outputs_of(answer, request.infer)
+            body, json_length = open_inference.render_response(request, self._plane.model, outputs)
+            head = _JSON
+            if json_length is not None:
+                name = open_inference.JSON_LENGTH_HEADER
+                head = b"content-type: application/octet-stream\r\n%b: %d\r\n" % (name, json_length)
+            call.answer(200, head, body)
+
+        call.wait_for(self._plane.infer(request.infer, call.pairs(), None, call.guarded(inferred)))
+
+    def _proto(self, call: "Call") -> None:
+        call.is_proto = True
+        call.allow("POST")
+        method = call.path.removeprefix(proto_calls.PREFIX)
+        if method != "ModelInfer":
+            call.answer(
+                200, proto_calls.CONTENT_TYPE, proto_calls.answer(self._plane, method, call.exchange.body)
+            )
+            return
+        request, is_raw = proto_calls.parse(self._plane.model, call.exchange.body)
+
+        def inferred(answer: Answer | PlatformError) -> None:
+            body = proto_calls.render(self._plane.model, request, outputs_of(answer, request), is_raw)
+            call.answer(200, proto_calls.CONTENT_TYPE, body)
+
+        timeout = proto_calls.timeout_seconds(call.exchange.headers)
+        call.wait_for(self._plane.infer(request, call.pairs(), timeout, call.guarded(inferred)))
 
 
-def _route(path: str) -> str:
-    """A path without the parts that callers choose, for span names."""
-    match = _MODEL.fullmatch(path)
-    if match is not None:
-        return f"/v2/models/{{model}}/{match['verb'] or ''}".rstrip("/")
-    return path if path in ("/", "/score", "/v2") else "/other"
+class Call:
+    """One exchange on its way: its path, its ids, its span, and how it is answered."""
+
+    __slots__ = ("_extra", "_request_id", "_settings", "_span", "exchange", "is_proto", "path", "query")
+
+    def __init__(
+        self, exchange: Exchange, settings: HttpSettings, extra: bytes, *, names_request: bool = True
+    ) -> None:
+        path, _, query = exchange.target.partition(b"?")
+        self.exchange = exchange
+        self.path = path.decode("latin-1")
+        self.query = query
+        self.is_proto = False
+        self._settings = settings
+        self._extra = extra
+        self._span: Span | None = None
+        self._request_id = exchange.headers.get(b"x-request-id", b"")
+        if not self._request_id and names_request:
+            self._request_id = uuid.uuid4().hex.encode()
+
+    def trace(self) -> None:
+        """Starts a span, if the caller samples this trace."""
+        parent = self.exchange.headers[b"traceparent"].decode("latin-1")
+        if parent[-2:-1].isalnum() and not parent.endswith("0"):
+            route = re.sub(r"/v2/models/[^/]+(/versions/[^/]+)?", "/v2/models/{model}", self.path)
+            name = f"{self.exchange.method.decode()} {route[:100]}"
+            context = telemetry.context_from(parent)
+            self._span = telemetry.tracer.start_span(name, context, kind=SpanKind.SERVER)
+
+    def pairs(self) -> list[tuple[bytes, bytes]]:
+        """The request's headers, the trace context being that of our span."""
+        pairs = self.exchange.pairs
+        if self._span is None or not self._span.get_span_context().is_valid:
+            return pairs
+        context = self._span.get_span_context()
+        here = f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+        return [pair for pair in pairs if pair[0] != b"traceparent"] + [(b"traceparent", here.encode())]
+
+    def check_ids(self) -> None:
+        """Raises `RequestIdTooLong` for ids that would not fit into logs and headers."""
+        for name in _ID_HEADERS:
+            if len(self.exchange.headers.get(name, b"")) > MAX_REQUEST_ID_LENGTH:
+                raise RequestIdTooLong(
+                    "REQUEST_ID_TOO_LONG",
+                    f"{name.decode()} is longer than {MAX_REQUEST_ID_LENGTH} characters.",
+                    "Use a shorter id.",
+                )
+
+    def allow(self, *methods: str) -> None:
+        """Raises `MethodNotAllowed` for other methods."""
+        method = self.exchange.method.decode()
+        if method not in methods:
+            allowed = ", ".join(methods)
+            message = f"This path does not take {method}."
+            raise MethodNotAllowed("METHOD_NOT_ALLOWED", message, f"Use {allowed}.", {"allow": allowed})
+
+    def wait_for(self, job: Job) -> None:
+        """Forgets the job if the client hangs up."""
+
+        def gone() -> None:
+            job.is_canceled = True
+            self._end_span(499)
+
+        self.exchange.gone = gone
+
+    def guarded(
+        self, done: Callable[[Answer | PlatformError], None]
+    ) -> Callable[[Answer | PlatformError], None]:
+        """`done`, with an answer for the client if it fails."""
+
+        def call(answer: Answer | PlatformError) -> None:
+            try:
+                done(answer)
+            except Exception as error:
+                self.fail(error)
+
+        return call
+
+    def scored(self, answer: Answer | PlatformError) -> None:
+        """Answers with what `run` returned."""
+        if isinstance(answer, PlatformError):
+            self.fail(answer)
+            return
+        took = b"x-ms-run-fn-exec-ms: %.3f\r\n" % (answer.took / 1000)
+        if answer.kind == frames.RESULT:
+            self.answer(200, _JSON + took, answer.payload)
+            return
+        response = orjson.loads(answer.meta)
+        status = response["status"]
+        lines = [
+            b"%b: %b\r\n" % (name.encode("latin-1"), value.encode("latin-1", "replace"))
+            for name, value in response["headers"]
+            if name.lower() not in _OWN_HEADERS and _is_header(name, value)
+        ]
+        if status >= 500:
+            lines = [line for line in lines if not line.lower().startswith(b"x-ms-run-function-failed")]
+            lines.append(errors.RUN_FAILED)
+        self.answer(status, b"".join(lines) + took, answer.payload)
+
+    def answer_json(self, document: Any, status: int = 200) -> None:
+        """Answers with JSON."""
+        self.answer(status, _JSON, orjson.dumps(document))
+
+    def answer(self, status: int, head: bytes, body: bytes, *, close: bool = False) -> None:
+        """Answers with header lines and a body."""
+        exchange = self.exchange
+        exchange.gone = None
+        headers = exchange.headers
+        head += self._extra
+        if self._request_id:
+            head += b"x-request-id: %b\r\n" % self._request_id[:MAX_REQUEST_ID_LENGTH]
+        client_id = headers.get(b"x-ms-client-request-id") or headers.get(b"x-ms-request-id")
+        if client_id:
+            legacy = headers.get(b"x-ms-request-id") or client_id
+            shown = client_id[:MAX_REQUEST_ID_LENGTH], legacy[:MAX_REQUEST_ID_LENGTH]
+            head += b"x-ms-client-request-id: %b\r\nx-ms-request-id: %b\r\n" % shown
+        elif self.path == "/score":
+            head += b"x-ms-request-id: %b\r\n" % self._request_id[:MAX_REQUEST_ID_LENGTH]
+        if b"traceid" in headers:
+            head += b"TraceId: %b\r\n" % headers[b"traceid"]
+        if self._settings.cors_origins and b"origin" in headers:
+            head += cors.simple(headers, self._settings.cors_origins)
+        self._end_span(status)
+        exchange.answer(status, head, body, close=close)
+
+    def fail(self, error: Exception) -> None:
+        """The one place where an error becomes an HTTP answer."""
+        problem = errors.known(error)
+        head = errors.headers_of(problem)
+        close = isinstance(problem, PayloadTooLarge)
+        if self.is_proto:
+            self.answer(
+                problem.http_status, proto_calls.CONTENT_TYPE + head, errors.status_of(problem), close=close
+            )
+        else:
+            self.answer(problem.http_status, _JSON + head, errors.document_of(problem), close=close)
+
+    def _end_span(self, status: int) -> None:
+        if self._span is not None:
+            self._span.set_attribute("http.response.status_code", status)
+            self._span.set_attribute("request.id", self._request_id.decode("latin-1"))
+            if status >= 500:
+                self._span.set_status(StatusCode.ERROR)
+            self._span.end()
+            self._span = None
 
 
-def _json(document: dict[str, Any], status: int = 200) -> Response:
-    return Response(json.dumps(document, separators=(",", ":")).encode(), status)
-
-
-def _allow(method: str, allowed: str) -> None:
-    if method != allowed:
-        raise _not_allowed(method, allowed)
-
-
-def _not_allowed(method: str, allowed: str) -> PlatformError:
-    message = f"This path does not take {method}."
-    return MethodNotAllowed("METHOD_NOT_ALLOWED", message, f"Use {allowed}.", {"allow": allowed})
-
-
-def _failure(error: Exception) -> Response:
-    """The one place where an error becomes an HTTP answer."""
-    if not isinstance(error, PlatformError):
-        trace = telemetry.trace_id() or "none"
-        log.error("An unexpected error (trace %s)", trace, exc_info=error)
-        error = Internal("INTERNAL", f"An unexpected error; trace {trace}.", "Report it.")
-    document = {"error": error.message, "reason": error.reason}
-    if error.cure:
-        document["cure"] = error.cure
-    response = _json(document, error.http_status)
-    if isinstance(error, ScriptFailed) or error.reason == "SCORING_TIMEOUT":
-        response.headers.append(_RUN_FAILED)
-    if isinstance(error, MethodNotAllowed):
-        response.headers.append(("allow", error.metadata["allow"]))
-    if isinstance(error, PayloadTooLarge):
-        response.headers.append(("connection", "close"))
-    return response
-
-
-async def _send(send: Send, request_id: str, response: Response) -> None:
-    headers = [
-        ("content-type", response.content_type),
-        ("content-length", str(len(response.body))),
-        *response.headers,
-        *([(REQUEST_ID, request_id)] if request_id else []),
-    ]
-    encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
-    await send({"type": "http.response.start", "status": response.status, "headers": encoded})
-    await send({"type": "http.response.body", "body": response.body})
+def _is_header(name: str, value: str) -> bool:
+    """Whether a script's header can be sent: nothing in it may end the line."""
+    return (
+        name.isascii()
+        and re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) is not None
+        and not (set(value) & {"\r", "\n", "\0"})
+    )

@@ -1,84 +1,77 @@
-"""Composition of the scorer: settings, worker, HTTP, gRPC, and their end."""
+"""Composition of the scorer: settings, workers, HTTP, gRPC, and their end."""
 
 import asyncio
 import contextlib
 import logging
-import socket
+import os
 import sys
-from collections.abc import Iterator
-
-import uvicorn
+from collections.abc import Iterator, Sequence
 
 from stellwerk_platform import app
 from stellwerk_platform.auth import TokenVerifier
 from stellwerk_platform.errors import Unavailable
 from stellwerk_platform.grpc_client import connect
-from stellwerk_scorer.auth import invoker
+from stellwerk_scorer import config, local
+from stellwerk_scorer.auth import Gate, Verify, anybody, invoker
 from stellwerk_scorer.config import Settings
 from stellwerk_scorer.data_plane import DataPlane
 from stellwerk_scorer.domain import Model
 from stellwerk_scorer.grpc_service import GrpcServer
-from stellwerk_scorer.http import HttpApp
-from stellwerk_scorer.worker import EXIT_LOAD_FAILED
-from stellwerk_scorer.worker_client import WorkerClient
-from stellwerk_scorer.worker_process import LoadFailed
+from stellwerk_scorer.http import HttpApp, HttpSettings
+from stellwerk_scorer.http_server import HttpServer
+from stellwerk_scorer.pool import Pool, PoolSettings
+from stellwerk_scorer.worker.frames import EXIT_LOAD_FAILED
+from stellwerk_scorer.worker_process import Launch, LoadFailed
 
 log = logging.getLogger(__name__)
-_KEEP_ALIVE_SECONDS = 75
-
-
-class _HttpServer(uvicorn.Server):
-    """uvicorn without its signal handlers: the app decides when to stop."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Captures none."""
-        yield
-
-
-# uvicorn tells of each start and stop, and so do we.
-logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
 
 
 async def compose(process: app.App, settings: Settings) -> None:
     """Starts to listen at once, so that health is answered while the script loads."""
-    channel = connect(settings.secrets_address)
-    process.defer(channel.close)
-    verify = invoker(TokenVerifier(channel), settings.scorer_endpoint)
+    verify: Verify = anybody
+    if not settings.scorer_local:
+        channel = connect(settings.secrets_address)
+        process.defer(channel.close)
+        verify = invoker(TokenVerifier(channel), settings.scorer_endpoint)
 
     async def on_ready(_ready: bool) -> None:
         await grpc_server.set_ready(plane.ready)
 
-    client = WorkerClient(settings.scorer_python, settings.scorer_script, on_ready)
+    pool = Pool(_launch(settings), _pool_settings(settings), on_ready)
     model = Model(settings.scorer_model_name, settings.scorer_model_version)
-    plane = DataPlane(model, client, settings.scorer_timeout_ms / 1000)
+    plane = DataPlane(model, pool, settings.scorer_timeout_ms / 1000)
     limit = settings.scorer_max_body_bytes
-
-    with _listening(settings.scorer_http_listen):
-        listener = _listen(settings.scorer_http_listen)
+    gate = Gate(verify, is_open=settings.scorer_local)
+    http_server = HttpServer(HttpApp(plane, gate, _http_settings(settings)).handle, limit)
+    addresses = []
+    for address in settings.scorer_http_listen.split(","):
+        with _listening(address):
+            addresses.append(await http_server.listen(address.strip()))
     with _listening(settings.scorer_grpc_listen):
-        grpc_server = GrpcServer(settings.scorer_grpc_listen, plane, verify, limit)
+        grpc_server = GrpcServer(settings.scorer_grpc_listen, plane, gate, limit)
     await grpc_server.start()
-    http_server = _http_server(HttpApp(plane, verify, limit), settings.scorer_drain_seconds)
-    serving = asyncio.create_task(http_server.serve(sockets=[listener]))
-    supervisor = asyncio.create_task(client.run())
+    supervisor = asyncio.create_task(pool.run())
 
     async def stop_serving() -> None:
         plane.drain()
-        http_server.should_exit = True
-        await asyncio.gather(serving, grpc_server.stop(settings.scorer_drain_seconds), return_exceptions=True)
+        drain = settings.scorer_drain_seconds
+        await asyncio.gather(http_server.stop(drain), grpc_server.stop(drain), return_exceptions=True)
 
     # In the opposite order: what is under way ends before its worker does.
     process.defer(lambda: _cancel(supervisor))
     process.defer(stop_serving)
     # Not the supervisor itself, for what runs in the background ends first of all.
-    process.background(_watch(supervisor, serving))
-    host = settings.scorer_http_listen.rpartition(":")[0]
-    log.info("listening on http=%s:%d grpc=%s:%d", host, listener.getsockname()[1], host, grpc_server.port)
+    process.background(_watch(supervisor))
+    host = settings.scorer_grpc_listen.rpartition(":")[0]
+    log.info("listening on http=%s grpc=%s:%d", ",".join(addresses), host, grpc_server.port)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] = ()) -> int:
     """Serves until SIGTERM. Exit code 3: the scoring script cannot be served, and the log says why."""
+    for name, value in local.environment(arguments).items():
+        os.environ[name] = value
+    for name, value in config.configuration_file(os.environ).items():
+        os.environ.setdefault(name, value)
     try:
         app.run("scorer", Settings, compose)
     except LoadFailed as error:
@@ -89,19 +82,31 @@ def main() -> int:
     return 0
 
 
-def _http_server(application: HttpApp, drain_seconds: int) -> _HttpServer:
-    config = uvicorn.Config(
-        application,
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=drain_seconds,
+def _launch(settings: Settings) -> Launch:
+    return Launch(
+        python=settings.scorer_python,
+        script=settings.scorer_script,
+        init_timeout_seconds=settings.scorer_init_timeout_seconds,
+        memory_bytes=settings.scorer_memory_bytes,
     )
-    return _HttpServer(config)
+
+
+def _pool_settings(settings: Settings) -> PoolSettings:
+    return PoolSettings(
+        workers=settings.scorer_workers,
+        max_queue=settings.scorer_max_queue,
+        max_batch_size=settings.scorer_max_batch_size,
+        max_batch_wait_seconds=settings.scorer_max_batch_wait_ms / 1000,
+    )
+
+
+def _http_settings(settings: Settings) -> HttpSettings:
+    origins = (origin.strip() for origin in settings.scorer_cors_origins.split(","))
+    return HttpSettings(
+        cors_origins=frozenset(origin for origin in origins if origin),
+        server_version=settings.scorer_server_version,
+        max_body_bytes=settings.scorer_max_body_bytes,
+    )
 
 
 @contextlib.contextmanager
@@ -114,18 +119,10 @@ def _listening(address: str) -> Iterator[None]:
         raise Unavailable("ADDRESS_UNAVAILABLE", f"Cannot listen on {address}: {error}.", cure) from error
 
 
-def _listen(address: str) -> socket.socket:
-    host, _, port = address.rpartition(":")
-    listener = socket.create_server((host, int(port)), backlog=2048)
-    listener.setblocking(False)
-    return listener
-
-
-async def _watch(*tasks: asyncio.Task[None]) -> None:
-    """Ends, or fails, as soon as one of the tasks does."""
-    done, _pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    for task in done:
-        task.result()
+async def _watch(task: asyncio.Task[None]) -> None:
+    """Ends, or fails, as soon as the task does."""
+    await asyncio.wait([task])
+    task.result()
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

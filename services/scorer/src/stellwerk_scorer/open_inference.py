@@ -4,16 +4,17 @@ With the header `Inference-Header-Content-Length` the JSON is only the first par
 body, and tensors whose parameters give a `binary_data_size` follow it as raw bytes.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import orjson
 
 from stellwerk_platform.errors import InvalidArgument
 from stellwerk_scorer import tensors
 from stellwerk_scorer.domain import InferRequest, Model, ScriptFailed, Tensor
 
-JSON_LENGTH_HEADER = "inference-header-content-length"
+JSON_LENGTH_HEADER = b"inference-header-content-length"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +34,8 @@ def parse_request(body: bytes, json_length: str | None) -> RestRequest:
     """Reads a request; raises `InvalidArgument` that names the field which is wrong."""
     size = _json_size(body, json_length)
     try:
-        document = json.loads(body[:size])
-    except (ValueError, RecursionError):
+        document = orjson.loads(body if size == len(body) else memoryview(body)[:size])
+    except orjson.JSONDecodeError:
         raise InvalidArgument(
             "INVALID_JSON", "The body is not valid JSON.", "Send an Open Inference request in JSON."
         ) from None
@@ -68,14 +69,7 @@ def render_response(
         document["id"] = request.infer.id
     parts: list[bytes] = []
     document["outputs"] = [_output(request, tensor, parts) for tensor in outputs]
-    try:
-        text = json.dumps(document, allow_nan=False, separators=(",", ":")).encode()
-    except ValueError:
-        raise ScriptFailed(
-            "RESULT_NOT_JSON",
-            "run() returned NaN or an infinity, which JSON does not have.",
-            "Ask for binary outputs, use gRPC, or have the script replace such values.",
-        ) from None
+    text = orjson.dumps(document)
     return b"".join([text, *parts]), len(text) if parts else None
 
 
@@ -83,7 +77,9 @@ def _json_size(body: bytes, json_length: str | None) -> int:
     if json_length is None:
         return len(body)
     if not json_length.isdecimal() or int(json_length) > len(body):
-        raise _invalid(f"the header {JSON_LENGTH_HEADER} is {json_length!r}, the body has {len(body)} bytes")
+        raise _invalid(
+            f"the header {JSON_LENGTH_HEADER.decode()} is {json_length!r}, the body has {len(body)} bytes"
+        )
     return int(json_length)
 
 
@@ -102,19 +98,30 @@ def _input(item: dict[str, Any], binary: memoryview) -> tuple[Tensor, memoryview
             ), binary
         if type(size) is not int or not 0 <= size <= len(binary):
             raise tensors.TensorError(f"its binary_data_size is {size!r}, {len(binary)} bytes are left")
-        values = tensors.decode_raw(bytes(binary[:size]), shape, datatype)
-        return Tensor(name, datatype, tuple(shape), values), binary[size:]
+        raw = bytes(binary[:size])
+        tensors.check_raw(raw, shape, datatype)
+        return Tensor(name, datatype, tuple(shape), raw=raw), binary[size:]
     except tensors.TensorError as error:
         raise InvalidArgument("INVALID_TENSOR", f"The input {name!r} is wrong: {error}.") from None
 
 
 def _output(request: RestRequest, tensor: Tensor, parts: list[bytes]) -> dict[str, Any]:
-    document: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
+    document: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
     if request.wants_binary(tensor.name):
-        raw = tensors.encode_raw(tensor.values, tensor.datatype)
+        raw = tensor.as_raw()
         parts.append(raw)
-        return {**document, "parameters": {"binary_data_size": len(raw)}}
-    return {**document, "data": tensor.values}
+        document["parameters"] = {"binary_data_size": len(raw)}
+        return document
+    values = tensor.as_values()
+    if tensor.datatype == "BF16" or not tensors.is_finite(values, tensor.datatype):
+        what = "BF16" if tensor.datatype == "BF16" else "NaN or an infinity"
+        raise ScriptFailed(
+            "RESULT_NOT_JSON",
+            f"run() returned {what} for the output {tensor.name!r}, which JSON does not have.",
+            "Ask for binary outputs, use gRPC, or have the script replace such values.",
+        )
+    document["data"] = values
+    return document
 
 
 def _objects(document: dict[str, Any], field: str) -> Iterator[dict[str, Any]]:

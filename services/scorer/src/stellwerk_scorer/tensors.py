@@ -7,7 +7,7 @@ dtype that numpy guesses would accept what the protocol forbids ([1, 2.5] as INT
 import struct
 from collections.abc import Sequence
 from itertools import chain
-from math import prod
+from math import isfinite, prod
 from typing import Any
 
 # datatype -> format character of `struct`, little-endian standard size
@@ -25,7 +25,9 @@ FORMATS = {
     "FP32": "f",
     "FP64": "d",
 }
-DATATYPES = (*FORMATS, "BYTES")
+DATATYPES = (*FORMATS, "BYTES", "BF16")
+_SIZES = {"BF16": 2, **{datatype: struct.calcsize(f"<{code}") for datatype, code in FORMATS.items()}}
+_FLOATS = frozenset({"FP16", "FP32", "FP64", "BF16"})
 MAX_RANK = 32
 # A tensor without elements may still have this many empty rows, not more: they cost memory.
 _MAX_EMPTY_ROWS = 1 << 20
@@ -44,7 +46,7 @@ class TensorError(ValueError):
 
 
 def check_datatype(datatype: str) -> None:
-    """Raises `TensorError` for a type that the protocol does not have or has raw only."""
+    """Raises `TensorError` for a type that the protocol does not have."""
     if datatype not in DATATYPES:
         raise TensorError(f"the datatype {datatype!r} is none of {', '.join(DATATYPES)}")
 
@@ -64,6 +66,8 @@ def check_shape(shape: Sequence[int]) -> int:
 def flatten(data: Any, shape: Sequence[int], datatype: str) -> list[Any]:
     """The values of `data`, nested as `shape` says or flat, checked for the type; row-major."""
     check_datatype(datatype)
+    if datatype == "BF16":
+        raise TensorError("BF16 has no form in JSON or typed contents; send it as raw bytes")
     count = check_shape(shape)
     values = data if isinstance(data, list) else [data]
     if values and isinstance(values[0], list):
@@ -165,16 +169,35 @@ def datatype_of_array(dtype: str) -> str | None:
     return _ARRAY_DATATYPES.get(dtype)
 
 
-def decode_raw(raw: bytes, shape: Sequence[int], datatype: str) -> list[Any]:
-    """The values in raw little-endian bytes; BYTES as text."""
+def check_raw(raw: bytes, shape: Sequence[int], datatype: str) -> None:
+    """Raises `TensorError` unless the bytes are a tensor of this type and shape."""
     check_datatype(datatype)
     count = check_shape(shape)
     if datatype == "BYTES":
-        return texts(_split(raw, count))
-    size = struct.calcsize(f"<{FORMATS[datatype]}")
-    if len(raw) != count * size:
-        raise TensorError(f"{len(raw)} raw bytes are not the {count * size} of {datatype} {list(shape)}")
+        texts(_split(raw, count))
+    elif len(raw) != count * _SIZES[datatype]:
+        wanted = count * _SIZES[datatype]
+        raise TensorError(f"{len(raw)} raw bytes are not the {wanted} of {datatype} {list(shape)}")
+
+
+def decode_raw(raw: bytes, shape: Sequence[int], datatype: str) -> list[Any]:
+    """The values in raw little-endian bytes; BYTES as text, BF16 as the floats that they stand for."""
+    if datatype == "BYTES":
+        check_datatype(datatype)
+        return texts(_split(raw, check_shape(shape)))
+    check_raw(raw, shape, datatype)
+    count = len(raw) // _SIZES[datatype]
+    if datatype == "BF16":
+        # The upper half of a 32-bit float.
+        wide = b"".join(b"\0\0" + raw[start : start + 2] for start in range(0, len(raw), 2))
+        return list(struct.unpack(f"<{count}f", wide))
     return list(struct.unpack(f"<{count}{FORMATS[datatype]}", raw))
+
+
+def is_finite(values: Sequence[Any], datatype: str) -> bool:
+    """Whether no value is NaN or an infinity."""
+    # The sum is not finite if a value is not, and seldom else.
+    return datatype not in _FLOATS or isfinite(sum(values)) or all(map(isfinite, values))
 
 
 def encode_raw(values: Sequence[Any], datatype: str) -> bytes:

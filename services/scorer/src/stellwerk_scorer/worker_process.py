@@ -1,32 +1,31 @@
-"""One life of the worker: start it, exchange frames with it, see it end."""
+"""One life of a worker: start it, hand it requests, take its answers, see it end."""
 
 import asyncio
 import contextlib
-import itertools
 import json
+import mmap
 import os
 import socket
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
-from stellwerk_platform.errors import DeadlineExceeded, PlatformError
-from stellwerk_scorer import worker
-from stellwerk_scorer.domain import WorkerDied, worker_error
+from stellwerk_platform.errors import PlatformError
+from stellwerk_scorer.domain import WorkerDied, timed_out, worker_error
+from stellwerk_scorer.job import Answer, Job
+from stellwerk_scorer.worker import frames
 
 # The worker interrupts `run` at its time-out by itself; code that does not let it is killed this much later.
-_KILL_AFTER_SECONDS = 1.0
+KILL_AFTER_SECONDS = 1.0
+# A worker whose `run` takes less has more than one request in hand, so that it need not wait for the next.
+FAST_MICROSECONDS = 5_000
 _STOP_SECONDS = 2.0
+_REVOKE_SECONDS = 0.01
+_SHOWN_DETAILS = 20_000
 # What the front has and user code must not get: a secret, and a setting of ours.
 _HIDDEN_VARIABLES = ("STELLWERK_OTLP_KEY", "GRPC_ENABLE_FORK_SUPPORT")
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What `run` returned, as JSON, with type and shape of the arrays in it if they were asked for."""
-
-    body: bytes
-    arrays: Mapping[str, Any]
 
 
 class LoadFailed(Exception):
@@ -36,49 +35,96 @@ class LoadFailed(Exception):
         super().__init__(message)
         self.reason = reason
         self.message = message
-        self.details = details
+        self.details = details[-_SHOWN_DETAILS:]
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How a worker is started; without a script it serves the model's folder."""
+
+    python: str
+    script: str
+    init_timeout_seconds: int = 300
+    memory_bytes: int = 0
+
+    @property
+    def settings(self) -> str:
+        """What the worker is told, as JSON."""
+        names = ("script", "init_timeout_seconds", "memory_bytes")
+        return json.dumps({name: getattr(self, name) for name in names})
+
+
+@dataclass(slots=True, eq=False)
+class _Parcel:
+    """A frame in the worker's hands: one job, or the jobs of a batch, which are answered in their order."""
+
+    first_id: int
+    jobs: Sequence[Job]
+    answered: int = 0
 
 
 class WorkerProcess(asyncio.Protocol):
     """The front's end of the socket; `loaded` and `lost` are the two events of its life."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_free: Callable[["WorkerProcess"], None], returned: Callable[[Job], None]) -> None:
         loop = asyncio.get_running_loop()
-        # True when `run` takes the request's headers; LoadFailed when the script cannot serve.
-        self.loaded: asyncio.Future[bool] = loop.create_future()
+        # What the script is, or LoadFailed when it cannot serve.
+        self.loaded: asyncio.Future[dict[str, Any]] = loop.create_future()
         self.lost: asyncio.Future[None] = loop.create_future()
         # Set when it is about to be killed: who comes next must not be given to it.
         self.is_doomed = False
+        self.has_answered = False
+        self.parcels: deque[_Parcel] = deque()
+        # Of the loop's clock: when the first parcel came to be the first.
+        self.busy_since = 0.0
+        self.free_since = 0.0
+        self.last_batch = 1
+        # How long it is at a request, or at a batch, on average.
+        self.run_microseconds = float(FAST_MICROSECONDS)
+        self._loop = loop
+        self._on_free = on_free
+        self._returned = returned
         self._process: asyncio.subprocess.Process
         self._transport: asyncio.Transport
+        self._claims: memoryview
         self._buffer = bytearray()
-        self._ids = itertools.count(1)
-        self._waiting: dict[int, tuple[asyncio.Future[Result], asyncio.TimerHandle]] = {}
+        self._needed = 0
+        self._next_id = 1
+        self._revoked_until = 0
 
     @classmethod
-    async def start(cls, python: str, script: str) -> Self:
-        """Starts the worker; raises `LoadFailed` if the interpreter cannot be started."""
+    async def start(
+        cls, launch: Launch, on_free: Callable[["WorkerProcess"], None], returned: Callable[[Job], None]
+    ) -> Self:
+        """Starts the worker; raises `LoadFailed` if the interpreter cannot be started.
+
+        `on_free` is called when it can take more; `returned` gets jobs that were taken back from it.
+        """
         own, its = socket.socketpair()
         own.setblocking(False)
-        environment = {name: value for name, value in os.environ.items() if name not in _HIDDEN_VARIABLES}
-        protocol = cls()
+        protocol = cls(on_free, returned)
+        memory = os.memfd_create("claims")
+        os.truncate(memory, frames.CLAIMS.size)
+        protocol._claims = memoryview(mmap.mmap(memory, frames.CLAIMS.size)).cast("Q")
         with its:
             try:
                 protocol._process = await asyncio.create_subprocess_exec(
-                    python,
-                    worker.__file__,
+                    launch.python,
+                    str(Path(frames.__file__).with_name("__main__.py")),
                     str(its.fileno()),
-                    script,
+                    str(memory),
+                    launch.settings,
                     stdin=asyncio.subprocess.DEVNULL,
-                    pass_fds=(its.fileno(),),
-                    env={**environment, "PYTHONUNBUFFERED": "1"},
+                    pass_fds=(its.fileno(), memory),
+                    env=_environment(launch.script),
                 )
             except OSError as error:
                 own.close()
-                message = f"The interpreter {python} cannot be started: {error.strerror}."
+                message = f"The interpreter {launch.python} cannot be started: {error.strerror}."
                 raise LoadFailed("INTERPRETER_BROKEN", message) from error
-        loop = asyncio.get_running_loop()
-        protocol._transport, _ = await loop.create_unix_connection(lambda: protocol, sock=own)
+            finally:
+                os.close(memory)
+        protocol._transport, _ = await protocol._loop.create_unix_connection(lambda: protocol, sock=own)
         return protocol
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -88,29 +134,61 @@ class WorkerProcess(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Takes the whole frames out of what has arrived."""
-        self._buffer += data
-        position = 0
-        while len(self._buffer) - position >= worker.HEADER.size:
-            kind, request_id, head_size, size = worker.HEADER.unpack_from(self._buffer, position)
-            head = position + worker.HEADER.size
-            end = head + head_size + size
-            if len(self._buffer) < end:
+        if self._buffer:
+            self._buffer += data
+            if len(self._buffer) < self._needed:
+                return
+            data, self._buffer = bytes(self._buffer), bytearray()
+        position, size = 0, len(data)
+        while size - position >= frames.HEADER.size:
+            kind, number, request_id, meta_size, payload_size = frames.HEADER.unpack_from(data, position)
+            middle = position + frames.HEADER.size + meta_size
+            end = middle + payload_size
+            if size < end:
+                self._needed = end - position
                 break
-            metadata = json.loads(self._buffer[head : head + head_size]) if head_size else {}
-            self._handle(kind, request_id, metadata, bytes(self._buffer[head + head_size : end]))
+            meta = data[position + frames.HEADER.size : middle]
+            self._handle(Answer(kind, meta, data[middle:end], number), request_id)
             position = end
-        del self._buffer[:position]
+        if position < size:
+            self._buffer += data[position:] if position else data
 
-    def send(self, body: bytes, metadata: dict[str, Any], timeout_seconds: float) -> asyncio.Future[Result]:
-        """Hands a request over; the future holds its result or `PlatformError`, also when the worker dies."""
-        loop = asyncio.get_running_loop()
-        request_id = next(self._ids)
-        answer: asyncio.Future[Result] = loop.create_future()
-        timer = loop.call_later(timeout_seconds + _KILL_AFTER_SECONDS, self._kill_stuck, request_id)
-        self._waiting[request_id] = (answer, timer)
-        metadata["timeout_seconds"] = timeout_seconds
-        self._transport.write(worker.encode_frame(worker.RUN, request_id, metadata, body))
-        return answer
+    def send(self, jobs: Sequence[Job]) -> None:
+        """Hands over one job, or several as a batch."""
+        now = self._loop.time()
+        first_id = self._next_id
+        self._next_id += len(jobs)
+        if not self.parcels:
+            self.busy_since = now
+        self.parcels.append(_Parcel(first_id, jobs))
+        if len(jobs) == 1:
+            job = jobs[0]
+            limit = max(int((job.deadline - now) * 1000), 1)
+            self._transport.write(frames.encode(job.kind, first_id, job.meta, job.payload, limit))
+            return
+        self.last_batch = len(jobs)
+        limit = max(int((min(job.deadline for job in jobs) - now) * 1000), 1)
+        parts = [
+            frames.encode(job.kind, first_id + position, job.meta, job.payload, limit)
+            for position, job in enumerate(jobs)
+        ]
+        self._transport.write(frames.encode(frames.BATCH, first_id, b"", b"".join(parts), limit))
+
+    def take_back(self) -> None:
+        """Asks back what lies behind a `run` that takes long, so that another worker may have it."""
+        if self._revoked_until or len(self.parcels) < 2:
+            return
+        self._revoked_until = self._next_id
+        self._claims[frames.REVOKED] = self.parcels[1].first_id
+        self._loop.call_later(_REVOKE_SECONDS, self._collect)
+
+    def _collect(self) -> None:
+        # What the worker has begun it answers, if only by saying that it was taken back.
+        started = self._claims[frames.STARTED]
+        while len(self.parcels) > 1 and self.parcels[-1].first_id > started:
+            parcel = self.parcels.pop()
+            for job in reversed(parcel.jobs):
+                self._returned(job)
 
     async def ended(self) -> int:
         """Waits until the process has ended and all it sent is read; its exit code."""
@@ -118,14 +196,18 @@ class WorkerProcess(asyncio.Protocol):
         # A process that user code left behind may hold the socket open.
         await asyncio.wait([self.lost], timeout=1.0)
         self._transport.close()
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
         if not self.loaded.done():
-            message = f"The worker ended while it loaded the scoring script ({_how_it_ended(code)})."
+            message = f"The worker ended while it loaded the scoring script ({how})."
             self.loaded.set_exception(LoadFailed("WORKER_DIED", message))
-        died = WorkerDied(
-            "WORKER_DIED", f"The scoring process ended during this request ({_how_it_ended(code)})."
-        )
-        for request_id in list(self._waiting):
-            self._finish(request_id, died)
+        if self.parcels:
+            self._fail_first(
+                WorkerDied("WORKER_DIED", f"The scoring process ended during this request ({how}).")
+            )
+        # It worked on the first only: the others never reached user code.
+        while self.parcels:
+            for job in reversed(self.parcels.pop().jobs):
+                self._returned(job)
         return code
 
     async def stop(self) -> None:
@@ -134,50 +216,68 @@ class WorkerProcess(asyncio.Protocol):
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._process.wait(), _STOP_SECONDS)
             return
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+        self.kill()
         await self._process.wait()
 
-    def _handle(self, kind: int, request_id: int, metadata: dict[str, Any], payload: bytes) -> None:
-        if kind in (worker.READY, worker.LOAD_FAILED):
-            if self.loaded.done():
-                return  # whoever waited for it has given up
-            if kind == worker.READY:
-                self.loaded.set_result(metadata["wants_headers"])
-            else:
-                self.loaded.set_exception(LoadFailed(**metadata))
-        elif kind == worker.ERROR:
-            self._finish(request_id, worker_error(metadata["reason"], metadata["message"]))
-        else:
-            self._finish(request_id, Result(payload, metadata.get("arrays", {})))
-
-    def _finish(self, request_id: int, outcome: Result | PlatformError) -> None:
-        answer, timer = self._waiting.pop(request_id, (None, None))
-        if answer is None or timer is None:
-            return
-        timer.cancel()
-        if answer.done():
-            return
-        if isinstance(outcome, Result):
-            answer.set_result(outcome)
-        else:
-            answer.set_exception(outcome)
-            answer.exception()  # its client may be gone: an exception that nobody reads is no defect
-
-    def _kill_stuck(self, request_id: int) -> None:
-        """`run` did not let itself be interrupted: nothing but a new worker helps."""
-        self.is_doomed = True
-        self._finish(request_id, timed_out("The scoring script did not answer in time and was ended."))
+    def kill(self) -> None:
+        """Ends the process by force."""
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
 
+    def kill_if_stuck(self, now: float) -> None:
+        """Ends a `run` that its time-out did not interrupt: nothing but a new worker helps."""
+        if not self.is_doomed and self.parcels:
+            deadline = min(job.deadline for job in self.parcels[0].jobs)
+            if now > deadline + KILL_AFTER_SECONDS:
+                self.is_doomed = True
+                self._fail_first(timed_out("The scoring script did not answer in time and was ended."))
+                self.kill()
 
-def timed_out(message: str) -> PlatformError:
-    """The error of a request whose time is over."""
-    return DeadlineExceeded(
-        "SCORING_TIMEOUT", message, "Ask again later, or raise the deployment's time-out."
-    )
+    def _fail_first(self, error: PlatformError) -> None:
+        parcel = self.parcels.popleft()
+        for job in parcel.jobs[parcel.answered :]:
+            job.finish(error)
+
+    def _handle(self, answer: Answer, request_id: int) -> None:
+        if answer.kind in (frames.READY, frames.LOAD_FAILED):
+            if self.loaded.done():
+                return  # whoever waited for it has given up
+            if answer.kind == frames.READY:
+                self.loaded.set_result(json.loads(answer.meta))
+            else:
+                self.loaded.set_exception(LoadFailed(**json.loads(answer.meta)))
+            return
+        if self._revoked_until and request_id >= self._revoked_until - 1:
+            self._end_revocation()
+        parcel = self.parcels[0] if self.parcels else None
+        if parcel is None or parcel.first_id + parcel.answered != request_id:
+            return  # it was taken back
+        job = parcel.jobs[parcel.answered]
+        parcel.answered += 1
+        if parcel.answered == len(parcel.jobs):
+            self.parcels.popleft()
+            self.has_answered = True
+            now = self._loop.time()
+            self.run_microseconds += ((now - self.busy_since) * 1e6 - self.run_microseconds) / 8
+            self.busy_since = self.free_since = now
+            self._on_free(self)
+        if answer.kind == frames.SKIPPED:
+            self._returned(job)
+        elif answer.kind == frames.ERROR:
+            job.finish(worker_error(**json.loads(answer.meta)))
+        else:
+            job.finish(answer)
+
+    @property
+    def takes_back(self) -> bool:
+        """Whether requests are being taken back: until that is over it gets no new ones."""
+        return self._revoked_until > 0
+
+    def _end_revocation(self) -> None:
+        self._revoked_until = 0
+        self._claims[frames.REVOKED] = 0
 
 
-def _how_it_ended(code: int) -> str:
-    return f"signal {-code}" if code < 0 else f"exit code {code}"
+def _environment(script: str) -> Mapping[str, str]:
+    own = {name: value for name, value in os.environ.items() if name not in _HIDDEN_VARIABLES}
+    return {**own, "PYTHONUNBUFFERED": "1", "STELLWERK_SCORER_SCRIPT": script}
