@@ -44,6 +44,9 @@ class Secrets:
     namespace: str = field(default_factory=lambda: f"t{uuid.uuid4().hex[:12]}")
     port: int = field(default_factory=lambda: ports.choose(["secrets"], {})["secrets"])
 
+    # Beyond what every service of these tests has.
+    settings: dict[str, Any] = field(default_factory=dict)
+
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
@@ -60,6 +63,7 @@ class Secrets:
             vault_secret_id=self.servers.vault_secret_id,
             owner_key_sha256=digest_of(self.owner_key),
             otlp_key_sha256=digest_of(self.otlp_key),
+            **self.settings,
         )
         app = App("secrets")
         try:

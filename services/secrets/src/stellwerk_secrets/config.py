@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from stellwerk_platform.settings import SettingsError, StoreSettings
 
@@ -19,6 +20,14 @@ class SecretsSettings(StoreSettings):
     vault_url: str
     owner_key_sha256: str
     otlp_key_sha256: str = ""
+    # An empty issuer means that nobody signs in by OpenID Connect.
+    oidc_issuer: str = ""
+    oidc_client_id: str = ""
+    oidc_device_client_id: str = ""
+    oidc_scopes: str = "openid email profile"
+    # Domains, separated by spaces or commas, whose verified addresses become people at their first login.
+    oidc_create_users: str = ""
+    session_seconds: int = 7 * 24 * 60 * 60
 
     def __post_init__(self) -> None:
         for variable in ("owner_key_sha256", "otlp_key_sha256"):
@@ -27,3 +36,14 @@ class SecretsSettings(StoreSettings):
                 raise SettingsError(
                     f"STELLWERK_{variable.upper()} is not a SHA-256 in 64 lower-case hexadecimal digits"
                 )
+        if self.oidc_issuer and not (self.oidc_client_id or self.oidc_device_client_id):
+            raise SettingsError("STELLWERK_OIDC_ISSUER is set, but no STELLWERK_OIDC_CLIENT_ID")
+        if self.oidc_issuer and not (
+            self.oidc_issuer.startswith("https://") or is_loopback(self.oidc_issuer)
+        ):
+            raise SettingsError("STELLWERK_OIDC_ISSUER is not an https:// URL")
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a URL leads to this machine."""
+    return urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")

@@ -29,7 +29,10 @@ from stellwerk_secrets.people.uses import Uses
 from stellwerk_secrets.revocations.events import EndedWorkloads
 from stellwerk_secrets.revocations.store import Revocations
 from stellwerk_secrets.service import Exchange, TokenService
+from stellwerk_secrets.sessions.accounts import Accounts
+from stellwerk_secrets.sessions.oidc import IdTokens
 from stellwerk_secrets.sessions.service import SessionService
+from stellwerk_secrets.sessions.store import UsedTokens
 from stellwerk_secrets.store import ServiceKeys
 
 
@@ -97,10 +100,25 @@ def compose_users(people: People, uses: Uses) -> Registration:
     )
 
 
-def compose_sessions(people: People) -> Registration:
+async def compose_sessions(base: Base, people: People) -> Registration:
     """Logins."""
+    settings = base.settings
+    used = UsedTokens(base.database)
+    await used.open()
+    options = sessions_pb2.LoginOptions()
+    tokens = None
+    if settings.oidc_issuer:
+        clients = (settings.oidc_client_id, settings.oidc_device_client_id)
+        tokens = IdTokens(settings.oidc_issuer, clients)
+        options = sessions_pb2.LoginOptions(
+            oidc_issuer=settings.oidc_issuer,
+            oidc_client_id=settings.oidc_client_id,
+            oidc_device_client_id=settings.oidc_device_client_id,
+            oidc_scopes=settings.oidc_scopes.split(),
+        )
+    domains = frozenset(settings.oidc_create_users.lower().replace(",", " ").split())
     return Registration(
-        SessionService(people),
+        SessionService(people, options, tokens, Accounts(people, domains), used, settings.session_seconds),
         sessions_pb2_grpc.add_SessionServiceServicer_to_server,
         sessions_pb2.DESCRIPTOR.services_by_name["SessionService"],
     )
@@ -113,7 +131,12 @@ async def compose(app: App, settings: SecretsSettings) -> None:
     people, uses = await compose_people(base, revocations)
     named, named_registration = await compose_named(base.database, base.vault)
     exchange, tokens = await compose_tokens(base, people, uses, revocations, named)
-    registrations = [tokens, compose_users(people, uses), compose_sessions(people), named_registration]
+    registrations = [
+        tokens,
+        compose_users(people, uses),
+        await compose_sessions(base, people),
+        named_registration,
+    ]
     await app.serve(settings.listen, TokenVerifier(exchange).verify, registrations)
 
 

@@ -65,13 +65,15 @@ class People:
         await self._database.ensure("locks")
         await self._locks.update_one({"_id": _ADMINISTRATORS}, {"$setOnInsert": {"count": 0}}, upsert=True)
 
-    async def create_user(self, user: User, fact: Fact, request_id: str) -> tuple[User, Invitation | None]:
+    async def create_user(
+        self, user: User, fact: Fact, request_id: str, *, invites: bool = True
+    ) -> tuple[User, Invitation | None]:
         """A new person and the invitation; None for it when the request is a repetition."""
         invitation = domain.new_invitation()
 
         async def work(tx: Transaction) -> tuple[User, Invitation | None]:
             created = await self.users.create_in(tx, user, fact, request_id)
-            return created, await self._invite(tx, created.name, invitation)
+            return created, await self._invite(tx, created.name, invitation) if invites else None
 
         try:
             return await self._database.commit(work)
