@@ -14,6 +14,7 @@ import pytest
 
 from stellwerk import AsyncClient, Client, StellwerkError, progress, transfer, translate
 from stellwerk._async.runs import create_snapshot
+from stellwerk.blob_store import Calls
 from stellwerk.pack import pack
 from stellwerk_protos.common.v1 import common_pb2
 from stellwerk_protos.registry.v1 import blobs_pb2
@@ -170,6 +171,12 @@ class _Blobs:
         uploads = [blobs_pb2.Upload(sha256=blob.sha256, url=self.url + blob.sha256) for blob in missing]
         return blobs_pb2.PrepareUploadsResponse(uploads=uploads)
 
+    async def part(self, request: blobs_pb2.PreparePartRequest) -> blobs_pb2.PreparePartResponse:
+        raise AssertionError("nothing here is large")
+
+    async def complete(self, request: blobs_pb2.CompleteUploadRequest) -> blobs_pb2.CompleteUploadResponse:
+        raise AssertionError("nothing here is large")
+
     async def downloads(
         self, request: blobs_pb2.PrepareDownloadsRequest
     ) -> blobs_pb2.PrepareDownloadsResponse:
@@ -186,7 +193,8 @@ def blobs() -> Iterator[_Blobs]:
 
 async def _send(http: httpx.AsyncClient, blobs: _Blobs, folder: Path) -> int:
     todo = await transfer.missing(blobs.uploads, "workspaces/demo", pack(folder))
-    await transfer.upload(http, blobs.uploads, "workspaces/demo", todo, lambda moved: None)
+    calls = Calls(blobs.part, blobs.complete)
+    await transfer.upload(http, blobs.uploads, calls, "workspaces/demo", todo, lambda moved: None)
     return len(todo)
 
 

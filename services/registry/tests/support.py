@@ -28,6 +28,7 @@ from stellwerk_registry.config import RegistrySettings
 from stellwerk_registry.main import compose
 
 WORKSPACE = "workspaces/demo"
+PART_BYTES = 5 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,10 @@ class Registry:
 
 @asynccontextmanager
 async def running(servers: Servers) -> AsyncIterator[Registry]:
-    """`secrets` and `registry` in a namespace of their own; models from runs are tested in tests/system."""
+    """`secrets` and `registry` in a namespace of their own; models from runs are tested in tests/system.
+
+    Parts are as small as S3 takes them, so that a test need not move gigabytes.
+    """
     secrets = Secrets(servers)
     port = ports.choose(["registry"], {})["registry"]
     app = App("registry")
@@ -95,6 +99,7 @@ async def running(servers: Servers) -> AsyncIterator[Registry]:
         s3_url=servers.s3_url,
         s3_access_key=servers.s3_access_key,
         s3_secret_key=servers.s3_secret_key,
+        blob_part_bytes=PART_BYTES,
     )
     async with secrets.run():
         try:

@@ -2,27 +2,18 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import Awaitable
 
 import grpc
 import httpx
 import pytest
-import pytest_asyncio
 
-from services.registry.tests.support import WORKSPACE, Registry, running
-from stellwerk_launcher.testing import Servers
+from services.registry.tests.support import WORKSPACE, Registry
 from stellwerk_platform.errors import PlatformError, from_rpc
 from stellwerk_platform.grpc_client import connect
 from stellwerk_protos.common.v1.common_pb2 import File
 from stellwerk_protos.registry.v1 import blobs_pb2, datasets_pb2, environments_pb2, models_pb2, workspaces_pb2
 from stellwerk_protos.registry.v1.workspaces_pb2_grpc import WorkspaceServiceStub
-
-
-@pytest_asyncio.fixture(scope="session")
-async def registry(servers: Servers) -> AsyncIterator[Registry]:
-    async with running(servers) as registry:
-        await registry.workspaces.CreateWorkspace(workspaces_pb2.CreateWorkspaceRequest(workspace_id="demo"))
-        yield registry
 
 
 async def refused(call: Awaitable[object]) -> PlatformError:

@@ -4,8 +4,10 @@ import asyncio
 import base64
 import logging
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import aioboto3
@@ -19,10 +21,35 @@ from stellwerk_platform.errors import FailedPrecondition, PlatformError, Unavail
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
+    from types_aiobotocore_s3.type_defs import CompletedPartTypeDef
 
 log = logging.getLogger(__name__)
 URL_SECONDS = 900
 _REGION = "us-east-1"
+_CHUNK_BYTES = 1024 * 1024
+
+
+class NoSuchUpload(Exception):
+    """The upload in parts was put together or dropped before."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of an upload, as the store has it; `checksum` is its SHA-256 in base64."""
+
+    number: int
+    size_bytes: int
+    etag: str
+    checksum: str
+
+
+@dataclass(frozen=True)
+class Begun:
+    """An upload in parts that somebody began."""
+
+    key: str
+    upload_id: str
+    begin_time: datetime | None = None
 
 
 class BlobStore:
@@ -142,6 +169,89 @@ class BlobStore:
         except BotoCoreError as error:
             raise _unavailable(error) from error
 
+    async def begin_upload(self, workspace: str, sha256: str) -> str:
+        """Begins an upload in parts and returns its id; raises `Unavailable`."""
+        with _translated():
+            answer = await self._client.create_multipart_upload(
+                Bucket=self._bucket, Key=key(workspace, sha256), ChecksumAlgorithm="SHA256"
+            )
+        return answer["UploadId"]
+
+    async def parts(self, workspace: str, sha256: str, upload_id: str) -> "list[Part] | None":
+        """The parts that are there, by number; None for an upload that has ended. Raises `Unavailable`."""
+        found: list[Part] = []
+        marker = 0
+        while True:
+            try:
+                with _translated():
+                    page = await self._client.list_parts(
+                        Bucket=self._bucket,
+                        Key=key(workspace, sha256),
+                        UploadId=upload_id,
+                        PartNumberMarker=marker,
+                    )
+            except NoSuchUpload:
+                return None
+            found += [
+                Part(part["PartNumber"], part["Size"], part["ETag"], part.get("ChecksumSHA256", ""))
+                for part in page.get("Parts", [])
+            ]
+            if not page.get("IsTruncated"):
+                return found
+            marker = int(page["NextPartNumberMarker"])
+
+    async def finish_upload(self, workspace: str, sha256: str, upload_id: str, parts: "list[Part]") -> bool:
+        """Makes one object of the parts; False for an upload that has ended. Raises `Unavailable`."""
+        chosen: list[CompletedPartTypeDef] = [
+            {"PartNumber": part.number, "ETag": part.etag, "ChecksumSHA256": part.checksum} for part in parts
+        ]
+        try:
+            with _translated():
+                await self._client.complete_multipart_upload(
+                    Bucket=self._bucket,
+                    Key=key(workspace, sha256),
+                    UploadId=upload_id,
+                    MultipartUpload={"Parts": chosen},
+                )
+        except NoSuchUpload:
+            return False
+        return True
+
+    async def abort_upload(self, workspace: str, sha256: str, upload_id: str) -> None:
+        """Drops an upload and its parts; one that has ended is no error. Raises `Unavailable`."""
+        await self.drop(Begun(key(workspace, sha256), upload_id))
+
+    async def drop(self, upload: "Begun") -> None:
+        """The same for an upload that `uploads` found."""
+        with suppress(NoSuchUpload), _translated():
+            await self._client.abort_multipart_upload(
+                Bucket=self._bucket, Key=upload.key, UploadId=upload.upload_id
+            )
+
+    async def uploads(self) -> "AsyncIterator[Begun]":
+        """The bucket's uploads in parts that have neither ended nor been dropped; raises `Unavailable`."""
+        with _translated():
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket)
+            async for page in pages:
+                for found in page.get("Uploads", []):
+                    yield Begun(found["Key"], found["UploadId"], found["Initiated"])
+
+    async def read(self, workspace: str, sha256: str) -> AsyncIterator[bytes]:
+        """The bytes of a blob, a MiB at a time; raises `Unavailable`, also for one that is missing."""
+        with _translated():
+            answer = await self._client.get_object(Bucket=self._bucket, Key=key(workspace, sha256))
+            with closing(answer["Body"]) as body:
+                while chunk := await body.read(_CHUNK_BYTES):
+                    yield chunk
+
+    def part_url(
+        self, workspace: str, sha256: str, upload_id: str, number: int, part_sha256: str
+    ) -> tuple[str, dict[str, str]]:
+        """A URL for the PUT of one part and the headers that it must carry: the store checks the digest."""
+        headers = {"x-amz-checksum-sha256": base64.b64encode(bytes.fromhex(part_sha256)).decode()}
+        query = {"partNumber": str(number), "uploadId": upload_id}
+        return self._presigned("PUT", workspace, sha256, headers, query), headers
+
     def upload_url(self, workspace: str, sha256: str) -> tuple[str, dict[str, str]]:
         """A URL for one PUT and the headers that it must carry: the store checks the digest."""
         headers = {"x-amz-checksum-sha256": base64.b64encode(bytes.fromhex(sha256)).decode()}
@@ -151,10 +261,18 @@ class BlobStore:
         """A URL for GETs."""
         return self._presigned("GET", workspace, sha256, {})
 
-    def _presigned(self, method: str, workspace: str, sha256: str, headers: dict[str, str]) -> str:
+    def _presigned(
+        self,
+        method: str,
+        workspace: str,
+        sha256: str,
+        headers: dict[str, str],
+        query: Mapping[str, str] | None = None,
+    ) -> str:
         """Signed by botocore's signer alone: the client's own way resolves endpoint rules anew for
         each URL, which takes some 6 ms; a folder of 10,000 files would wait for a minute."""
-        request = AWSRequest(method, f"{self._url}/{self._bucket}/{key(workspace, sha256)}", headers=headers)
+        url = f"{self._url}/{self._bucket}/{key(workspace, sha256)}"
+        request = AWSRequest(method, url, headers=headers, params=dict(query or {}))
         self._signer.add_auth(request)
         return str(request.url)
 
@@ -162,6 +280,19 @@ class BlobStore:
 def key(workspace: str, sha256: str) -> str:
     """Workspaces share nothing, so that one can be deleted whole."""
     return f"{workspace}/blobs/sha256/{sha256[:2]}/{sha256[2:]}"
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Raises `NoSuchUpload` and `Unavailable` for what S3 and its client raise."""
+    try:
+        yield
+    except ClientError as error:
+        if error.response.get("Error", {}).get("Code") == "NoSuchUpload":
+            raise NoSuchUpload from error
+        raise _unavailable(error) from error
+    except (BotoCoreError, TimeoutError) as error:
+        raise _unavailable(error) from error
 
 
 def _status(error: ClientError) -> int:

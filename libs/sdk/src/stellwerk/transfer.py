@@ -6,14 +6,14 @@ The URLs come from `registry.BlobService`; the bytes never pass a service.
 import asyncio
 import hashlib
 import os
-import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 import httpx
 
-from stellwerk import translate
+from stellwerk import blob_store, translate
+from stellwerk.blob_store import Calls, Changed, Corrupt, Meter, Refused, in_parallel
 from stellwerk.errors import StellwerkError
 from stellwerk.pack import LocalFile
 from stellwerk.progress import Advance
@@ -23,7 +23,6 @@ from stellwerk_protos.registry.v1 import blobs_pb2
 T = TypeVar("T")
 PARALLEL = 8
 BATCH = 500
-_CHUNK_BYTES = 1024 * 1024
 _ATTEMPTS = 5
 
 PrepareUploads = Callable[[blobs_pb2.PrepareUploadsRequest], Awaitable[blobs_pb2.PrepareUploadsResponse]]
@@ -48,42 +47,31 @@ async def missing(
 async def upload(
     http: httpx.AsyncClient,
     prepare: PrepareUploads,
+    calls: Calls,
     workspace: str,
     todo: Sequence[tuple[LocalFile, blobs_pb2.Upload]],
     advance: Advance,
 ) -> None:
     """Puts the files; raises `StellwerkError` for the first that cannot be put."""
 
-    async def put(file: LocalFile, target: blobs_pb2.Upload) -> None:
+    async def put(file: LocalFile, offer: blobs_pb2.Upload) -> None:
+        meter = Meter(advance)
         for attempt in range(_ATTEMPTS):
-            last = attempt == _ATTEMPTS - 1
             try:
-                response = await http.put(
-                    target.url,
-                    content=_chunks(file.source, file.size_bytes),
-                    headers={**target.headers, "content-length": str(file.size_bytes)},
-                )
-            except OSError as error:
-                raise _local_error(file.path, error) from error
-            except (httpx.TransportError, _FileChanged) as error:
-                if last or isinstance(error, _FileChanged):
-                    raise _put_error(error, file.path) from error
+                await blob_store.put(http, calls, workspace, file.source, file.size_bytes, offer, meter)
+            except (OSError, httpx.TransportError, Refused, Changed, StellwerkError) as error:
+                failure = _put_error(error, file.path)
+                if attempt == _ATTEMPTS - 1 or not _may_pass(error, failure):
+                    raise failure from error
             else:
-                if response.is_success:
-                    return advance(file.size_bytes)
-                refusal = translate.from_blob_store(response, file.path)
-                # 403: the URL is too old by now; 5xx: the store has a bad moment.
-                if last or (response.status_code != 403 and response.status_code < 500):
-                    raise refusal
-                if refusal.reason == "BLOB_STORE_FULL":
-                    raise refusal
+                return
             await asyncio.sleep(0.2 * 2**attempt)
             again = await missing(prepare, workspace, [file])
             if not again:
-                return advance(file.size_bytes)
-            target = again[0][1]
+                return meter.reach(file.size_bytes)
+            offer = again[0][1]
 
-    await _in_parallel(put(file, target) for file, target in todo)
+    await in_parallel((put(file, offer) for file, offer in todo), PARALLEL)
 
 
 async def download(
@@ -100,18 +88,29 @@ async def download(
     """
 
     async def get(file: common_pb2.File, url: str) -> None:
-        place = folder / safe_path(file.path)
+        place, meter = folder / safe_path(file.path), Meter(advance)
+        mode = 0o755 if file.executable else 0o644
+
+        async def url_of() -> str:
+            request = blobs_pb2.PrepareDownloadsRequest(parent=workspace, sha256=[file.sha256])
+            return (await prepare(request)).downloads[0].url
+
         for attempt in range(_ATTEMPTS):
             try:
-                await _fetch(http, url, file, place)
-            except OSError as error:
-                raise _local_error(str(place), error) from error
-            except httpx.TransportError as error:
-                if attempt == _ATTEMPTS - 1:
-                    raise translate.blob_store_silent(error, file.path) from error
-                await asyncio.sleep(0.2 * 2**attempt)
+                if file.size_bytes > blob_store.RANGE_BYTES:
+                    await blob_store.get_in_ranges(
+                        http, url_of, file.sha256, file.size_bytes, place, meter, mode
+                    )
+                else:
+                    await blob_store.get(http, url, file.sha256, place, meter, mode)
+            except (OSError, httpx.TransportError, Refused, Corrupt) as error:
+                failure = _get_error(error, file.path, place)
+                if attempt == _ATTEMPTS - 1 or not _may_pass(error, failure):
+                    raise failure from error
             else:
-                return advance(file.size_bytes)
+                return meter.reach(file.size_bytes)
+            await asyncio.sleep(0.2 * 2**attempt)
+            url = await url_of()
 
     links = [file for file in files if file.link_target]
     wanted = [file for file in files if not file.link_target]
@@ -122,7 +121,7 @@ async def download(
         digests = list(dict.fromkeys(file.sha256 for file in batch))
         answer = await prepare(blobs_pb2.PrepareDownloadsRequest(parent=workspace, sha256=digests))
         urls = {item.sha256: item.url for item in answer.downloads}
-        await _in_parallel(get(file, urls[file.sha256]) for file in batch)
+        await in_parallel((get(file, urls[file.sha256]) for file in batch), PARALLEL)
 
     for file in links:
         _link(file, folder)
@@ -161,71 +160,43 @@ def safe_path(path: str) -> PurePosixPath:
     return pure
 
 
-async def _fetch(http: httpx.AsyncClient, url: str, file: common_pb2.File, place: Path) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    part = place.with_name(f".{place.name[:100]}.{secrets.token_hex(4)}.part")
-    digest = hashlib.sha256()
-    try:
-        async with http.stream("GET", url) as response:
-            if not response.is_success:
-                await response.aread()
-                raise translate.from_blob_store(response, file.path)
-            with part.open("wb") as out:
-                async for chunk in response.aiter_bytes(_CHUNK_BYTES):
-                    digest.update(chunk)
-                    await asyncio.to_thread(out.write, chunk)
-        if digest.hexdigest() != file.sha256:
-            raise StellwerkError(
-                "BLOB_CORRUPT",
-                f"What the blob store holds for {file.path} is not what was uploaded.",
-                "Upload the file again.",
-                code="DATA_LOSS",
-            )
-        part.chmod(0o755 if file.executable else 0o644)
-        os.replace(part, place)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-class _FileChanged(Exception):
-    """The file is shorter than it was when it was hashed."""
-
-
-async def _chunks(path: Path, size_bytes: int) -> AsyncIterator[bytes]:
-    left = size_bytes
-    with await asyncio.to_thread(path.open, "rb") as file:
-        while left:
-            chunk = await asyncio.to_thread(file.read, min(_CHUNK_BYTES, left))
-            if not chunk:
-                raise _FileChanged
-            left -= len(chunk)
-            yield chunk
-
-
-async def _in_parallel(jobs: Iterable[Awaitable[None]]) -> None:
-    """Runs `PARALLEL` at a time; the first error ends all."""
-    waiting = iter(jobs)
-
-    async def work() -> None:
-        for job in waiting:
-            await job
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(PARALLEL):
-                group.create_task(work())
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-
-
 def _batches(items: Sequence[T]) -> Iterable[Sequence[T]]:
     return (items[start : start + BATCH] for start in range(0, len(items), BATCH))
 
 
+def _may_pass(error: Exception, failure: StellwerkError) -> bool:
+    """Whether another try may do better."""
+    if isinstance(error, Refused):
+        return error.may_pass and failure.reason != "BLOB_STORE_FULL"
+    # What was put together wrongly, or given up in the meantime, is begun anew.
+    return isinstance(error, httpx.TransportError) or failure.reason in ("PARTS_MISSING", "UPLOAD_NOT_FOUND")
+
+
 def _put_error(error: Exception, path: str) -> StellwerkError:
-    if isinstance(error, _FileChanged):
+    if isinstance(error, StellwerkError) and error.reason != "DIGEST_MISMATCH":
+        return error
+    if isinstance(error, Refused):
+        return translate.from_blob_store(error.response, path)
+    if isinstance(error, OSError):
+        return _local_error(path, error)
+    if isinstance(error, Changed | StellwerkError):
         return StellwerkError(
             "FILE_CHANGED", f"{path} changed while it was being uploaded.", "Try again.", code="ABORTED"
+        )
+    return translate.blob_store_silent(error, path)
+
+
+def _get_error(error: Exception, path: str, place: Path) -> StellwerkError:
+    if isinstance(error, Refused):
+        return translate.from_blob_store(error.response, path)
+    if isinstance(error, OSError):
+        return _local_error(str(place), error)
+    if isinstance(error, Corrupt):
+        return StellwerkError(
+            "BLOB_CORRUPT",
+            f"What the blob store holds for {path} is not what was uploaded.",
+            "Upload the file again.",
+            code="DATA_LOSS",
         )
     return translate.blob_store_silent(error, path)
 

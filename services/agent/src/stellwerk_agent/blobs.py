@@ -3,16 +3,19 @@
 import asyncio
 import hashlib
 import logging
-import os
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
 
+from stellwerk import blob_store
+from stellwerk.blob_store import Calls, Changed, Corrupt, Meter, Refused
 from stellwerk_agent.calls import FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS, call
 from stellwerk_agent.failure import StepFailed
 from stellwerk_agent.files import check_paths, copy, link
+from stellwerk_platform.errors import PlatformError
 from stellwerk_protos.common.v1 import common_pb2
 from stellwerk_protos.registry.v1 import blobs_pb2, blobs_pb2_grpc
 
@@ -20,9 +23,7 @@ log = logging.getLogger(__name__)
 PARALLEL = 8
 # So few that their URLs do not expire while they wait for each other.
 _BATCH = 100
-_CHUNK_BYTES = 1 << 20
-_ANSWER_SECONDS = 30.0
-_SLOWEST_BYTES_PER_SECOND = 10_000_000
+_NAMED = 5
 _FULL_SIGNS = ("space", "full", "quota", "insufficientstorage")
 
 
@@ -37,8 +38,9 @@ class Uploaded:
 class Blobs:
     """Brings files to the node and takes them away.
 
-    `patience_seconds` is how long the store may refuse uploads with a server error
-    before the files are given up; a store that does not answer is waited for.
+    `patience_seconds` is how long the store may refuse uploads with a server error, and
+    `silence_seconds` how long it may take no byte at all, before the files are given up. A platform
+    that is away is waited for: nobody could be told of the end.
     """
 
     def __init__(
@@ -47,11 +49,14 @@ class Blobs:
         registry: "blobs_pb2_grpc.BlobServiceAsyncStub",
         client: httpx.AsyncClient,
         patience_seconds: float = 60.0,
+        silence_seconds: float = 600.0,
     ) -> None:
         self._folder = cache / "blobs"
         self._registry = registry
         self._client = client
         self._patience_seconds = patience_seconds
+        self._silence_seconds = silence_seconds
+        self._calls = Calls(partial(call, registry.PreparePart), partial(call, registry.CompleteUpload))
         self._slots = asyncio.Semaphore(PARALLEL)
 
     async def fetch(
@@ -60,7 +65,7 @@ class Blobs:
         """Copies files into a new folder and returns how many blobs had to travel."""
         check_paths(files)
         by_digest = {file.sha256: file.size_bytes for file in files if not file.link_target}
-        absent = [digest for digest, size in by_digest.items() if not self._is_here(digest, size)]
+        absent = {digest: size for digest, size in by_digest.items() if not self._is_here(digest, size)}
         await self._bring(workspace, absent)
         target.mkdir(parents=True)
         await asyncio.to_thread(self._place, files, target, writable)
@@ -74,12 +79,14 @@ class Blobs:
                 content = path.read_bytes()
                 if hashlib.sha256(content).hexdigest() == digest:
                     return content
-            await self._bring(workspace, [digest])
+            await self._bring(workspace, {digest: 0})
         raise StepFailed("BLOB_DAMAGED", f"The blob {digest} cannot be kept on the node.", "Check its disk.")
 
-    async def _bring(self, workspace: str, digests: Sequence[str]) -> None:
+    async def _bring(self, workspace: str, sizes: Mapping[str, int]) -> None:
+        digests = list(sizes)
         for start in range(0, len(digests), _BATCH):
-            await self._download_all(workspace, digests[start : start + _BATCH])
+            batch = digests[start : start + _BATCH]
+            await self._download_all(workspace, {digest: sizes[digest] for digest in batch})
 
     def _is_here(self, digest: str, size_bytes: int) -> bool:
         # A power cut can leave a file that was renamed and is not all there.
@@ -100,12 +107,12 @@ class Blobs:
             if file.link_target:
                 link(target, file.path, file.link_target)
 
-    async def _download_all(self, workspace: str, digests: Sequence[str]) -> None:
-        downloads = await self._prepare_downloads(workspace, digests)
+    async def _download_all(self, workspace: str, sizes: Mapping[str, int]) -> None:
+        downloads = await self._prepare_downloads(workspace, list(sizes))
         try:
             async with asyncio.TaskGroup() as tasks:
                 for download in downloads:
-                    tasks.create_task(self._download(workspace, download))
+                    tasks.create_task(self._download(workspace, download, sizes[download.sha256]))
         except ExceptionGroup as group:
             # One reason is what a run can have.
             raise group.exceptions[0] from group
@@ -114,36 +121,28 @@ class Blobs:
         request = blobs_pb2.PrepareDownloadsRequest(parent=f"workspaces/{workspace}", sha256=digests)
         return list((await call(self._registry.PrepareDownloads, request)).downloads)
 
-    async def _download(self, workspace: str, download: blobs_pb2.Download) -> None:
-        delay = FIRST_DELAY_SECONDS
+    async def _download(self, workspace: str, download: blobs_pb2.Download, size_bytes: int) -> None:
+        path, digest = self._path(download.sha256), download.sha256
+        meter = Meter(lambda moved: None)
+
+        async def url_of() -> str:
+            (found,) = await self._prepare_downloads(workspace, [digest])
+            return found.url
+
+        delay, url = FIRST_DELAY_SECONDS, download.url
         async with self._slots:
             while True:
                 try:
-                    return await self._get(download.url, download.sha256)
-                except (httpx.HTTPError, ValueError) as error:
-                    log.warning("Blob %s did not come: %r; trying again", download.sha256, error)
+                    if size_bytes > blob_store.RANGE_BYTES:
+                        return await blob_store.get_in_ranges(
+                            self._client, url_of, digest, size_bytes, path, meter, 0o444
+                        )
+                    return await blob_store.get(self._client, url, digest, path, meter, 0o444)
+                except (httpx.HTTPError, Refused, Corrupt) as error:
+                    log.warning("Blob %s did not come: %r; trying again", digest, error)
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, LONGEST_DELAY_SECONDS)
-                (download,) = await self._prepare_downloads(workspace, [download.sha256])
-
-    async def _get(self, url: str, digest: str) -> None:
-        path = self._path(digest)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
-        found = hashlib.sha256()
-        try:
-            async with self._client.stream("GET", url) as response:
-                response.raise_for_status()
-                with open(temporary, "wb") as file:
-                    async for chunk in response.aiter_bytes(_CHUNK_BYTES):
-                        found.update(chunk)
-                        file.write(chunk)
-            if found.hexdigest() != digest:
-                raise ValueError("the bytes do not have the digest that they should have")
-            temporary.chmod(0o444)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+                url = await url_of()
 
     async def upload(
         self,
@@ -158,8 +157,9 @@ class Blobs:
         A file for which `is_same` says that it is not any more what was hashed is given up.
         """
         sent, delay = 0, FIRST_DELAY_SECONDS
-        refusal = _Refusal(self._patience_seconds if patience_seconds is None else patience_seconds)
+        refusal, silence = self._patience(patience_seconds)
         wanted, changed = dict(files), set[str]()
+        meters = {digest: Meter(silence.end) for digest in files}
         while wanted:
             request = blobs_pb2.PrepareUploadsRequest(parent=f"workspaces/{workspace}")
             for digest, path in list(wanted.items()):
@@ -168,41 +168,82 @@ class Blobs:
                 else:
                     del wanted[digest]
                     changed.add(digest)
-            uploads = (await call(self._registry.PrepareUploads, request)).uploads if wanted else []
-            results = await asyncio.gather(*(self._put(u, wanted[u.sha256], refusal) for u in uploads))
+            uploads = await self._prepare_uploads(request, silence) if wanted else []
+            results = await asyncio.gather(
+                *(self._put(request.parent, u, wanted[u.sha256], refusal, meters[u.sha256]) for u in uploads)
+            )
             sent += sum(results)
             if all(results):
                 break
             wanted = {u.sha256: wanted[u.sha256] for u, ok in zip(uploads, results, strict=True) if not ok}
             if any(is_same(path) for path in wanted.values()):
                 refusal.check()
+                silence.check(list(wanted.values()))
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, LONGEST_DELAY_SECONDS)
         return Uploaded(sent, changed)
 
-    async def _put(self, upload: blobs_pb2.Upload, path: Path, refusal: "_Refusal") -> bool:
+    def _patience(self, seconds: float | None) -> tuple["_Refusal", "_Silence"]:
+        if seconds is None:
+            return _Refusal(self._patience_seconds), _Silence(self._silence_seconds)
+        return _Refusal(seconds), _Silence(seconds)
+
+    async def _prepare_uploads(
+        self, request: blobs_pb2.PrepareUploadsRequest, silence: "_Silence"
+    ) -> Sequence[blobs_pb2.Upload]:
+        def judge(failure: PlatformError) -> None:
+            # The registry asks the store: there it is as silent as here.
+            if failure.reason == "BLOB_STORE_UNAVAILABLE":
+                silence.check([])
+            else:
+                silence.end()
+
+        return (await call(self._registry.PrepareUploads, request, judge)).uploads
+
+    async def _put(
+        self, parent: str, upload: blobs_pb2.Upload, path: Path, refusal: "_Refusal", meter: Meter
+    ) -> bool:
         async with self._slots:
             try:
                 size = path.stat().st_size
-                headers = {**upload.headers, "Content-Length": str(size)}
-                # The store answers once it has all of it on its disk.
-                timeout = httpx.Timeout(
-                    _ANSWER_SECONDS, read=_ANSWER_SECONDS + size / _SLOWEST_BYTES_PER_SECOND
-                )
-                content = path.read_bytes() if size <= _CHUNK_BYTES else _chunks(path)
-                response = await self._client.put(
-                    upload.url, content=content, headers=headers, timeout=timeout
-                )
-            except (httpx.HTTPError, OSError) as error:
+                await blob_store.put(self._client, self._calls, parent, path, size, upload, meter)
+            except Refused as error:
+                log.warning("The blob store refuses %s: %d", upload.sha256, error.response.status_code)
+                refusal.note(error.response)
+                return False
+            except (httpx.HTTPError, OSError, Changed, PlatformError) as error:
+                # Of the registry's refusals: the parts did not make what was promised.
                 log.warning("A file did not reach the blob store: %r; trying again", error)
                 refusal.forget()
                 return False
-        if response.is_success:
-            refusal.forget()
-            return True
-        log.warning("The blob store refuses %s: %d", upload.sha256, response.status_code)
-        refusal.note(response)
-        return False
+        refusal.forget()
+        return True
+
+
+class _Silence:
+    """Since when the store has taken nothing."""
+
+    def __init__(self, patience_seconds: float) -> None:
+        self._patience_seconds = patience_seconds
+        self._now: Callable[[], float] = asyncio.get_running_loop().time
+        self._since = self._now()
+
+    def end(self, moved_bytes: int = 0) -> None:
+        """Something was taken, or it could not be tried."""
+        self._since = self._now()
+
+    def check(self, missing: Sequence[Path]) -> None:
+        """Raises `StepFailed` when patience is over."""
+        if self._now() - self._since < self._patience_seconds:
+            return
+        names = sorted(path.name for path in missing)
+        more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+        what = f" Missing: {', '.join(names[:_NAMED])}{more}." if names else ""
+        raise StepFailed(
+            "OUTPUTS_NOT_COLLECTED",
+            f"The blob store has taken no byte for {self._patience_seconds:g} s.{what}",
+            "Check the S3 server (`stellwerk status`), then submit the run again. What was collected stays.",
+        )
 
 
 class _Refusal:
@@ -243,9 +284,3 @@ class _Refusal:
             f"The blob store refuses the outputs with HTTP {status}: {body}",
             "Check that no process still writes to the outputs, and the S3 server's log.",
         )
-
-
-async def _chunks(path: Path) -> AsyncIterator[bytes]:
-    with open(path, "rb") as file:
-        while chunk := await asyncio.to_thread(file.read, _CHUNK_BYTES):
-            yield chunk

@@ -17,8 +17,15 @@ _TIMEOUT_SECONDS = 30.0
 _INTERNAL_TRIES = 5
 
 
-async def call(method: Callable[..., Awaitable[T]], request: Any) -> T:
-    """The answer; raises `PlatformError` only when the same call can never succeed."""
+async def call(
+    method: Callable[..., Awaitable[T]],
+    request: Any,
+    judge: Callable[[PlatformError], None] = lambda failure: None,
+) -> T:
+    """The answer; raises `PlatformError` only when the same call can never succeed.
+
+    `judge` sees each failure that may pass, and may raise.
+    """
     delay, internal = FIRST_DELAY_SECONDS, 0
     while True:
         try:
@@ -30,6 +37,7 @@ async def call(method: Callable[..., Awaitable[T]], request: Any) -> T:
         internal += isinstance(failure, Internal)
         if not may_pass(failure) or internal >= _INTERNAL_TRIES:
             raise failure
+        judge(failure)
         log.warning("%s: %s; trying again", type(request).__name__, failure)
         await asyncio.sleep(delay)
         delay = min(delay * 2, LONGEST_DELAY_SECONDS)

@@ -10,7 +10,8 @@ from stellwerk_platform.settings import Settings as PlatformSettings
 class Settings(PlatformSettings):
     """`agent_node` is `nodes/…`, `agent_slots` the number of runs at a time.
 
-    `system_metrics_seconds` is the period of the standard metrics of runs, 0 turns them off.
+    `system_metrics_seconds` is the period of the standard metrics of runs, 0 turns them off;
+    `collect_seconds` how long the blob store may take no byte of the outputs before a run fails.
     """
 
     grpc_address: str
@@ -22,6 +23,7 @@ class Settings(PlatformSettings):
     agent_pool: str = "local"
     agent_slots: int = 2
     system_metrics_seconds: float = 10.0
+    collect_seconds: float = 600.0
 
     @property
     def folder(self) -> Path:

@@ -45,7 +45,8 @@ class Node:
         """Makes the caches; connects to nothing yet."""
         cache = settings.folder / "cache"
         cache.mkdir(parents=True, exist_ok=True)
-        blobs = Blobs(cache, blobs_pb2_grpc.BlobServiceStub(channel), client)
+        registry = blobs_pb2_grpc.BlobServiceStub(channel)
+        blobs = Blobs(cache, registry, client, silence_seconds=settings.collect_seconds)
         return cls(
             settings=settings,
             cache=cache,

@@ -9,11 +9,12 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from stellwerk_agent.blobs import Blobs
+from stellwerk_agent.blobs import Blobs, Uploaded
 from stellwerk_agent.calls import call
 from stellwerk_agent.failure import StepFailed
 from stellwerk_agent.files import portable
@@ -89,7 +90,7 @@ class Outputs:
                 files = await asyncio.to_thread(scan, self._work)
                 pause = max(_SCAN_SECONDS, _SCAN_SHARE * (time.monotonic() - began))
                 settled = [file for file in self._new(files) if file.signature.is_settled()]
-                await self._send(settled, patience_seconds=0)
+                await self._send(settled, watched=True)
             except (StepFailed, PlatformError, OSError) as error:
                 log.warning("%s: outputs wait: %s", self._run, error)
 
@@ -126,20 +127,41 @@ class Outputs:
             "Check that it is readable and that no process still writes to it.",
         )
 
+    async def _unless_finishing(self, work: Coroutine[Any, Any, Uploaded]) -> Uploaded | None:
+        """A store that hangs must not hold up the end of the run; what was sent is not sent again."""
+        task, finishing = asyncio.create_task(work), asyncio.create_task(self._finishing.wait())
+        try:
+            await asyncio.wait((task, finishing), return_when=asyncio.FIRST_COMPLETED)
+            return task.result() if task.done() else None
+        finally:
+            for pending in (task, finishing):
+                pending.cancel()
+            await asyncio.gather(task, finishing, return_exceptions=True)
+
+    def missing(self) -> list[str]:
+        """The names of files that are there and not recorded as they are."""
+        return [file.name for file in self._new(scan(self._work))]
+
     def _new(self, files: Sequence[Found]) -> list[Found]:
         return [file for file in files if self._recorded.get(file.name) != file.signature]
 
-    async def _send(self, files: Sequence[Found], patience_seconds: float | None = None) -> None:
-        """Uploads and records files; those that change meanwhile are left for the next time."""
+    async def _send(self, files: Sequence[Found], *, watched: bool = False) -> None:
+        """Uploads and records files; those that change meanwhile are left for the next time.
+
+        While the run is `watched` the store need not be waited for: the end tries again.
+        """
         for start in range(0, len(files), _BATCH):
             batch = await asyncio.to_thread(_describe, files[start : start + _BATCH])
             by_path = {found.path: found for found, _ in batch}
-            uploaded = await self._blobs.upload(
+            work = self._blobs.upload(
                 names.workspace_of(self._run),
                 {file.sha256: found.path for found, file in batch},
                 lambda path, known=by_path: known[path].is_same(),  # type: ignore[misc]
-                patience_seconds=patience_seconds,
+                patience_seconds=0 if watched else None,
             )
+            uploaded = await (self._unless_finishing(work) if watched else work)
+            if uploaded is None:
+                return
             self._sent += uploaded.sent
             whole = [(found, file) for found, file in batch if file.sha256 not in uploaded.changed]
             if whole:

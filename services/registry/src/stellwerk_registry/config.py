@@ -17,5 +17,7 @@ class RegistrySettings(ServiceSettings):
     s3_access_key: str
     s3_secret_key: str
     blob_grace_seconds: float = 3600.0
+    # Blobs of more than four of these travel in parts of this size. S3 takes no less than 5 MiB.
+    blob_part_bytes: int = 64 * 1024 * 1024
     # How long what lives in a workspace that is deleted may take to end.
     workspace_end_seconds: float = 120.0

@@ -32,6 +32,7 @@ from stellwerk_registry.deletion.compose import compose_remover
 from stellwerk_registry.deletion.store import DeletionStore
 from stellwerk_registry.quotas.service import QuotaService
 from stellwerk_registry.quotas.store import QuotaStore
+from stellwerk_registry.uploads.store import Uploads
 from stellwerk_registry.versions.datasets import DatasetService
 from stellwerk_registry.versions.environments import EnvironmentService
 from stellwerk_registry.versions.models import ModelService
@@ -70,7 +71,10 @@ async def compose(app: App, settings: RegistrySettings) -> None:
     index = BlobIndex(service.database, places, [datasets, models], settings.blob_grace_seconds)
     await index.open()
     app.background(index.run())
-    blobs = BlobService(workspaces, places, index, quotas)
+    uploads = Uploads(service.database, places, store, settings.blob_part_bytes)
+    await uploads.open()
+    app.background(uploads.run())
+    blobs = BlobService(workspaces, places, index, quotas, uploads)
     own = workspace_data(service.database, workspaces.known, index, store)
     remover = compose_remover(deletions, own, channels, settings.workspace_end_seconds)
     app.background(remover.run())

@@ -18,6 +18,7 @@ import httpx
 from google.protobuf.message import Message
 
 from stellwerk import git, tracing, transfer, translate
+from stellwerk.blob_store import Calls
 from stellwerk.errors import StellwerkError
 from stellwerk.pack import LocalFile, pack
 from stellwerk.progress import bar
@@ -40,6 +41,7 @@ _RETRY_SECONDS = 0.2
 # Repeating these is harmless; so is what carries a request id.
 _SAFE = (
     *("Get", "List", "Search", "Compare", "Explain", "Prepare", "CreateSnapshot", "CreateArtifacts"),
+    "CompleteUpload",
     *("SetTraffic", "SetRetentionRule", "CancelRun", "ArchiveRun", "RestoreRun", "RenewRun", "FinishRun"),
 )
 _LOOPBACK = ("127.", "localhost", "[::1]")
@@ -59,6 +61,7 @@ class AsyncCore:
             limits=httpx.Limits(max_connections=2 * transfer.PARALLEL),
         )
         self._blobs = blobs_pb2_grpc.BlobServiceStub(self.channel)
+        self._calls = Calls(self._prepare_part, self._complete)
         self._connected = False
 
     @property
@@ -188,7 +191,7 @@ class AsyncCore:
     async def _upload(self, workspace: str, files: Sequence[LocalFile], label: str) -> None:
         todo = await transfer.missing(self._prepare_uploads, workspace, files)
         with bar(f"Uploading {label}", sum(file.size_bytes for file, _ in todo)) as advance:
-            await transfer.upload(self._http, self._prepare_uploads, workspace, todo, advance)
+            await transfer.upload(self._http, self._prepare_uploads, self._calls, workspace, todo, advance)
 
     async def git(self, folder: Path, workspace: str) -> git.Facts:
         """What git says about a source folder; what is not committed is uploaded as a patch."""
@@ -254,6 +257,12 @@ class AsyncCore:
 
     async def _prepare_uploads(self, request: Any) -> Any:
         return await self.call(self._blobs.PrepareUploads, request)
+
+    async def _prepare_part(self, request: Any) -> Any:
+        return await self.call(self._blobs.PreparePart, request)
+
+    async def _complete(self, request: Any) -> Any:
+        return await self.call(self._blobs.CompleteUpload, request)
 
     async def _prepare_downloads(self, request: Any) -> Any:
         return await self.call(self._blobs.PrepareDownloads, request)

@@ -11,8 +11,9 @@ from stellwerk_protos.common.v1.common_pb2 import File
 from stellwerk_protos.registry.v1 import blobs_pb2 as pb
 from stellwerk_protos.registry.v1 import blobs_pb2_grpc
 from stellwerk_registry.blobs.store import BlobIndex
-from stellwerk_registry.datastores.places import Places
+from stellwerk_registry.datastores.places import Place, Places
 from stellwerk_registry.quotas.store import QuotaStore
+from stellwerk_registry.uploads.store import Uploads
 from stellwerk_registry.workspaces.store import WorkspaceStore
 
 _BATCH = 1_000
@@ -22,12 +23,18 @@ class BlobService(blobs_pb2_grpc.BlobServiceServicer):
     """The servicer, and the check that a file list's blobs are there."""
 
     def __init__(
-        self, workspaces: WorkspaceStore, places: Places, index: BlobIndex, quotas: QuotaStore
+        self,
+        workspaces: WorkspaceStore,
+        places: Places,
+        index: BlobIndex,
+        quotas: QuotaStore,
+        uploads: Uploads,
     ) -> None:
         self._workspaces = workspaces
         self._places = places
         self._index = index
         self._quotas = quotas
+        self._uploads = uploads
 
     async def PrepareUploads(
         self, request: pb.PrepareUploadsRequest, context: Any
@@ -41,11 +48,32 @@ class BlobService(blobs_pb2_grpc.BlobServiceServicer):
             return pb.PrepareUploadsResponse()
         datastore, place = await self._places.default(workspace)
         await self._index.offer(workspace, wanted, datastore)
-        uploads = []
-        for digest in missing:
-            url, headers = place.upload_url(digest)
-            uploads.append(pb.Upload(sha256=digest, url=url, headers=headers))
-        return pb.PrepareUploadsResponse(uploads=uploads)
+        offers = [await self._offer(workspace, place, digest, wanted[digest]) for digest in missing]
+        return pb.PrepareUploadsResponse(uploads=filter(None, offers))
+
+    async def _offer(self, workspace: str, place: Place, digest: str, size_bytes: int) -> pb.Upload | None:
+        if self._uploads.part_size(size_bytes):
+            begun = await self._uploads.begin(workspace, digest, size_bytes)
+            if begun is None:
+                return None
+            upload, present = begun
+            return pb.Upload(sha256=digest, part_size_bytes=upload.part_size_bytes, present_parts=present)
+        url, headers = place.upload_url(digest)
+        return pb.Upload(sha256=digest, url=url, headers=headers)
+
+    async def PreparePart(self, request: pb.PreparePartRequest, context: Any) -> pb.PreparePartResponse:
+        workspace = await self._workspace(request.parent, 1)
+        url, headers = await self._uploads.part_url(
+            workspace, check_sha256(request.sha256), request.number, check_sha256(request.part_sha256)
+        )
+        return pb.PreparePartResponse(url=url, headers=headers)
+
+    async def CompleteUpload(
+        self, request: pb.CompleteUploadRequest, context: Any
+    ) -> pb.CompleteUploadResponse:
+        workspace = await self._workspace(request.parent, 1)
+        check = await self._uploads.complete(workspace, check_sha256(request.sha256))
+        return pb.CompleteUploadResponse(done=check.done, checked_size_bytes=check.checked_bytes)
 
     async def _check_room(self, workspace: str, wanted: Mapping[str, int]) -> None:
         """Raises `ResourceExhausted` when so many more bytes, by digest, have no room.

@@ -4,6 +4,7 @@ One document a blob: `_id` is `<workspace>/<sha256>`, `seen_time` when it was la
 present or an upload of it was given out, `present` whether it was found present since,
 `offer_time` when an upload was given out that nobody has found yet, `size` in bytes (until
 it is present: what the client says), `datastore` the id of the datastore where it lies.
+A blob that travels in parts has `upload` until the whole was checked (`uploads/store.py`).
 A blob that is being removed has `removing_time`; nobody may count on it then.
 """
 
@@ -80,13 +81,15 @@ class BlobIndex:
         def offered(digest: str) -> list[Document]:
             # Somebody else may have brought it in the meantime: its real size is known then.
             is_there = {"$eq": ["$present", True]}
+            # Parts of it lie there already.
+            is_placed = {"$or": [is_there, {"$eq": [{"$type": "$upload"}, "object"]}]}
             return [
                 {
                     "$set": {
                         "seen_time": moment,
                         "offer_time": {"$cond": [is_there, "$$REMOVE", moment]},
                         "size": {"$cond": [is_there, "$size", sizes[digest]]},
-                        "datastore": {"$cond": [is_there, "$datastore", datastore]},
+                        "datastore": {"$cond": [is_placed, "$datastore", datastore]},
                     }
                 }
             ]
@@ -130,7 +133,11 @@ class BlobIndex:
         Their URLs have ended. What did come counts with its real size from now on.
         """
         until = datetime.now(UTC) - max(self._grace, timedelta(seconds=URL_SECONDS))
-        where: Document = {"offer_time": {"$lt": until}, "removing_time": {"$exists": False}}
+        where: Document = {
+            "offer_time": {"$lt": until},
+            "removing_time": {"$exists": False},
+            "upload": {"$exists": False},
+        }
         async for document in self._blobs.find(where).limit(_SETTLED_AT_ONCE):
             workspace, _, digest = document["_id"].partition("/")
             size = (await self._find(workspace, {digest: document})).get(digest)
@@ -154,7 +161,9 @@ class BlobIndex:
             )
             known = await self._known(workspace, digests)
         present = {digest for digest, document in known.items() if document.get("present")}
-        uploaded = await self._find(workspace, {d: known[d] for d in known if d not in present})
+        # What travels in parts is missing until its whole was checked, whatever the object store has.
+        asked = {d: found for d, found in known.items() if d not in present and "upload" not in found}
+        uploaded = await self._find(workspace, asked)
         if uploaded:
             await self._upsert(
                 workspace,
@@ -277,7 +286,10 @@ class BlobIndex:
     async def _delete(self, workspace: str, document: Mapping[str, Any]) -> None:
         async with self._slots:
             place = await self._places.of(workspace, _datastore(document))
-            await place.delete(_digest(document["_id"]))
+            digest = _digest(document["_id"])
+            if "upload" in document:
+                await place.store.abort_upload(place.prefix, digest, document["upload"]["id"])
+            await place.delete(digest)
 
     async def count(self, workspace: str) -> tuple[int, int]:
         """How many blobs a workspace has, and their bytes."""

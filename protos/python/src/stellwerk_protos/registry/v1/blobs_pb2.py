@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from stellwerk_protos.access.v1 import access_pb2 as stellwerk_dot_access_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!stellwerk/registry/v1/blobs.proto\x12\x15stellwerk.registry.v1\x1a stellwerk/access/v1/access.proto\"S\n\x15PrepareUploadsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12*\n\x05\x62lobs\x18\x02 \x03(\x0b\x32\x1b.stellwerk.registry.v1.Blob\"*\n\x04\x42lob\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"H\n\x16PrepareUploadsResponse\x12.\n\x07uploads\x18\x01 \x03(\x0b\x32\x1d.stellwerk.registry.v1.Upload\"\x92\x01\n\x06Upload\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12;\n\x07headers\x18\x03 \x03(\x0b\x32*.stellwerk.registry.v1.Upload.HeadersEntry\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"9\n\x17PrepareDownloadsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x03(\t\"N\n\x18PrepareDownloadsResponse\x12\x32\n\tdownloads\x18\x01 \x03(\x0b\x32\x1f.stellwerk.registry.v1.Download\"\'\n\x08\x44ownload\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\"L\n\x13ReleaseBlobsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x03(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"M\n\x14ReleaseBlobsResponse\x12\x12\n\nblob_count\x18\x01 \x01(\x03\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\r\n\x05later\x18\x03 \x03(\t2\x88\x03\n\x0b\x42lobService\x12}\n\x0ePrepareUploads\x12,.stellwerk.registry.v1.PrepareUploadsRequest\x1a-.stellwerk.registry.v1.PrepareUploadsResponse\"\x0e\xa2\xbb\x18\nblob.write\x12u\n\x0cReleaseBlobs\x12*.stellwerk.registry.v1.ReleaseBlobsRequest\x1a+.stellwerk.registry.v1.ReleaseBlobsResponse\"\x0c\xa2\xbb\x18\x08internal\x12\x82\x01\n\x10PrepareDownloads\x12..stellwerk.registry.v1.PrepareDownloadsRequest\x1a/.stellwerk.registry.v1.PrepareDownloadsResponse\"\r\xa2\xbb\x18\tblob.readb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!stellwerk/registry/v1/blobs.proto\x12\x15stellwerk.registry.v1\x1a stellwerk/access/v1/access.proto\"S\n\x15PrepareUploadsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12*\n\x05\x62lobs\x18\x02 \x03(\x0b\x32\x1b.stellwerk.registry.v1.Blob\"*\n\x04\x42lob\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"H\n\x16PrepareUploadsResponse\x12.\n\x07uploads\x18\x01 \x03(\x0b\x32\x1d.stellwerk.registry.v1.Upload\"\xc2\x01\n\x06Upload\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12;\n\x07headers\x18\x03 \x03(\x0b\x32*.stellwerk.registry.v1.Upload.HeadersEntry\x12\x17\n\x0fpart_size_bytes\x18\x04 \x01(\x03\x12\x15\n\rpresent_parts\x18\x05 \x03(\x05\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"Y\n\x12PreparePartRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0e\n\x06number\x18\x03 \x01(\x05\x12\x13\n\x0bpart_sha256\x18\x04 \x01(\t\"\x9c\x01\n\x13PreparePartResponse\x12\x0b\n\x03url\x18\x01 \x01(\t\x12H\n\x07headers\x18\x02 \x03(\x0b\x32\x37.stellwerk.registry.v1.PreparePartResponse.HeadersEntry\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"7\n\x15\x43ompleteUploadRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\"B\n\x16\x43ompleteUploadResponse\x12\x0c\n\x04\x64one\x18\x01 \x01(\x08\x12\x1a\n\x12\x63hecked_size_bytes\x18\x02 \x01(\x03\"9\n\x17PrepareDownloadsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x03(\t\"N\n\x18PrepareDownloadsResponse\x12\x32\n\tdownloads\x18\x01 \x03(\x0b\x32\x1f.stellwerk.registry.v1.Download\"\'\n\x08\x44ownload\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\"L\n\x13ReleaseBlobsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x03(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"M\n\x14ReleaseBlobsResponse\x12\x12\n\nblob_count\x18\x01 \x01(\x03\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\r\n\x05later\x18\x03 \x03(\t2\xfd\x04\n\x0b\x42lobService\x12}\n\x0ePrepareUploads\x12,.stellwerk.registry.v1.PrepareUploadsRequest\x1a-.stellwerk.registry.v1.PrepareUploadsResponse\"\x0e\xa2\xbb\x18\nblob.write\x12t\n\x0bPreparePart\x12).stellwerk.registry.v1.PreparePartRequest\x1a*.stellwerk.registry.v1.PreparePartResponse\"\x0e\xa2\xbb\x18\nblob.write\x12}\n\x0e\x43ompleteUpload\x12,.stellwerk.registry.v1.CompleteUploadRequest\x1a-.stellwerk.registry.v1.CompleteUploadResponse\"\x0e\xa2\xbb\x18\nblob.write\x12u\n\x0cReleaseBlobs\x12*.stellwerk.registry.v1.ReleaseBlobsRequest\x1a+.stellwerk.registry.v1.ReleaseBlobsResponse\"\x0c\xa2\xbb\x18\x08internal\x12\x82\x01\n\x10PrepareDownloads\x12..stellwerk.registry.v1.PrepareDownloadsRequest\x1a/.stellwerk.registry.v1.PrepareDownloadsResponse\"\r\xa2\xbb\x18\tblob.readb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,8 +34,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_UPLOAD_HEADERSENTRY']._loaded_options = None
   _globals['_UPLOAD_HEADERSENTRY']._serialized_options = b'8\001'
+  _globals['_PREPAREPARTRESPONSE_HEADERSENTRY']._loaded_options = None
+  _globals['_PREPAREPARTRESPONSE_HEADERSENTRY']._serialized_options = b'8\001'
   _globals['_BLOBSERVICE'].methods_by_name['PrepareUploads']._loaded_options = None
   _globals['_BLOBSERVICE'].methods_by_name['PrepareUploads']._serialized_options = b'\242\273\030\nblob.write'
+  _globals['_BLOBSERVICE'].methods_by_name['PreparePart']._loaded_options = None
+  _globals['_BLOBSERVICE'].methods_by_name['PreparePart']._serialized_options = b'\242\273\030\nblob.write'
+  _globals['_BLOBSERVICE'].methods_by_name['CompleteUpload']._loaded_options = None
+  _globals['_BLOBSERVICE'].methods_by_name['CompleteUpload']._serialized_options = b'\242\273\030\nblob.write'
   _globals['_BLOBSERVICE'].methods_by_name['ReleaseBlobs']._loaded_options = None
   _globals['_BLOBSERVICE'].methods_by_name['ReleaseBlobs']._serialized_options = b'\242\273\030\010internal'
   _globals['_BLOBSERVICE'].methods_by_name['PrepareDownloads']._loaded_options = None
@@ -47,19 +53,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREPAREUPLOADSRESPONSE']._serialized_start=223
   _globals['_PREPAREUPLOADSRESPONSE']._serialized_end=295
   _globals['_UPLOAD']._serialized_start=298
-  _globals['_UPLOAD']._serialized_end=444
-  _globals['_UPLOAD_HEADERSENTRY']._serialized_start=398
-  _globals['_UPLOAD_HEADERSENTRY']._serialized_end=444
-  _globals['_PREPAREDOWNLOADSREQUEST']._serialized_start=446
-  _globals['_PREPAREDOWNLOADSREQUEST']._serialized_end=503
-  _globals['_PREPAREDOWNLOADSRESPONSE']._serialized_start=505
-  _globals['_PREPAREDOWNLOADSRESPONSE']._serialized_end=583
-  _globals['_DOWNLOAD']._serialized_start=585
-  _globals['_DOWNLOAD']._serialized_end=624
-  _globals['_RELEASEBLOBSREQUEST']._serialized_start=626
-  _globals['_RELEASEBLOBSREQUEST']._serialized_end=702
-  _globals['_RELEASEBLOBSRESPONSE']._serialized_start=704
-  _globals['_RELEASEBLOBSRESPONSE']._serialized_end=781
-  _globals['_BLOBSERVICE']._serialized_start=784
-  _globals['_BLOBSERVICE']._serialized_end=1176
+  _globals['_UPLOAD']._serialized_end=492
+  _globals['_UPLOAD_HEADERSENTRY']._serialized_start=446
+  _globals['_UPLOAD_HEADERSENTRY']._serialized_end=492
+  _globals['_PREPAREPARTREQUEST']._serialized_start=494
+  _globals['_PREPAREPARTREQUEST']._serialized_end=583
+  _globals['_PREPAREPARTRESPONSE']._serialized_start=586
+  _globals['_PREPAREPARTRESPONSE']._serialized_end=742
+  _globals['_PREPAREPARTRESPONSE_HEADERSENTRY']._serialized_start=446
+  _globals['_PREPAREPARTRESPONSE_HEADERSENTRY']._serialized_end=492
+  _globals['_COMPLETEUPLOADREQUEST']._serialized_start=744
+  _globals['_COMPLETEUPLOADREQUEST']._serialized_end=799
+  _globals['_COMPLETEUPLOADRESPONSE']._serialized_start=801
+  _globals['_COMPLETEUPLOADRESPONSE']._serialized_end=867
+  _globals['_PREPAREDOWNLOADSREQUEST']._serialized_start=869
+  _globals['_PREPAREDOWNLOADSREQUEST']._serialized_end=926
+  _globals['_PREPAREDOWNLOADSRESPONSE']._serialized_start=928
+  _globals['_PREPAREDOWNLOADSRESPONSE']._serialized_end=1006
+  _globals['_DOWNLOAD']._serialized_start=1008
+  _globals['_DOWNLOAD']._serialized_end=1047
+  _globals['_RELEASEBLOBSREQUEST']._serialized_start=1049
+  _globals['_RELEASEBLOBSREQUEST']._serialized_end=1125
+  _globals['_RELEASEBLOBSRESPONSE']._serialized_start=1127
+  _globals['_RELEASEBLOBSRESPONSE']._serialized_end=1204
+  _globals['_BLOBSERVICE']._serialized_start=1207
+  _globals['_BLOBSERVICE']._serialized_end=1844
 # @@protoc_insertion_point(module_scope)

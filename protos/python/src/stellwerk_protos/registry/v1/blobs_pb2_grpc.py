@@ -41,6 +41,16 @@ class BlobServiceStub:
                 request_serializer=stellwerk_dot_registry_dot_v1_dot_blobs__pb2.PrepareUploadsRequest.SerializeToString,
                 response_deserializer=stellwerk_dot_registry_dot_v1_dot_blobs__pb2.PrepareUploadsResponse.FromString,
                 _registered_method=True)
+        self.PreparePart = channel.unary_unary(
+                '/stellwerk.registry.v1.BlobService/PreparePart',
+                request_serializer=stellwerk_dot_registry_dot_v1_dot_blobs__pb2.PreparePartRequest.SerializeToString,
+                response_deserializer=stellwerk_dot_registry_dot_v1_dot_blobs__pb2.PreparePartResponse.FromString,
+                _registered_method=True)
+        self.CompleteUpload = channel.unary_unary(
+                '/stellwerk.registry.v1.BlobService/CompleteUpload',
+                request_serializer=stellwerk_dot_registry_dot_v1_dot_blobs__pb2.CompleteUploadRequest.SerializeToString,
+                response_deserializer=stellwerk_dot_registry_dot_v1_dot_blobs__pb2.CompleteUploadResponse.FromString,
+                _registered_method=True)
         self.ReleaseBlobs = channel.unary_unary(
                 '/stellwerk.registry.v1.BlobService/ReleaseBlobs',
                 request_serializer=stellwerk_dot_registry_dot_v1_dot_blobs__pb2.ReleaseBlobsRequest.SerializeToString,
@@ -60,6 +70,22 @@ class BlobServiceServicer:
 
     def PrepareUploads(self, request, context):
         """Says which blobs are missing and where to put them. Up to 1,000 a call.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PreparePart(self, request, context):
+        """Gives a URL for one part of a blob whose upload has parts. UPLOAD_NOT_FOUND: ask
+        PrepareUploads anew.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CompleteUpload(self, request, context):
+        """Puts the parts of a blob together and reads the whole to check its digest, which goes
+        on after the answer: ask until it says done. DIGEST_MISMATCH: the parts are dropped.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -87,6 +113,16 @@ def add_BlobServiceServicer_to_server(servicer, server):
                     servicer.PrepareUploads,
                     request_deserializer=stellwerk_dot_registry_dot_v1_dot_blobs__pb2.PrepareUploadsRequest.FromString,
                     response_serializer=stellwerk_dot_registry_dot_v1_dot_blobs__pb2.PrepareUploadsResponse.SerializeToString,
+            ),
+            'PreparePart': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreparePart,
+                    request_deserializer=stellwerk_dot_registry_dot_v1_dot_blobs__pb2.PreparePartRequest.FromString,
+                    response_serializer=stellwerk_dot_registry_dot_v1_dot_blobs__pb2.PreparePartResponse.SerializeToString,
+            ),
+            'CompleteUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompleteUpload,
+                    request_deserializer=stellwerk_dot_registry_dot_v1_dot_blobs__pb2.CompleteUploadRequest.FromString,
+                    response_serializer=stellwerk_dot_registry_dot_v1_dot_blobs__pb2.CompleteUploadResponse.SerializeToString,
             ),
             'ReleaseBlobs': grpc.unary_unary_rpc_method_handler(
                     servicer.ReleaseBlobs,
@@ -128,6 +164,60 @@ class BlobService:
             '/stellwerk.registry.v1.BlobService/PrepareUploads',
             stellwerk_dot_registry_dot_v1_dot_blobs__pb2.PrepareUploadsRequest.SerializeToString,
             stellwerk_dot_registry_dot_v1_dot_blobs__pb2.PrepareUploadsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreparePart(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stellwerk.registry.v1.BlobService/PreparePart',
+            stellwerk_dot_registry_dot_v1_dot_blobs__pb2.PreparePartRequest.SerializeToString,
+            stellwerk_dot_registry_dot_v1_dot_blobs__pb2.PreparePartResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompleteUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stellwerk.registry.v1.BlobService/CompleteUpload',
+            stellwerk_dot_registry_dot_v1_dot_blobs__pb2.CompleteUploadRequest.SerializeToString,
+            stellwerk_dot_registry_dot_v1_dot_blobs__pb2.CompleteUploadResponse.FromString,
             options,
             channel_credentials,
             insecure,

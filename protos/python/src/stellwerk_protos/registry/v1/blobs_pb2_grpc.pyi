@@ -37,6 +37,14 @@ class BlobServiceStub:
     def __new__(cls, channel: _aio.Channel) -> BlobServiceAsyncStub: ...
     PrepareUploads: _grpc.UnaryUnaryMultiCallable[_blobs_pb2.PrepareUploadsRequest, _blobs_pb2.PrepareUploadsResponse]
     """Says which blobs are missing and where to put them. Up to 1,000 a call."""
+    PreparePart: _grpc.UnaryUnaryMultiCallable[_blobs_pb2.PreparePartRequest, _blobs_pb2.PreparePartResponse]
+    """Gives a URL for one part of a blob whose upload has parts. UPLOAD_NOT_FOUND: ask
+    PrepareUploads anew.
+    """
+    CompleteUpload: _grpc.UnaryUnaryMultiCallable[_blobs_pb2.CompleteUploadRequest, _blobs_pb2.CompleteUploadResponse]
+    """Puts the parts of a blob together and reads the whole to check its digest, which goes
+    on after the answer: ask until it says done. DIGEST_MISMATCH: the parts are dropped.
+    """
     ReleaseBlobs: _grpc.UnaryUnaryMultiCallable[_blobs_pb2.ReleaseBlobsRequest, _blobs_pb2.ReleaseBlobsResponse]
     """Removes those of the blobs that no dataset or model refers to and that nobody was
     given an upload or found present lately. For services that have given them up.
@@ -53,6 +61,14 @@ class BlobServiceAsyncStub(BlobServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     PrepareUploads: _aio.UnaryUnaryMultiCallable[_blobs_pb2.PrepareUploadsRequest, _blobs_pb2.PrepareUploadsResponse]  # type: ignore[assignment]
     """Says which blobs are missing and where to put them. Up to 1,000 a call."""
+    PreparePart: _aio.UnaryUnaryMultiCallable[_blobs_pb2.PreparePartRequest, _blobs_pb2.PreparePartResponse]  # type: ignore[assignment]
+    """Gives a URL for one part of a blob whose upload has parts. UPLOAD_NOT_FOUND: ask
+    PrepareUploads anew.
+    """
+    CompleteUpload: _aio.UnaryUnaryMultiCallable[_blobs_pb2.CompleteUploadRequest, _blobs_pb2.CompleteUploadResponse]  # type: ignore[assignment]
+    """Puts the parts of a blob together and reads the whole to check its digest, which goes
+    on after the answer: ask until it says done. DIGEST_MISMATCH: the parts are dropped.
+    """
     ReleaseBlobs: _aio.UnaryUnaryMultiCallable[_blobs_pb2.ReleaseBlobsRequest, _blobs_pb2.ReleaseBlobsResponse]  # type: ignore[assignment]
     """Removes those of the blobs that no dataset or model refers to and that nobody was
     given an upload or found present lately. For services that have given them up.
@@ -72,6 +88,26 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_blobs_pb2.PrepareUploadsResponse, _abc.Awaitable[_blobs_pb2.PrepareUploadsResponse]]:
         """Says which blobs are missing and where to put them. Up to 1,000 a call."""
+
+    @_abc_1.abstractmethod
+    def PreparePart(
+        self,
+        request: _blobs_pb2.PreparePartRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_blobs_pb2.PreparePartResponse, _abc.Awaitable[_blobs_pb2.PreparePartResponse]]:
+        """Gives a URL for one part of a blob whose upload has parts. UPLOAD_NOT_FOUND: ask
+        PrepareUploads anew.
+        """
+
+    @_abc_1.abstractmethod
+    def CompleteUpload(
+        self,
+        request: _blobs_pb2.CompleteUploadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_blobs_pb2.CompleteUploadResponse, _abc.Awaitable[_blobs_pb2.CompleteUploadResponse]]:
+        """Puts the parts of a blob together and reads the whole to check its digest, which goes
+        on after the answer: ask until it says done. DIGEST_MISMATCH: the parts are dropped.
+        """
 
     @_abc_1.abstractmethod
     def ReleaseBlobs(

@@ -1,0 +1,1 @@
+"""Blobs that travel in parts."""

@@ -1,0 +1,266 @@
+"""Uploads in parts: begun, taken up again by anybody, put together and checked here (docs/decisions/052).
+
+The document of the blob (`blobs/store.py`) has an `upload` from its begin until the whole was read
+and has the right digest; as long as it does, the blob is missing for everybody.
+"""
+
+import asyncio
+import hashlib
+import logging
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+
+from pymongo import ASCENDING, IndexModel
+
+from stellwerk_platform import failpoints
+from stellwerk_platform.blobs import BlobStore
+from stellwerk_platform.errors import FailedPrecondition, InvalidArgument
+from stellwerk_platform.mongo import Database
+from stellwerk_registry.datastores.places import Place, Places
+from stellwerk_registry.uploads.domain import Check, Upload, part_size
+from stellwerk_registry.workspaces.domain import DEFAULT_DATASTORE
+
+log = logging.getLogger(__name__)
+_ANSWER_SECONDS = 3.0
+_LATER_SECONDS = 60.0
+_HASH_BYTES = 8 * 1024 * 1024
+_SWEEP_SECONDS = 3_600.0
+_ABANDONED = timedelta(days=7)
+
+
+class Uploads:
+    """The uploads of all workspaces."""
+
+    def __init__(
+        self, database: Database, places: Places, platform: BlobStore, smallest_part_bytes: int
+    ) -> None:
+        self._database = database
+        self._blobs = database.raw["blobs"]
+        self._places = places
+        self._platform = platform
+        self._smallest_part_bytes = smallest_part_bytes
+        # The checks that go on in this process, and how many bytes they have read.
+        self._checks: dict[str, asyncio.Task[None]] = {}
+        self._checked: dict[str, int] = {}
+
+    async def open(self) -> None:
+        """Creates the index, beside those of the blobs."""
+        await self._database.ensure("blobs", [IndexModel([("upload.id", ASCENDING)], sparse=True)])
+
+    async def _place(self, workspace: str, sha256: str) -> Place:
+        """Where the blob lies, or will; its document has the datastore from the first offer on."""
+        document = await self._blobs.find_one({"_id": _id(workspace, sha256)}, {"datastore": 1}) or {}
+        return await self._places.of(workspace, str(document.get("datastore", DEFAULT_DATASTORE)))
+
+    def part_size(self, size_bytes: int) -> int:
+        """Bytes of the parts of a blob; 0 for one that travels in one piece."""
+        return part_size(size_bytes, self._smallest_part_bytes)
+
+    async def begin(self, workspace: str, sha256: str, size_bytes: int) -> tuple[Upload, list[int]] | None:
+        """The upload of a blob, begun now or earlier, and the parts that are there.
+
+        None for one that is whole in the meantime. It has a document (`BlobIndex.offer`).
+        Raises `Unavailable`.
+        """
+        while True:
+            document = await self._blobs.find_one({"_id": _id(workspace, sha256)}) or {}
+            upload = Upload.of(document)
+            if upload is None and document.get("present"):
+                return None
+            if upload is None or upload.size_bytes != size_bytes:
+                await self._begin(workspace, sha256, size_bytes, upload)
+                continue
+            if upload.assembled:
+                return upload, list(range(1, upload.part_count + 1))
+            place = await self._place(workspace, sha256)
+            parts = await place.store.parts(place.prefix, sha256, upload.id)
+            if parts is not None:
+                return upload, [part.number for part in upload.whole(parts)]
+            await self._settle(workspace, sha256, upload)
+
+    async def _begin(self, workspace: str, sha256: str, size_bytes: int, old: Upload | None) -> None:
+        place = await self._place(workspace, sha256)
+        upload_id = await place.store.begin_upload(place.prefix, sha256)
+        failpoints.hit("upload.begun")
+        upload = Upload(upload_id, size_bytes, self.part_size(size_bytes))
+        known = {"upload": {"$exists": False}} if old is None else {"upload.id": old.id}
+        result = await self._blobs.update_one(
+            {"_id": _id(workspace, sha256), "present": {"$ne": True}, **known},
+            {"$set": {"upload": asdict(upload), "seen_time": datetime.now(UTC)}},
+        )
+        # Somebody may have been faster; and whoever named another size was wrong, or we are.
+        doomed = upload_id if result.matched_count == 0 else old.id if old is not None else ""
+        if doomed:
+            await place.store.abort_upload(place.prefix, sha256, doomed)
+
+    async def _settle(self, workspace: str, sha256: str, upload: Upload) -> None:
+        """The store does not know the upload any more: it was put together, or dropped."""
+        where = {"_id": _id(workspace, sha256), "upload.id": upload.id}
+        place = await self._place(workspace, sha256)
+        if await place.size(sha256) == upload.size_bytes:
+            await self._blobs.update_one(where, {"$set": {"upload.assembled": True}})
+        else:
+            await self._blobs.update_one(where, {"$unset": {"upload": ""}})
+
+    async def part_url(
+        self, workspace: str, sha256: str, number: int, part_sha256: str
+    ) -> tuple[str, dict[str, str]]:
+        """Where to put a part; raises `FailedPrecondition`, `InvalidArgument`."""
+        moment = datetime.now(UTC)
+        document = await self._blobs.find_one_and_update(
+            {"_id": _id(workspace, sha256), "upload.assembled": False},
+            {"$set": {"seen_time": moment, "offer_time": moment}},
+        )
+        upload = Upload.of(document)
+        if upload is None:
+            raise _not_found(sha256)
+        if not 1 <= number <= upload.part_count:
+            raise InvalidArgument(
+                "INVALID_PART", f"There is no part {number}.", f"Send parts 1 to {upload.part_count:,}."
+            )
+        place = await self._place(workspace, sha256)
+        return place.store.part_url(place.prefix, sha256, upload.id, number, part_sha256)
+
+    async def complete(self, workspace: str, sha256: str) -> Check:
+        """Puts the blob together and checks it, which goes on after some seconds without an answer.
+
+        Raises `FailedPrecondition` for parts that are missing and for a whole with another digest.
+        """
+        key = _id(workspace, sha256)
+        document = await self._blobs.find_one({"_id": key}) or {}
+        upload = Upload.of(document)
+        if upload is None and document.get("present"):
+            return Check(True, int(document["size"]))
+        task = self._checks.get(key)
+        if task is None:
+            if upload is None:
+                raise _not_found(sha256)
+            task = self._checks[key] = asyncio.create_task(self._check(workspace, sha256, upload))
+            task.add_done_callback(lambda _: self._forget(key, _LATER_SECONDS))
+        done, _ = await asyncio.wait({task}, timeout=_ANSWER_SECONDS)
+        if not done:
+            return Check(False, self._checked.get(key, 0))
+        # The first to ask after the end gets its error; the next call begins anew.
+        if self._checks.get(key) is task:
+            del self._checks[key]
+        await task
+        return Check(True, self._checked.pop(key, 0))
+
+    def _forget(self, key: str, seconds: float) -> None:
+        """Nobody may ask how a check ended: its error, too, is kept for a while only."""
+
+        def forget() -> None:
+            task = self._checks.get(key)
+            if task is not None and task.done():
+                del self._checks[key]
+                self._checked.pop(key, None)
+                if not task.cancelled():
+                    task.exception()
+
+        asyncio.get_running_loop().call_later(seconds, forget)
+
+    async def _check(self, workspace: str, sha256: str, upload: Upload) -> None:
+        if not upload.assembled:
+            await self._assemble(workspace, sha256, upload)
+        failpoints.hit("upload.assembled")
+        where = {"_id": _id(workspace, sha256), "upload.id": upload.id}
+        found = await self._digest(workspace, sha256)
+        if found != sha256:
+            # Unless another process was faster, and a new upload has begun.
+            if await self._blobs.find_one(where, {"_id": 1}) is not None:
+                await (await self._place(workspace, sha256)).delete(sha256)
+                await self._blobs.update_one(where, {"$unset": {"upload": ""}})
+            raise FailedPrecondition(
+                "DIGEST_MISMATCH",
+                f"The parts make a blob with the SHA-256 {found}, not {sha256}.",
+                "The file may have changed while it was uploaded: upload it again.",
+            )
+        present = {"present": True, "size": upload.size_bytes, "seen_time": datetime.now(UTC)}
+        await self._blobs.update_one(where, {"$set": present, "$unset": {"upload": "", "offer_time": ""}})
+
+    async def _assemble(self, workspace: str, sha256: str, upload: Upload) -> None:
+        place = await self._place(workspace, sha256)
+        parts = await place.store.parts(place.prefix, sha256, upload.id)
+        if parts is not None:
+            whole = upload.whole(parts)
+            if len(whole) < upload.part_count:
+                raise FailedPrecondition(
+                    "PARTS_MISSING",
+                    f"{upload.part_count - len(whole):,} of {upload.part_count:,} parts are missing.",
+                    "Ask PrepareUploads which are there, and put the others.",
+                )
+            await place.store.finish_upload(place.prefix, sha256, upload.id, whole)
+        await self._settle(workspace, sha256, upload)
+        again = Upload.of(await self._blobs.find_one({"_id": _id(workspace, sha256)}))
+        if again is None or again.id != upload.id:
+            raise _not_found(sha256)
+
+    async def _digest(self, workspace: str, sha256: str) -> str:
+        """Of the object, which is read while what was read before is being hashed."""
+        place = await self._place(workspace, sha256)
+        digest, key = hashlib.sha256(), _id(workspace, sha256)
+        self._checked[key] = 0
+        pending: asyncio.Future[None] | None = None
+        buffer = bytearray()
+        try:
+            async for chunk in place.store.read(place.prefix, sha256):
+                buffer += chunk
+                if len(buffer) < _HASH_BYTES:
+                    continue
+                if pending is not None:
+                    await pending
+                pending = asyncio.ensure_future(asyncio.to_thread(digest.update, bytes(buffer)))
+                self._checked[key] = self._checked.get(key, 0) + len(buffer)
+                buffer.clear()
+        finally:
+            if pending is not None:
+                await pending
+        digest.update(buffer)
+        self._checked[key] = self._checked.get(key, 0) + len(buffer)
+        return digest.hexdigest()
+
+    async def run(self) -> None:
+        """For ever, once an hour: drops uploads of which nobody has asked for a part for seven days."""
+        try:
+            while True:
+                try:
+                    await self.sweep(datetime.now(UTC) - _ABANDONED)
+                except Exception as error:
+                    log.warning("Uploads that were given up cannot be dropped now: %s", error)
+                await asyncio.sleep(_SWEEP_SECONDS)
+        finally:
+            checks = list(self._checks.values())
+            for task in checks:
+                task.cancel()
+            await asyncio.gather(*checks, return_exceptions=True)
+
+    async def sweep(self, cutoff: datetime) -> None:
+        """Drops what was given up before `cutoff`, also what a crash left without a document."""
+        async for document in self._blobs.find(
+            {"upload.id": {"$exists": True}, "seen_time": {"$lt": cutoff}}
+        ):
+            workspace, _, sha256 = document["_id"].partition("/")
+            await self._drop(workspace, sha256, document["upload"]["id"])
+        async for begun in self._platform.uploads():
+            known = await self._blobs.find_one({"upload.id": begun.upload_id}, {"_id": 1})
+            if known is None and begun.begin_time is not None and begun.begin_time < cutoff:
+                await self._platform.drop(begun)
+                log.info("An upload of %s that nobody knows was dropped", begun.key)
+
+    async def _drop(self, workspace: str, sha256: str, upload_id: str) -> None:
+        place, key = await self._place(workspace, sha256), _id(workspace, sha256)
+        await place.store.abort_upload(place.prefix, sha256, upload_id)
+        # It may have been put together and never been checked.
+        await place.delete(sha256)
+        await self._blobs.update_one({"_id": key, "upload.id": upload_id}, {"$unset": {"upload": ""}})
+        log.info("The upload of %s, which nobody went on with, was dropped", key)
+
+
+def _id(workspace: str, digest: str) -> str:
+    return f"{workspace}/{digest}"
+
+
+def _not_found(sha256: str) -> FailedPrecondition:
+    return FailedPrecondition(
+        "UPLOAD_NOT_FOUND", f"There is no upload of {sha256} in parts.", "Ask PrepareUploads anew."
+    )
