@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from stellwerk_platform import telemetry
+from stellwerk_platform.access import Guard
 from stellwerk_platform.auth import ISSUER, TokenVerifier, current_caller
 from stellwerk_platform.grpc_server import Registration, Server
 from stellwerk_platform.settings import Settings
@@ -35,7 +36,7 @@ class BareCaller:
     """Answers the same without looking at anything."""
 
     async def GetCaller(self, request: tokens_pb2.GetCallerRequest, context: Any) -> tokens_pb2.Caller:
-        return tokens_pb2.Caller(subject="users/owner", role="Owner")
+        return tokens_pb2.Caller(subject="users/owner", role="User")
 
 
 class OneKey:
@@ -73,10 +74,12 @@ async def bare() -> None:
 async def full() -> None:
     private = Ed25519PrivateKey.generate()
     verifier = TokenVerifier(OneKey(private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)))
-    claims = {"iss": ISSUER, "aud": ISSUER, "sub": "users/owner", "role": "Owner", "exp": time.time() + 3_600}
+    claims = {"iss": ISSUER, "aud": ISSUER, "sub": "users/owner", "role": "User", "exp": time.time() + 3_600}
     token = jwt.encode(claims, private, algorithm="EdDSA", headers={"kid": "bench:1"})
     descriptor = tokens_pb2.DESCRIPTOR.services_by_name["TokenService"]
-    server = Server("127.0.0.1:0", verifier.verify, [Registration(FullCaller(), _handlers, descriptor)])
+    server = Server(
+        "127.0.0.1:0", Guard(verifier.verify), [Registration(FullCaller(), _handlers, descriptor)]
+    )
     await server.start()
     print(server.port, token, flush=True)
     await asyncio.Event().wait()

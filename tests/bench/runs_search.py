@@ -17,6 +17,7 @@ from typing import Any
 
 import grpc
 
+from stellwerk_launcher.testing import guard_without_registry
 from stellwerk_platform.auth import Caller
 from stellwerk_platform.documents import Document, timestamp, to_document
 from stellwerk_platform.grpc_server import Registration, Server
@@ -102,7 +103,7 @@ class AnyWorkspace:
 
 
 async def _owner(token: str) -> Caller:
-    return Caller("users/owner", "Owner", time.time() + 3_600)
+    return Caller("users/owner", "User", time.time() + 3_600)
 
 
 @asynccontextmanager
@@ -123,10 +124,10 @@ async def searching(resources: Resources, count: int) -> "AsyncIterator[runs_pb2
     # Indexes are built faster over what is there already.
     await store.open()
     other: Any = None  # Searches need nothing else of the service.
-    parts = Parts(store, other, other, other, other, AnyWorkspace(), other)  # type: ignore[arg-type]
+    parts = Parts(store, other, other, other, other, AnyWorkspace(), other, other)  # type: ignore[arg-type]
     descriptor = pb.DESCRIPTOR.services_by_name["RunService"]
     registration = Registration(RunService(parts), runs_pb2_grpc.add_RunServiceServicer_to_server, descriptor)
-    server = Server("127.0.0.1:0", _owner, [registration])
+    server = Server("127.0.0.1:0", guard_without_registry(_owner), [registration])
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         yield runs_pb2_grpc.RunServiceStub(channel)

@@ -37,7 +37,7 @@ def submit(cli: Cli, folder: Path, command: str, *more: str) -> Any:
 
 def test_an_unknown_workspace(cli: Cli, folder: Path) -> None:
     outcome = cli.run("run", "submit", folder, "--command", "true", "-w", "nowhere")
-    outcome.check_clear("WORKSPACE_NOT_FOUND", NOT_FOUND, "nowhere")
+    outcome.check_clear("PERMISSION_DENIED", DENIED, "nowhere")
 
 
 @pytest.mark.parametrize("name", ["Demo", "a b", "a/b", "ä", "x" * 10_000])

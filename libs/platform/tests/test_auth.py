@@ -32,7 +32,7 @@ class Keys:
             "iss": auth.ISSUER,
             "aud": auth.ISSUER,
             "sub": "users/owner",
-            "role": "Owner",
+            "role": "User",
             "exp": time.time() + 3_600,
         }
         return jwt.encode(claims, self._private, algorithm="EdDSA", headers={"kid": "k:1"})
@@ -42,9 +42,9 @@ async def test_a_retired_key_ends_also_for_tokens_that_were_verified(monkeypatch
     keys = Keys()
     verifier, token = TokenVerifier(keys), keys.token()
     now = time.monotonic()
-    assert (await verifier.verify(token)).role == "Owner"
+    assert (await verifier.verify(token)).role == "User"
     keys.published = {}
-    assert (await verifier.verify(token)).role == "Owner"
+    assert (await verifier.verify(token)).role == "User"
     monkeypatch.setattr(time, "monotonic", lambda: now + 310)
     with pytest.raises(Unauthenticated):
         await verifier.verify(token)
@@ -56,6 +56,6 @@ async def test_known_keys_stay_while_secrets_is_away(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(auth, "_KEY_LIFE_SECONDS", -1.0)
     await verifier.verify(token)
     keys.is_away = True
-    assert (await verifier.verify(token)).role == "Owner"
+    assert (await verifier.verify(token)).role == "User"
     with pytest.raises(Unavailable):
         await TokenVerifier(keys).verify(token)

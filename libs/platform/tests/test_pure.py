@@ -1,7 +1,5 @@
 """Names, page tokens, file lists, documents, settings and the permission table: no server needed."""
 
-import time
-
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
@@ -9,9 +7,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stellwerk_platform import auth, content, names, paging
+from stellwerk_platform import content, names, paging
 from stellwerk_platform.documents import from_document, now, to_document
-from stellwerk_platform.errors import InvalidArgument, PermissionDenied
+from stellwerk_platform.errors import InvalidArgument
 from stellwerk_platform.settings import ServiceSettings, SettingsError
 from stellwerk_protos.common.v1.common_pb2 import File
 from stellwerk_protos.compute.v1.computes_pb2 import ALLOCATION_STATE_RUNNING, Allocation, Compute, Node
@@ -111,45 +109,6 @@ def test_a_document_keeps_nested_messages_enums_and_presence() -> None:
 def test_settings_name_every_variable_that_is_missing() -> None:
     with pytest.raises(SettingsError, match=r"STELLWERK_MONGODB_URI.*STELLWERK_VAULT_SECRET_ID"):
         ServiceSettings.from_environment({"STELLWERK_NATS_URL": "nats://x"})
-
-
-def caller(role: str, subject: str = "workspaces/demo/runs/a") -> auth.Caller:
-    return auth.Caller(subject, role, time.time() + 60)
-
-
-def test_a_run_appends_to_itself_only_and_reads_its_workspace_only() -> None:
-    auth.authorise(caller("Workload"), "run.append", "workspaces/demo/runs/a")
-    auth.authorise(caller("Workload"), "dataset.read", "workspaces/demo/datasets/d/versions/1")
-    auth.authorise(caller("Workload"), "identity.read", "")
-    for permission, resource in (
-        ("run.append", "workspaces/demo/runs/b"),
-        ("run.append", "workspaces/other/runs/a"),
-        ("dataset.read", "workspaces/other/datasets/d/versions/1"),
-        ("run.write", "workspaces/demo"),
-        ("event.read", "workspaces/-"),
-        # Nodes, for example, lie in no workspace.
-        ("compute.read", ""),
-        ("internal", ""),
-    ):
-        with pytest.raises(PermissionDenied):
-            auth.authorise(caller("Workload"), permission, resource)
-
-
-def test_what_the_gateway_shows_to_a_scorer_opens_one_endpoint_and_nothing_else() -> None:
-    invoker = caller("Invoker", "workspaces/demo/endpoints/a")
-    auth.authorise(invoker, "endpoint.invoke", "workspaces/demo/endpoints/a")
-    with pytest.raises(PermissionDenied):
-        auth.authorise(invoker, "endpoint.invoke", "workspaces/demo/endpoints/b")
-    with pytest.raises(PermissionDenied):
-        auth.authorise(invoker, "run.read", "workspaces/demo")
-
-
-@pytest.mark.parametrize("role", ["Owner", "TelemetryWriter", "Workload", "", "Nobody"])
-def test_what_is_internal_is_for_services_and_nodes(role: str) -> None:
-    with pytest.raises(PermissionDenied):
-        auth.authorise(caller(role), "internal", "")
-    auth.authorise(caller("Service"), "internal", "")
-    auth.authorise(caller("Node"), "internal", "")
 
 
 def filled(message: Message) -> Message:

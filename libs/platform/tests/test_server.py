@@ -11,6 +11,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from stellwerk_platform import errors
+from stellwerk_platform.access import Guard
 from stellwerk_platform.auth import Caller, StaticCredentials, current_caller
 from stellwerk_platform.grpc_client import connect
 from stellwerk_platform.grpc_server import Registration, Server, permissions
@@ -42,6 +43,11 @@ class Tokens(tokens_pb2_grpc.TokenServiceServicer):
     async def LoginService(self, request: tokens_pb2.LoginServiceRequest, context: Any) -> tokens_pb2.Token:
         return tokens_pb2.Token()
 
+    async def ListRevocations(
+        self, request: tokens_pb2.ListRevocationsRequest, context: Any
+    ) -> tokens_pb2.ListRevocationsResponse:
+        return tokens_pb2.ListRevocationsResponse()
+
     async def IssueWorkloadToken(
         self, request: tokens_pb2.IssueWorkloadTokenRequest, context: Any
     ) -> tokens_pb2.Token:
@@ -60,7 +66,7 @@ async def tokens() -> AsyncIterator[tuple[Tokens, str]]:
     servicer = Tokens()
     descriptor = tokens_pb2.DESCRIPTOR.services_by_name["TokenService"]
     registration = Registration(servicer, tokens_pb2_grpc.add_TokenServiceServicer_to_server, descriptor)
-    server = Server("127.0.0.1:0", verify, [registration])
+    server = Server("127.0.0.1:0", Guard(verify), [registration])
     await server.start()
     yield servicer, f"127.0.0.1:{server.port}"
     await server.stop()
@@ -83,8 +89,8 @@ async def failure(address: str, token: str | None) -> errors.PlatformError:
 
 
 async def test_a_caller_is_known_by_its_token(tokens: tuple[Tokens, str]) -> None:
-    answer = await get_caller(tokens[1], "Owner")
-    assert (answer.subject, answer.role) == ("users/owner", "Owner")
+    answer = await get_caller(tokens[1], "User")
+    assert (answer.subject, answer.role) == ("users/owner", "User")
 
 
 async def test_without_a_key_or_permission_nothing_answers(tokens: tuple[Tokens, str]) -> None:
@@ -103,7 +109,7 @@ async def test_every_error_arrives_as_it_was_raised(
     tokens: tuple[Tokens, str], kind: type[errors.PlatformError]
 ) -> None:
     tokens[0].error = kind("SOME_REASON", "What happened.", "What to do.", {"key": "value"})
-    received = await failure(tokens[1], "Owner")
+    received = await failure(tokens[1], "User")
     assert type(received) is kind
     assert (received.reason, received.message, received.cure) == (
         "SOME_REASON",
@@ -116,7 +122,7 @@ async def test_every_error_arrives_as_it_was_raised(
 
 async def test_an_unexpected_error_tells_nothing(tokens: tuple[Tokens, str]) -> None:
     tokens[0].error = RuntimeError("the password is hunter2")
-    received = await failure(tokens[1], "Owner")
+    received = await failure(tokens[1], "User")
     assert isinstance(received, errors.Internal)
     assert "hunter2" not in received.message
 

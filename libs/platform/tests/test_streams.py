@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from stellwerk_launcher.testing import guard_without_registry
 from stellwerk_platform.auth import Caller, StaticCredentials
 from stellwerk_platform.grpc_client import connect
 from stellwerk_platform.grpc_server import Registration, Server
@@ -36,7 +37,7 @@ class Endless(telemetry_pb2_grpc.TelemetryServiceServicer):
 
 
 async def _owner(token: str) -> Caller:
-    return Caller("users/owner", "Owner", time.time() + 60)
+    return Caller("users/owner", "User", time.time() + 60)
 
 
 @pytest.mark.parametrize("waiting", [0, 1], ids=["while it sends", "while it waits"])
@@ -47,12 +48,12 @@ async def test_a_stream_ends_when_its_client_goes(waiting: int, caplog: pytest.L
         telemetry_pb2_grpc.add_TelemetryServiceServicer_to_server,
         pb.DESCRIPTOR.services_by_name["TelemetryService"],
     )
-    server = Server("127.0.0.1:0", _owner, [registration])
+    server = Server("127.0.0.1:0", guard_without_registry(_owner), [registration])
     await server.start()
     try:
         async with connect(f"127.0.0.1:{server.port}", StaticCredentials("key")) as channel:
             stub = telemetry_pb2_grpc.TelemetryServiceStub(channel)
-            call = stub.WatchEvents(pb.WatchEventsRequest(start_sequence=waiting))
+            call = stub.WatchEvents(pb.WatchEventsRequest(parent="workspaces/demo", start_sequence=waiting))
             await anext(aiter(call))
             call.cancel()
             async with asyncio.timeout(5):

@@ -20,6 +20,7 @@ from stellwerk_gateway.scoring.access import Access
 from stellwerk_gateway.scoring.grpc import ScoringHandler
 from stellwerk_gateway.scoring.http import ScoringDoor, client_session
 from stellwerk_gateway.scoring.routes import RouteTable
+from stellwerk_launcher.testing import guard_without_registry
 from stellwerk_platform.auth import Caller
 from stellwerk_platform.errors import Unauthenticated
 
@@ -28,7 +29,7 @@ OWNER_KEY, STRANGER_KEY, GATEWAY_TOKEN = "swk_owner", "swk_stranger", "token-of-
 
 async def verify(token: str) -> Caller:
     """Knows an owner and somebody who may only write telemetry."""
-    roles = {OWNER_KEY: "Owner", STRANGER_KEY: "TelemetryWriter"}
+    roles = {OWNER_KEY: "User", STRANGER_KEY: "TelemetryWriter"}
     if token not in roles:
         raise Unauthenticated("KEY_INVALID", "The key or token is not valid.")
     return Caller(f"users/{roles[token]}", roles[token], time.time() + 60)
@@ -65,7 +66,7 @@ class Door:
 async def door(backend: EchoBackend, table: RouteTable) -> AsyncIterator[Door]:
     backends = Backends(dict.fromkeys(catalog.BACKENDS, f"127.0.0.1:{backend.port}"), patience_seconds=1)
     forwarder = Forwarder(backends)
-    scoring = ScoringHandler(table, Access(verify, issue), timeout_seconds=5)
+    scoring = ScoringHandler(table, Access(guard_without_registry(verify), issue), timeout_seconds=5)
     server = GrpcDoor("127.0.0.1:0", [forwarder, scoring])
     await server.start()
     address = f"127.0.0.1:{server.port}"
@@ -83,7 +84,7 @@ async def web(backend: EchoBackend, table: RouteTable) -> AsyncIterator[aiohttp.
     addresses = dict.fromkeys(catalog.BACKENDS, f"127.0.0.1:{backend.port}")
     backends = Backends(addresses, patience_seconds=1)
     async with client_session() as pool:
-        admission = Access(verify, issue)
+        admission = Access(guard_without_registry(verify), issue)
         scoring = ScoringDoor(table, admission, pool, timeout_seconds=1, max_body_bytes=1_000)
         server = HttpServer("127.0.0.1:0", HttpDoor(backends, ConnectDoor(backends), scoring))
         server.start()

@@ -25,7 +25,7 @@ from stellwerk_protos.common.v1.common_pb2 import File, Reason
 from stellwerk_protos.compute.v1 import computes_pb2 as compute
 from stellwerk_protos.inference.v1 import endpoints_pb2 as pb
 from stellwerk_protos.inference.v1 import endpoints_pb2_grpc
-from stellwerk_protos.registry.v1 import environments_pb2, models_pb2, workspaces_pb2
+from stellwerk_protos.registry.v1 import environments_pb2, members_pb2, models_pb2, workspaces_pb2
 from stellwerk_protos.runs.v1 import snapshots_pb2
 
 WORKSPACE = "workspaces/demo"
@@ -57,7 +57,8 @@ class Others(grpc.GenericRpcHandler):
         self.server = grpc.aio.server()
         self.server.add_generic_rpc_handlers((self,))
         self.port = self.server.add_insecure_port("127.0.0.1:0")
-        self._methods = {
+        self._methods: dict[str, Any] = {
+            "GetAccess": (members_pb2.GetAccessRequest, members_pb2.Access),
             "GetWorkspace": (workspaces_pb2.GetWorkspaceRequest, workspaces_pb2.Workspace),
             "GetEnvironmentVersion": (
                 environments_pb2.GetEnvironmentVersionRequest,
@@ -72,6 +73,8 @@ class Others(grpc.GenericRpcHandler):
         request_type, answer_type = self._methods[handler_call_details.method.rsplit("/", 1)[1]]
 
         async def answer(request: Any, context: Any) -> Any:
+            if isinstance(request, members_pb2.GetAccessRequest):
+                return answer_type(role=members_pb2.ROLE_OWNER)
             if request.name not in self.known:
                 await abort(context, NotFound("NOT_FOUND_THERE", f"There is no {request.name}."))
             result = answer_type(name=request.name.replace("latest", "3"))

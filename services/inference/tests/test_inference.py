@@ -230,7 +230,7 @@ async def test_a_repeated_request_is_answered_as_the_first_time(inference: Infer
         ("parent", f"{WORKSPACE}/endpoints/missing", "ENDPOINT_NOT_FOUND"),
         ("compute", f"{WORKSPACE}/computes/moon", "NOT_FOUND_THERE"),
         ("environment", f"{WORKSPACE}/environments/other/versions/1", "NOT_FOUND_THERE"),
-        ("environment", "workspaces/other/environments/sklearn/versions/1", "OTHER_WORKSPACE"),
+        ("environment", "workspaces/other/environments/sklearn/versions/1", "WORKSPACE_MISMATCH"),
         ("scoring_script", "missing.py", "SCORING_SCRIPT_NOT_FOUND"),
         ("replica_count", -1, "INVALID_REPLICA_COUNT"),
         ("replica_count", 1_000, "INVALID_REPLICA_COUNT"),

@@ -16,6 +16,7 @@ from stellwerk_protos.registry.v1.datasets_pb2 import DatasetVersion
 from stellwerk_registry.blobs.store import BlobIndex
 from stellwerk_registry.datastores.places import Places
 from stellwerk_registry.datastores.store import DatastoreStore
+from stellwerk_registry.members.store import MemberStore
 from stellwerk_registry.versions.store import VersionStore
 from stellwerk_registry.workspaces.domain import DEFAULT_DATASTORE
 from stellwerk_registry.workspaces.store import WorkspaceStore
@@ -74,7 +75,9 @@ async def blobs(servers: Servers) -> AsyncIterator[Blobs]:
     s3 = (servers.s3_url, servers.s3_access_key, servers.s3_secret_key, namespace)
     async with BlobStore.connect(*s3) as objects:
         datastores = DatastoreStore(database)
-        places = Places(objects, WorkspaceStore(database, datastores), datastores, no_secrets)
+        places = Places(
+            objects, WorkspaceStore(database, datastores, MemberStore(database)), datastores, no_secrets
+        )
         index = BlobIndex(database, places, [versions], grace_seconds=0.2)
         await index.open()
         found = Blobs(index, objects, versions)

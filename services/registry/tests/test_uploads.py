@@ -31,6 +31,7 @@ from stellwerk_protos.registry.v1 import blobs_pb2 as pb
 from stellwerk_registry.blobs.store import BlobIndex
 from stellwerk_registry.datastores.places import Places
 from stellwerk_registry.datastores.store import DatastoreStore
+from stellwerk_registry.members.store import MemberStore
 from stellwerk_registry.uploads.domain import part_size
 from stellwerk_registry.uploads.store import Uploads
 from stellwerk_registry.workspaces.domain import DEFAULT_DATASTORE
@@ -210,7 +211,8 @@ async def parts(servers: Servers) -> AsyncIterator[tuple[Uploads, BlobStore, Blo
         servers.s3_url, servers.s3_access_key, servers.s3_secret_key, namespace
     ) as objects:
         datastores = DatastoreStore(database)
-        places = Places(objects, WorkspaceStore(database, datastores), datastores, no_secrets)
+        workspaces = WorkspaceStore(database, datastores, MemberStore(database))
+        places = Places(objects, workspaces, datastores, no_secrets)
         index = BlobIndex(database, places, [], grace_seconds=0.0)
         await index.open()
         yield Uploads(database, places, objects, PART_BYTES), objects, index, database

@@ -20,6 +20,7 @@ from stellwerk_platform.mongo import Database
 from stellwerk_protos.registry.v1 import blobs_pb2, datastores_pb2, datastores_pb2_grpc, workspaces_pb2
 from stellwerk_protos.secrets.v1 import secrets_pb2, secrets_pb2_grpc
 from stellwerk_registry.datastores.store import DatastoreStore
+from stellwerk_registry.members.store import MemberStore
 from stellwerk_registry.workspaces.store import WorkspaceStore
 
 
@@ -85,10 +86,12 @@ async def test_a_workspace_comes_with_its_parts(
 async def test_a_workspace_of_an_older_version_gets_its_parts(registry: Registry, servers: Servers) -> None:
     database = Database(servers.mongodb_uri, registry.secrets.namespace, "registry")
     datastores = DatastoreStore(database)
-    store = WorkspaceStore(database, datastores)
-    old = await store.create(workspaces_pb2.Workspace(name="workspaces/older"), Fact("created", "REQUESTED"))
+    store = WorkspaceStore(database, datastores, MemberStore(database))
+    workspace = workspaces_pb2.Workspace(name="workspaces/older", creator="users/owner")
+    old = await store.create(workspace, Fact("created", "REQUESTED"))
     for _ in range(2):  # the second time nothing is left to do
         await store.add_parts()
+        await store.add_owners()
     found = await registry.workspaces.GetWorkspace(workspaces_pb2.GetWorkspaceRequest(name=old.name))
     assert (found.default_datastore, found.revision) == (f"{old.name}/datastores/workspacedefault", 2)
     assert await datastores.find(found.default_datastore) is not None

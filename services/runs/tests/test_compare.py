@@ -106,7 +106,7 @@ async def test_a_search_that_cannot_be_says_why(platform: Platform, client: Clie
     request.order_by, request.filter = "", "kind = 'command'"
     assert (await refused(client.runs.SearchRuns(request))).reason == "INVALID_PAGE_TOKEN"
     request.parent = "workspaces/nowhere-at-all"
-    assert (await refused(client.runs.SearchRuns(request))).reason == "WORKSPACE_NOT_FOUND"
+    assert (await refused(client.runs.SearchRuns(request))).reason == "PERMISSION_DENIED"
 
 
 async def submitted(platform: Platform, client: Client, workspace: str, number: int) -> pb.Run:
@@ -170,4 +170,4 @@ async def test_a_comparison_needs_runs_that_are_there(platform: Platform, client
     request.runs.append(f"{workspace}/runs/nobody")
     assert (await refused(client.runs.CompareRuns(request))).reason == "RUN_NOT_FOUND"
     request.runs[1] = "workspaces/other/runs/r"
-    assert (await refused(client.runs.CompareRuns(request))).reason == "WORKSPACE_MISMATCH"
+    assert (await refused(client.runs.CompareRuns(request))).reason == "PERMISSION_DENIED"

@@ -38,7 +38,7 @@ async def test_a_child_knows_its_parent_and_its_root(platform: Platform, client:
     error = await refused(client.runs.CreateRun(submit(workspace, parent_run=f"{workspace}/runs/nobody")))
     assert error.reason == "RUN_NOT_FOUND"
     error = await refused(client.runs.CreateRun(submit(workspace, parent_run="workspaces/other/runs/r")))
-    assert error.reason == "WORKSPACE_MISMATCH"
+    assert error.reason == "PERMISSION_DENIED"
 
 
 async def test_a_run_that_has_ended_gets_no_children(platform: Platform, client: Client) -> None:

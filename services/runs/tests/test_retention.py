@@ -157,7 +157,7 @@ async def test_what_may_not_go_is_refused(platform: Platform, client: Client) ->
     assert (await refused(remove(client, going))).reason == "RUN_NOT_OVER"
     assert (await refused(remove(client, going + "x"))).reason == "RUN_NOT_FOUND"
     elsewhere = retention_pb2.RemoveRunsRequest(parent=workspace, runs=["workspaces/other/runs/r"])
-    assert (await refused(client.retention.RemoveRuns(elsewhere))).reason == "WORKSPACE_MISMATCH"
+    assert (await refused(client.retention.RemoveRuns(elsewhere))).reason == "PERMISSION_DENIED"
     parent = await platform.run(workspace)
     child = await finished(platform, workspace, parent_run=parent.name)
     await platform.end(parent.name, ALLOCATION_STATE_SUCCEEDED, "succeeded")

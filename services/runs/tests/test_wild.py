@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 
 from services.runs.tests.support import Client, Platform, ingest_store, metrics, points, text
+from stellwerk_launcher.testing import guard_without_registry
 from stellwerk_platform.auth import Caller, set_caller
 from stellwerk_platform.mongo import Database
 from stellwerk_protos.compute.v1.computes_pb2 import ALLOCATION_STATE_SUCCEEDED
@@ -66,12 +67,21 @@ async def test_a_log_that_grows_while_it_is_read_has_no_gap(platform: Platform) 
     database.close()
 
 
+async def _nobody(token: str) -> Caller:
+    raise AssertionError("the caller is set already")
+
+
 async def test_senders_that_leave_at_once_leave_room_for_others(platform: Platform) -> None:
     run = (await platform.run()).name
     database = Database(platform.settings.mongodb_uri, platform.settings.namespace, "runs")
     runs = RunStore(database)
-    ingest = IngestService(platform.bus, runs, Streams(platform.bus, runs, Changes(platform.bus)))
-    set_caller(Caller("users/owner", "Owner", 0.0))
+    ingest = IngestService(
+        platform.bus,
+        runs,
+        Streams(platform.bus, runs, Changes(platform.bus)),
+        guard_without_registry(_nobody),
+    )
+    set_caller(Caller("users/owner", "User", 0.0))
     await runs.check(run)
     request = text(run, bytes(1024 * 1024))
 

@@ -105,7 +105,7 @@ async def test_nothing_but_health_is_open(scorer: StartScorer, keys: Keys) -> No
                     status = 403 if reason == "PERMISSION_DENIED" else 401
                     assert (response.status_code, response.json()["reason"]) == (status, reason)
                 assert (await http.get("/v2/health/ready")).status_code == 200
-        async with running.http(headers={"authorization": f"Bearer {keys.token('Owner')}"}) as http:
+        async with running.http(headers={"authorization": f"Bearer {keys.token('Service')}"}) as http:
             assert (await http.post("/score", content='{"data": 1}')).status_code == 200
 
 

@@ -17,6 +17,7 @@ from stellwerk_platform.bus import Bus
 from stellwerk_platform.grpc_client import Credentials, connect
 from stellwerk_platform.mongo import Database
 from stellwerk_platform.vault import Vault
+from stellwerk_protos.registry.v1 import members_pb2, members_pb2_grpc
 from stellwerk_protos.secrets.v1 import (
     sessions_pb2,
     sessions_pb2_grpc,
@@ -34,6 +35,18 @@ def new_key() -> str:
     return "swk_" + token_urlsafe(32)
 
 
+class Members(members_pb2_grpc.MemberServiceServicer):
+    """Stands for `registry`, which comes after `secrets`: everybody owns every workspace."""
+
+    async def GetAccess(self, request: members_pb2.GetAccessRequest, context: Any) -> members_pb2.Access:
+        return members_pb2.Access(workspace=request.workspace, role=members_pb2.ROLE_OWNER)
+
+    async def ListAccess(self, request: Any, context: Any) -> Any:
+        raise NotImplementedError
+
+    SetMember = GetMember = ListMembers = RemoveMember = ListAccess
+
+
 @dataclass
 class Secrets:
     """The service of one namespace; `run` starts it, also a second time."""
@@ -42,6 +55,8 @@ class Secrets:
     owner_key: str = field(default_factory=new_key)
     otlp_key: str = field(default_factory=new_key)
     namespace: str = field(default_factory=lambda: f"t{uuid.uuid4().hex[:12]}")
+    # Who knows the members of workspaces; without one, everybody owns them all.
+    registry_address: str = ""
     port: int = field(default_factory=lambda: ports.choose(["secrets"], {})["secrets"])
 
     # Beyond what every service of these tests has.
@@ -53,6 +68,10 @@ class Secrets:
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
+        members = grpc.aio.server()
+        members_pb2_grpc.add_MemberServiceServicer_to_server(Members(), members)
+        registry_address = f"127.0.0.1:{members.add_insecure_port('127.0.0.1:0')}"
+        await members.start()
         settings = SecretsSettings(
             namespace=self.namespace,
             listen=self.address,
@@ -61,6 +80,7 @@ class Secrets:
             vault_url=self.servers.vault_url,
             vault_role_id=self.servers.vault_role_id,
             vault_secret_id=self.servers.vault_secret_id,
+            registry_address=self.registry_address or registry_address,
             owner_key_sha256=digest_of(self.owner_key),
             otlp_key_sha256=digest_of(self.otlp_key),
             **self.settings,
@@ -71,6 +91,7 @@ class Secrets:
             yield
         finally:
             await app.leave()
+            await members.stop(None)
 
     @asynccontextmanager
     async def channel(self, credentials: Credentials | str | None = None) -> AsyncIterator[grpc.aio.Channel]:

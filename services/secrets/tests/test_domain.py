@@ -55,6 +55,7 @@ def test_a_key_in_place_of_its_digest_is_refused_without_showing_it() -> None:
             vault_url="",
             vault_role_id="",
             vault_secret_id="",
+            registry_address="",
             owner_key_sha256="swk_abc",
         )
     assert "swk_abc" not in str(raised.value)

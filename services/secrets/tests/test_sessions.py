@@ -166,6 +166,7 @@ def test_an_issuer_that_anybody_could_play_is_refused(issuer: str) -> None:
             vault_url="",
             vault_role_id="",
             vault_secret_id="",
+            registry_address="",
             owner_key_sha256="",
             oidc_issuer=issuer,
             oidc_client_id="x",

@@ -11,16 +11,17 @@ import grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from services.secrets.tests.support import Secrets
+from services.secrets.tests.support import Members, Secrets
 from stellwerk_launcher import ports
+from stellwerk_launcher.testing import guard_without_registry
 from stellwerk_platform.app import App
-from stellwerk_platform.auth import StaticCredentials, TokenVerifier
+from stellwerk_platform.auth import CallerCredentials, StaticCredentials, TokenVerifier
 from stellwerk_platform.bus import Bus
 from stellwerk_platform.errors import NotFound, from_rpc
 from stellwerk_platform.grpc_client import connect
 from stellwerk_platform.grpc_server import Registration, Server
 from stellwerk_platform.journal import CONTENT_TYPE, Fact, entry
-from stellwerk_protos.registry.v1 import workspaces_pb2, workspaces_pb2_grpc
+from stellwerk_protos.registry.v1 import members_pb2, members_pb2_grpc, workspaces_pb2, workspaces_pb2_grpc
 from stellwerk_protos.telemetry.v1 import telemetry_pb2_grpc
 from stellwerk_telemetry.config import TelemetrySettings
 from stellwerk_telemetry.main import compose
@@ -52,17 +53,26 @@ class Registry(workspaces_pb2_grpc.WorkspaceServiceServicer):
     async def CreateWorkspace(self, request: Any, context: Any) -> workspaces_pb2.Workspace:
         raise NotImplementedError
 
-    async def ListWorkspaces(self, request: Any, context: Any) -> workspaces_pb2.ListWorkspacesResponse:
+    async def ListWorkspaces(self, request: Any, context: Any) -> Any:
         raise NotImplementedError
 
+    UpdateWorkspace = DeleteWorkspace = GetWorkspaceDeletion = ListWorkspaces
 
-def registry_registration() -> Registration:
-    """The stand-in as a server wants it."""
-    return Registration(
-        Registry(),
-        workspaces_pb2_grpc.add_WorkspaceServiceServicer_to_server,
-        workspaces_pb2.DESCRIPTOR.services_by_name["WorkspaceService"],
-    )
+
+def registry_registrations() -> list[Registration]:
+    """The stand-ins as a server wants them."""
+    return [
+        Registration(
+            Registry(),
+            workspaces_pb2_grpc.add_WorkspaceServiceServicer_to_server,
+            workspaces_pb2.DESCRIPTOR.services_by_name["WorkspaceService"],
+        ),
+        Registration(
+            Members(),
+            members_pb2_grpc.add_MemberServiceServicer_to_server,
+            members_pb2.DESCRIPTOR.services_by_name["MemberService"],
+        ),
+    ]
 
 
 @dataclass
@@ -87,6 +97,15 @@ class Telemetry:
             yield stub.Export
 
     @asynccontextmanager
+    async def service_stub(self) -> AsyncIterator["telemetry_pb2_grpc.TelemetryServiceAsyncStub"]:
+        """As a service calls, which may read all workspaces at once."""
+        servers = self.secrets.servers
+        async with self.secrets.channel() as secrets:
+            login = CallerCredentials(secrets, servers.vault_role_id, servers.vault_secret_id)
+            async with connect(self.address, login) as channel:
+                yield telemetry_pb2_grpc.TelemetryServiceStub(channel)
+
+    @asynccontextmanager
     async def stub(self) -> AsyncIterator["telemetry_pb2_grpc.TelemetryServiceAsyncStub"]:
         async with self.channel() as channel:
             yield telemetry_pb2_grpc.TelemetryServiceStub(channel)
@@ -107,7 +126,11 @@ class Telemetry:
 async def run(secrets: Secrets, bus: Bus) -> AsyncIterator[Telemetry]:
     """The service in this process."""
     keys = connect(secrets.address)
-    registry = Server("127.0.0.1:0", TokenVerifier(keys).verify, [registry_registration()])
+    registry = Server(
+        "127.0.0.1:0",
+        guard_without_registry(TokenVerifier(keys).verify),
+        registry_registrations(),
+    )
     await registry.start()
     address = f"127.0.0.1:{ports.choose(['telemetry'], {})['telemetry']}"
     servers = secrets.servers

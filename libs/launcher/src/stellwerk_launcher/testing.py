@@ -25,6 +25,8 @@ from stellwerk_launcher.servers import versitygw
 from stellwerk_launcher.servers.nats import TEST_USER
 from stellwerk_launcher.stack import status
 from stellwerk_launcher.tied import tied_to_parent
+from stellwerk_platform.access import Guard, Verify
+from stellwerk_platform.memberships import Memberships
 
 START_TIMEOUT_SECONDS = 100.0
 STOP_TIMEOUT_SECONDS = 110.0
@@ -162,6 +164,20 @@ def _popen(command: list[str], environment: dict[str, str], output: IO[bytes]) -
         # Ctrl-C ends pytest, and pytest's teardown ends the stack.
         start_new_session=True,
     )
+
+
+class _OneRole:
+    def __init__(self, role: str) -> None:
+        self._role = role
+
+    async def role(self, user: str, workspace: str) -> str:
+        """The one role."""
+        return self._role
+
+
+def guard_without_registry(verify: Verify, role: str = "Owner") -> Guard:
+    """For a test that runs a server without `registry`: everybody has one role in every workspace."""
+    return Guard(verify, Memberships(_OneRole(role)))
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,14 @@ from typing import Any, TypeVar
 import uvloop
 
 from stellwerk_platform import activity, telemetry
-from stellwerk_platform.auth import Beyond, CallerCredentials, TokenVerifier
+from stellwerk_platform.access import Guard
+from stellwerk_platform.auth import CallerCredentials, TokenVerifier
 from stellwerk_platform.bus import Bus, ensure_streams
 from stellwerk_platform.errors import PlatformError
 from stellwerk_platform.grpc_client import connect
-from stellwerk_platform.grpc_server import Registration, Server, Verify
+from stellwerk_platform.grpc_server import Registration, Server
 from stellwerk_platform.journal import Relay
+from stellwerk_platform.memberships import Memberships, Registry, RoleSource
 from stellwerk_platform.mongo import Database
 from stellwerk_platform.settings import ServiceSettings, Settings, SettingsError, StoreSettings
 
@@ -65,15 +67,9 @@ class App:
             self._failure = self._failure or error
             self._stop.set()
 
-    async def serve(
-        self,
-        listen: str,
-        verify: Verify,
-        registrations: list[Registration],
-        beyond: Beyond | None = None,
-    ) -> Server:
-        """Serves gRPC until the process stops; `beyond` is the service's own say in who may do what."""
-        server = Server(listen, verify, registrations, beyond)
+    async def serve(self, listen: str, guard: Guard, registrations: list[Registration]) -> Server:
+        """Serves gRPC until the process stops."""
+        server = Server(listen, guard, registrations)
         await server.start()
         log.info("%s listens on port %d", self.name, server.port)
         self.defer(server.stop)
@@ -118,23 +114,35 @@ async def open_journal(app: App, settings: StoreSettings) -> tuple[Database, Bus
 class Service:
     """An app with what nearly every service has: database, bus, relay, tokens."""
 
-    def __init__(
-        self, app: App, database: Database, bus: Bus, credentials: CallerCredentials, verifier: TokenVerifier
-    ) -> None:
+    guard: Guard
+
+    def __init__(self, app: App, database: Database, bus: Bus, credentials: CallerCredentials) -> None:
         self.app = app
         self.database = database
         self.bus = bus
         self.credentials = credentials
-        self.verify = verifier.verify
 
     @classmethod
-    async def open(cls, app: App, settings: ServiceSettings) -> "Service":
-        """Connects to MongoDB, NATS and `secrets`; the relay runs in the background."""
+    async def open(
+        cls,
+        app: App,
+        settings: ServiceSettings,
+        members: Callable[[Database], RoleSource] | None = None,
+    ) -> "Service":
+        """Connects to MongoDB, NATS and `secrets`; the relay runs in the background.
+
+        `members` is for who keeps the members of workspaces itself; everybody else asks `registry`.
+        """
         database, bus = await open_journal(app, settings)
         anonymous = connect(settings.secrets_address)
         app.defer(anonymous.close)
         credentials = CallerCredentials(anonymous, settings.vault_role_id, settings.vault_secret_id)
-        return cls(app, database, bus, credentials, TokenVerifier(anonymous))
+        service = cls(app, database, bus, credentials)
+        source = members(database) if members else Registry(service.channel(settings.registry_address))
+        memberships = Memberships(source)
+        await memberships.follow(bus)
+        service.guard = Guard(TokenVerifier(anonymous).verify, memberships)
+        return service
 
     def channel(self, address: str) -> Any:
         """A channel to another service, closed at the end."""

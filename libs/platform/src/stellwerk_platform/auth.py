@@ -20,66 +20,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from google.protobuf.message import Message
 
 from stellwerk_platform import names
-from stellwerk_platform.errors import PermissionDenied, PlatformError, Unauthenticated, Unavailable, from_rpc
+from stellwerk_platform.errors import PlatformError, Unauthenticated, Unavailable, from_rpc
 from stellwerk_protos.secrets.v1 import tokens_pb2, tokens_pb2_grpc
 
 ISSUER = "stellwerk"
 API_KEY_PREFIX = "swk_"
-PUBLIC = "public"
-_ALL = "*"
-_READ = frozenset(
-    {
-        "workspace.read",
-        "dataset.read",
-        "environment.read",
-        "model.read",
-        "run.read",
-        "compute.read",
-        "endpoint.read",
-        "event.read",
-        "blob.read",
-        "identity.read",
-        "datastore.read",
-        "quota.read",
-    }
-)
-# Which permissions a role has. "internal" is for services and nodes only: not even the owner has it.
-ROLES: dict[str, frozenset[str]] = {
-    "Service": frozenset({_ALL}),
-    "Node": _READ | {"internal", "run.append", "blob.write"},
-    "Workload": _READ | {"run.append", "blob.write", "secret.access"},
-    "TelemetryWriter": frozenset({"telemetry.write"}),
-    # What the gateway shows to scorers.
-    "Invoker": frozenset({"endpoint.invoke"}),
-    "Owner": _READ
-    | {
-        "workspace.create",
-        "workspace.list",
-        "workspace.write",
-        "workspace.delete",
-        "datastore.write",
-        "quota.write",
-        "dataset.write",
-        "environment.write",
-        "model.write",
-        "blob.write",
-        "run.write",
-        "run.cancel",
-        "run.append",
-        "run.delete",
-        "endpoint.write",
-        "endpoint.invoke",
-        "telemetry.read",
-        "telemetry.write",
-        "event.admin",
-        "activity.read",
-        "subscription.read",
-        "subscription.write",
-        "platform.diagnose",
-    },
-}
-# People. `secrets` decides by itself who may see and change which person and key.
-ROLES["User"] = ROLES["Owner"] | {"user.read", "user.write", "key.read", "key.write"}
 _CACHE_SIZE = 10_000
 _API_KEY_SECONDS = 60
 _KEY_REFRESH_SECONDS = 1.0
@@ -92,8 +37,8 @@ _KEY_RETRY_SECONDS = 30.0
 class Caller:
     """An authenticated caller; `subject` of a workload is the run or replica that it serves.
 
-    `key` is the API key that a person's token came from, `issue_time` in seconds since 1970.
-    `secrets` are the versions of secrets that a workload may read, by resource name.
+    `key` is the API key that a person's token came from, `issue_time` in seconds since 1970,
+    `secrets` the versions of secrets that a workload may read, `address` where the call came from.
     """
 
     subject: str
@@ -103,6 +48,7 @@ class Caller:
     key: str = ""
     issue_time: float = 0.0
     secrets: tuple[str, ...] = ()
+    address: str = ""
 
 
 # Whether a caller may make a request that its role alone does not allow: said by the service that
@@ -126,42 +72,6 @@ def current_actor(service: str) -> str:
     """The subject to record for a change: the caller's, or the service itself outside an RPC."""
     caller = _caller.get(None)
     return caller.subject if caller is not None else f"services/{service}"
-
-
-def authorise(caller: Caller, permission: str, resource: str | None) -> None:
-    """Raises `PermissionDenied` unless the role has the permission for the resource.
-
-    An invoker opens its own endpoint. A workload reads in its own workspace, nothing that
-    lies in none but who it is, and appends only to itself. None stands for a resource
-    that is not known yet: a streaming method checks it message by message.
-    """
-    granted = ROLES.get(caller.role, frozenset())
-    allowed = _ALL in granted or permission in granted
-    if allowed and caller.role == "Invoker":
-        allowed = resource in (None, "", caller.subject)
-    if allowed and caller.role == "Workload" and resource is not None:
-        if permission == "run.append":
-            allowed = resource == caller.subject
-        elif permission != "identity.read":
-            allowed = names.workspace_of(resource) == names.workspace_of(caller.subject)
-    if not allowed:
-        raise PermissionDenied(
-            "PERMISSION_DENIED",
-            f"{caller.subject} ({caller.role}) may not {permission} {resource or ''}".rstrip() + ".",
-            "Ask an owner of the workspace, or use another key.",
-            {"permission": permission},
-        )
-
-
-async def admit(
-    caller: Caller, permission: str, resource: str | None, request: Message, beyond: Beyond | None
-) -> None:
-    """As `authorise`, and what that refuses is allowed where `beyond` says so."""
-    try:
-        authorise(caller, permission, resource)
-    except PermissionDenied:
-        if beyond is None or not await beyond(caller, request):
-            raise
 
 
 class TokenSource(Protocol):

@@ -75,9 +75,12 @@ _ACTIVITY = Rolling(messages=250_000, message_bytes=8 * 1024, age_seconds=90 * 8
 class Bus:
     """One connection to NATS, which comes back by itself."""
 
-    def __init__(self, client: Client, namespace: str, closed: asyncio.Event) -> None:
+    def __init__(
+        self, client: Client, namespace: str, closed: asyncio.Event, reconnected: list[Callable[[], None]]
+    ) -> None:
         self.client = client
         self._closed = closed
+        self._reconnected = reconnected
         self.names = Names(namespace)
         self.jetstream: JetStreamContext = client.jetstream(timeout=5, publish_async_max_pending=4_000)
 
@@ -87,6 +90,11 @@ class Bus:
         """Raises `Unavailable` if the server does not answer at the start."""
 
         closed = asyncio.Event()
+        reconnected: list[Callable[[], None]] = []
+
+        async def on_reconnected() -> None:
+            for call in reconnected:
+                call()
 
         async def on_error(error: Exception) -> None:
             log.warning("NATS: %s", error or type(error).__name__)
@@ -100,6 +108,7 @@ class Bus:
                 name=name,
                 error_cb=on_error,
                 closed_cb=on_closed,
+                reconnected_cb=on_reconnected,
                 allow_reconnect=True,
                 max_reconnect_attempts=-1,
                 reconnect_time_wait=0.2,
@@ -115,9 +124,13 @@ class Bus:
                 "Check that it runs and STELLWERK_NATS_URL.",
             ) from error
         try:
-            yield cls(client, namespace, closed)
+            yield cls(client, namespace, closed, reconnected)
         finally:
             await client.close()
+
+    def on_reconnect(self, call: Callable[[], None]) -> None:
+        """Calls this whenever the connection has come back: core messages may have been missed."""
+        self._reconnected.append(call)
 
     async def lasts(self) -> None:
         """Raises `Unavailable` when the connection has been closed for good.

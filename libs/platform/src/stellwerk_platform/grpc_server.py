@@ -17,7 +17,9 @@ from grpc_status import rpc_status
 from opentelemetry.instrumentation.grpc import aio_server_interceptor
 
 from stellwerk_platform import auth, telemetry
+from stellwerk_platform.access import Guard
 from stellwerk_platform.errors import Internal, as_platform_error, to_status
+from stellwerk_platform.roles import PUBLIC, TABLE
 from stellwerk_protos.access.v1 import access_pb2
 
 log = logging.getLogger(__name__)
@@ -30,9 +32,6 @@ OPTIONS: list[tuple[str, Any]] = [
 ]
 _DRAIN_SECONDS = 5.0
 _UNTRACED = ("/opentelemetry.", "/grpc.health.", "/grpc.reflection.")
-_RESOURCE_FIELDS = ("name", "parent", "run", "owner", "endpoint")
-
-Verify = Callable[[str], Awaitable[auth.Caller]]
 
 
 @dataclass(frozen=True)
@@ -49,12 +48,14 @@ class Registration:
 
 
 def permissions(registration: Registration) -> dict[str, str]:
-    """Permission by method path; raises `ValueError` for a method that names none."""
+    """Permission by method path; raises `ValueError` for a method that names none of the table."""
     result = {}
     for method in registration.descriptor.methods:
         permission = registration.permission or method.GetOptions().Extensions[access_pb2.permission]
         if not permission:
             raise ValueError(f"{method.full_name} names no permission")
+        if permission != PUBLIC and permission not in TABLE:
+            raise ValueError(f"{method.full_name} names {permission!r}, which roles.py does not know")
         result[f"/{registration.descriptor.full_name}/{method.name}"] = permission
     return result
 
@@ -62,17 +63,11 @@ def permissions(registration: Registration) -> dict[str, str]:
 class Server:
     """A grpc.aio server behind the platform's interceptors."""
 
-    def __init__(
-        self,
-        listen: str,
-        verify: Verify,
-        registrations: list[Registration],
-        beyond: auth.Beyond | None = None,
-    ) -> None:
+    def __init__(self, listen: str, guard: Guard, registrations: list[Registration]) -> None:
         self._permissions: dict[str, str] = {}
         for registration in registrations:
             self._permissions |= permissions(registration)
-        admission = _Interceptor(verify, self._permissions, beyond)
+        admission = _Interceptor(guard, self._permissions)
         self._server = grpc.aio.server(options=OPTIONS, interceptors=[_Streams(), _tracing(), admission])
         for registration in registrations:
             registration.add(registration.servicer, self._server)
@@ -136,10 +131,9 @@ class _Streams(grpc.aio.ServerInterceptor):
 class _Interceptor(grpc.aio.ServerInterceptor):
     """Authenticates, authorises, and is the one place that turns errors into statuses."""
 
-    def __init__(self, verify: Verify, granted: Mapping[str, str], beyond: auth.Beyond | None) -> None:
-        self._verify = verify
+    def __init__(self, guard: Guard, granted: Mapping[str, str]) -> None:
+        self._guard = guard
         self._permissions = granted
-        self._beyond = beyond
 
     async def intercept_service(
         self,
@@ -156,13 +150,10 @@ class _Interceptor(grpc.aio.ServerInterceptor):
     async def _admit(
         self, request: Any, context: "grpc.aio.ServicerContext[Any, Any]", permission: str
     ) -> None:
-        if permission == auth.PUBLIC:
+        if permission == PUBLIC:
             return
-        caller = await self._verify(auth.bearer(context.invocation_metadata()))
-        if isinstance(request, Message):
-            await auth.admit(caller, permission, resource_of(request), request, self._beyond)
-        else:
-            auth.authorise(caller, permission, None)
+        caller = await self._guard.authenticate(context.invocation_metadata())
+        await self._guard.authorise(caller, permission, request if isinstance(request, Message) else None)
         auth.set_caller(caller)
 
 
@@ -215,13 +206,3 @@ async def abort(context: Any, error: Exception) -> None:
         known = Internal("INTERNAL", f"An unexpected error; trace {trace or 'not recorded'}.", "Report it.")
     status = rpc_status.to_status(to_status(known))
     await context.abort(status.code, status.details, status.trailing_metadata)
-
-
-def resource_of(request: Message) -> str:
-    """The resource that a request is about: its name, parent, run, owner or endpoint; "" without one."""
-    for field in _RESOURCE_FIELDS:
-        if field in request.DESCRIPTOR.fields_by_name:
-            value = getattr(request, field)
-            if isinstance(value, str) and value:
-                return value
-    return ""

@@ -323,7 +323,7 @@ class Collection(Generic[R]):
         try:
             return await self.database.commit(work)
         except DuplicateKeyError:
-            return await self._existing(resource, request_id)
+            return await self.existing(resource, request_id)
 
     async def create_in(self, tx: Transaction, resource: R, fact: Fact, request_id: str = "") -> R:
         """The same inside a transaction; lets `DuplicateKeyError` through, which ends the transaction."""
@@ -345,7 +345,8 @@ class Collection(Generic[R]):
         document = await self.raw.find_one({_REQUEST_ID: request_key(request_id)})
         return None if document is None else from_document(self._kind, document)
 
-    async def _existing(self, resource: R, request_id: str) -> R:
+    async def existing(self, resource: R, request_id: str) -> R:
+        """What a create that met a `DuplicateKeyError` answers; raises `AlreadyExists`."""
         existing = await self.created_by(request_id)
         if existing is not None:
             return existing

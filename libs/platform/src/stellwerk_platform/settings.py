@@ -56,6 +56,7 @@ class StoreSettings(Settings):
 
     mongodb_uri: str
     nats_url: str
+    registry_address: str
     vault_role_id: str
     vault_secret_id: str
 

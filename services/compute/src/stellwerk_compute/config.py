@@ -9,5 +9,4 @@ from stellwerk_platform.settings import ServiceSettings
 class Settings(ServiceSettings):
     """`lease_seconds`: how long a node may be silent."""
 
-    registry_address: str
     lease_seconds: float = 30.0

@@ -44,7 +44,7 @@ async def compose(process: app.App, settings: Settings) -> None:
     )
     await process.serve(
         settings.listen,
-        service.verify,
+        service.guard,
         [
             Registration(
                 ComputeService(computes, nodes, allocations),

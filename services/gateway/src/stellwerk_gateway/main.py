@@ -13,9 +13,11 @@ from stellwerk_gateway.scoring.grpc import ScoringHandler
 from stellwerk_gateway.scoring.http import ScoringDoor, client_session
 from stellwerk_gateway.scoring.routes import RouteTable, follow
 from stellwerk_platform import app
+from stellwerk_platform.access import Guard
 from stellwerk_platform.auth import CallerCredentials, TokenVerifier
 from stellwerk_platform.bus import Bus
 from stellwerk_platform.grpc_client import connect
+from stellwerk_platform.memberships import Memberships, Registry
 from stellwerk_protos.secrets.v1 import tokens_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -38,7 +40,10 @@ async def compose(process: app.App, settings: Settings) -> None:
     trusted = connect(settings.secrets_address, credentials)
     process.defer(trusted.close)
     tokens = InvokeTokens(tokens_pb2_grpc.TokenServiceStub(trusted))
-    admission = Access(TokenVerifier(secrets).verify, tokens.issue)
+    registry = connect(settings.registry_address, credentials)
+    process.defer(registry.close)
+    guard = Guard(TokenVerifier(secrets).verify, Memberships(Registry(registry)))
+    admission = Access(guard, tokens.issue)
     routes = RouteTable()
     process.background(follow(routes, inference, credentials))
 

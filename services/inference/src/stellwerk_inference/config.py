@@ -9,7 +9,6 @@ from stellwerk_platform.settings import ServiceSettings
 class InferenceSettings(ServiceSettings):
     """Addresses as `host:port`."""
 
-    registry_address: str
     runs_address: str
     compute_address: str
     # From the start of a scoring server until it must be ready: `init` may load a large model.

@@ -36,7 +36,7 @@ async def compose(app: App, settings: InferenceSettings) -> None:
     app.background(service.bus.consume(CONSUMER, CONSUMED, AllocationEvents(lifecycle).handle))
     await app.serve(
         settings.listen,
-        service.verify,
+        service.guard,
         [
             Registration(
                 EndpointService(store, lifecycle, changes, upstream),

@@ -9,6 +9,8 @@ from stellwerk_platform.settings import ServiceSettings
 class RegistrySettings(ServiceSettings):
     """Where blobs lie, how long unused ones stay, and the others: each keeps something of a workspace."""
 
+    # It asks itself nothing.
+    registry_address: str = ""
     runs_address: str
     compute_address: str
     inference_address: str

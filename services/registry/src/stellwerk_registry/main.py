@@ -13,6 +13,8 @@ from stellwerk_protos.registry.v1 import (
     datastores_pb2_grpc,
     environments_pb2,
     environments_pb2_grpc,
+    members_pb2,
+    members_pb2_grpc,
     models_pb2,
     models_pb2_grpc,
     quotas_pb2,
@@ -30,6 +32,8 @@ from stellwerk_registry.datastores.service import DatastoreService
 from stellwerk_registry.datastores.store import DatastoreStore
 from stellwerk_registry.deletion.compose import compose_remover
 from stellwerk_registry.deletion.store import DeletionStore
+from stellwerk_registry.members.service import MemberService
+from stellwerk_registry.members.store import MemberStore
 from stellwerk_registry.quotas.service import QuotaService
 from stellwerk_registry.quotas.store import QuotaStore
 from stellwerk_registry.uploads.store import Uploads
@@ -44,17 +48,18 @@ from stellwerk_registry.workspaces.store import WorkspaceStore
 
 async def compose(app: App, settings: RegistrySettings) -> None:
     """Builds the service."""
-    service = await Service.open(app, settings)
+    service = await Service.open(app, settings, MemberStore)
+    members = MemberStore(service.database)
     datastores = DatastoreStore(service.database)
-    workspaces = WorkspaceStore(service.database, datastores)
+    workspaces = WorkspaceStore(service.database, datastores, members)
     quotas = QuotaStore(service.database)
     deletions = DeletionStore(service.database, workspaces)
     datasets = VersionStore(service.database, "datasets", datasets_pb2.DatasetVersion)
     environments = VersionStore(service.database, "environments", environments_pb2.EnvironmentVersion)
     models = VersionStore(service.database, "models", models_pb2.ModelVersion)
-    for collection in (workspaces, datastores, quotas, deletions, datasets, environments, models):
+    for collection in (workspaces, members, datastores, quotas, deletions, datasets, environments, models):
         await collection.open()
-    await migrate(service.database, [workspaces.add_parts])
+    await migrate(service.database, [workspaces.add_parts, workspaces.add_owners])
     await workspaces.known.follow(service.bus)
     store = await app.enter(
         BlobStore.connect(settings.s3_url, settings.s3_access_key, settings.s3_secret_key, settings.namespace)
@@ -81,10 +86,10 @@ async def compose(app: App, settings: RegistrySettings) -> None:
     artifacts = ArtifactServiceStub(channels["runs"])
     await app.serve(
         settings.listen,
-        service.verify,
+        service.guard,
         [
             Registration(
-                WorkspaceService(workspaces, deletions, remover),
+                WorkspaceService(workspaces, deletions, remover, service.guard.memberships),
                 workspaces_pb2_grpc.add_WorkspaceServiceServicer_to_server,
                 workspaces_pb2.DESCRIPTOR.services_by_name["WorkspaceService"],
             ),
@@ -99,6 +104,11 @@ async def compose(app: App, settings: RegistrySettings) -> None:
                 quotas_pb2.DESCRIPTOR.services_by_name["QuotaService"],
             ),
             own.registration(),
+            Registration(
+                MemberService(members, service.guard.memberships),
+                members_pb2_grpc.add_MemberServiceServicer_to_server,
+                members_pb2.DESCRIPTOR.services_by_name["MemberService"],
+            ),
             Registration(
                 DatasetService(datasets, workspaces, blobs),
                 datasets_pb2_grpc.add_DatasetServiceServicer_to_server,

@@ -15,7 +15,6 @@ class RunsSettings(ServiceSettings):
     `lease_seconds`: how long an interactive run may be silent.
     """
 
-    registry_address: str
     compute_address: str
     stream_bytes: int = 512 * 1024 * 1024
     lease_seconds: float = 30.0

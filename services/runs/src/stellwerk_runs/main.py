@@ -55,7 +55,7 @@ async def compose(app: App, settings: RunsSettings) -> None:
     trees = Trees(database, runs, leases)
     for store in (runs, leases, trees, snapshots, artifacts, metrics, logs, records, ingest):
         await store.open()
-    access = Access(runs)
+    service.guard.allow_also(Access(runs).allows)
     changes = Changes(bus)
     await changes.open()
     streams = Streams(bus, runs, changes)
@@ -74,7 +74,7 @@ async def compose(app: App, settings: RunsSettings) -> None:
     )
     await app.serve(
         settings.listen,
-        service.verify,
+        service.guard,
         [
             Registration(
                 RunService(Parts(runs, snapshots, leases, trees, changes, registry, compute, secrets)),
@@ -87,7 +87,7 @@ async def compose(app: App, settings: RunsSettings) -> None:
                 snapshots_pb2.DESCRIPTOR.services_by_name["SnapshotService"],
             ),
             Registration(
-                IngestService(bus, runs, streams, access.allows),
+                IngestService(bus, runs, streams, service.guard),
                 ingest_pb2_grpc.add_IngestServiceServicer_to_server,
                 ingest_pb2.DESCRIPTOR.services_by_name["IngestService"],
             ),
@@ -112,7 +112,6 @@ async def compose(app: App, settings: RunsSettings) -> None:
                 retention_pb2.DESCRIPTOR.services_by_name["RetentionService"],
             ),
         ],
-        access.allows,
     )
 
 

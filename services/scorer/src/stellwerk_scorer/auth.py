@@ -3,7 +3,8 @@
 import time
 from collections.abc import Awaitable, Callable
 
-from stellwerk_platform.auth import Caller, TokenVerifier, authorise, bearer
+from stellwerk_platform.access import allows, denied
+from stellwerk_platform.auth import Caller, TokenVerifier, bearer
 
 # Raises `Unauthenticated` or `PermissionDenied` for a token, `Unavailable` if it cannot be checked.
 Verify = Callable[[str], Awaitable[Caller]]
@@ -17,7 +18,8 @@ def invoker(verifier: TokenVerifier, endpoint: str) -> Verify:
 
     async def verify(token: str) -> Caller:
         caller = await verifier.verify(token)
-        authorise(caller, _PERMISSION, endpoint)
+        if not allows(caller, _PERMISSION, endpoint):
+            raise denied(caller, _PERMISSION, endpoint)
         return caller
 
     return verify
@@ -25,7 +27,7 @@ def invoker(verifier: TokenVerifier, endpoint: str) -> Verify:
 
 async def anybody(_token: str) -> Caller:
     """Accepts everybody: for local debugging on loopback only."""
-    return Caller("users/local", "Owner", time.time() + _KNOWN_SECONDS)
+    return Caller("users/local", "User", time.time() + _KNOWN_SECONDS)
 
 
 class Gate:

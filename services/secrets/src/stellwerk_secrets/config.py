@@ -18,6 +18,7 @@ class SecretsSettings(StoreSettings):
     """
 
     vault_url: str
+    registry_address: str
     owner_key_sha256: str
     otlp_key_sha256: str = ""
     # An empty issuer means that nobody signs in by OpenID Connect.

@@ -45,6 +45,7 @@ class Identity:
     revision: int = 0
 
 
+SELF = Identity("services/secrets", "Service")
 TELEMETRY_WRITER = Identity("services/telemetry-writer", "TelemetryWriter")
 
 

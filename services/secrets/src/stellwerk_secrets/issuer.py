@@ -17,7 +17,7 @@ import hvac.exceptions
 from stellwerk_platform.errors import FailedPrecondition, Unavailable
 from stellwerk_platform.vault import Vault
 from stellwerk_protos.secrets.v1 import tokens_pb2
-from stellwerk_secrets.domain import Identity, key_id, signing_input
+from stellwerk_secrets.domain import LOGIN_TOKEN_SECONDS, SELF, Identity, key_id, signing_input
 from stellwerk_secrets.limits import Gate, patiently
 
 KEY = "stellwerk-tokens"
@@ -120,6 +120,17 @@ class Issuer:
             # The version may have been retired in this very moment.
             self._keys.forget()
             raise _no_key(error) from error
+
+
+class OwnCredentials:
+    """What this service shows to the others: it logs in to nobody."""
+
+    def __init__(self, issuer: Issuer) -> None:
+        self._issuer = issuer
+
+    async def token(self) -> str:
+        """A living token."""
+        return (await self._issuer.shared(SELF, LOGIN_TOKEN_SECONDS)).token
 
 
 def _no_key(error: Exception) -> FailedPrecondition:

@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass
 
+from stellwerk_platform.access import Guard
 from stellwerk_platform.app import App, open_journal, run
 from stellwerk_platform.auth import TokenVerifier
 from stellwerk_platform.bus import Bus
+from stellwerk_platform.grpc_client import connect
 from stellwerk_platform.grpc_server import Registration
+from stellwerk_platform.memberships import Memberships, Registry
 from stellwerk_platform.mongo import Database
 from stellwerk_platform.vault import Vault
 from stellwerk_protos.secrets.v1 import (
@@ -19,7 +22,7 @@ from stellwerk_protos.secrets.v1 import (
 from stellwerk_secrets import domain
 from stellwerk_secrets.admission import Admission
 from stellwerk_secrets.config import SecretsSettings
-from stellwerk_secrets.issuer import Issuer, SigningKeys
+from stellwerk_secrets.issuer import Issuer, OwnCredentials, SigningKeys
 from stellwerk_secrets.logins import Logins
 from stellwerk_secrets.named.compose import compose as compose_named
 from stellwerk_secrets.named.service import SecretService
@@ -44,6 +47,7 @@ class Base:
     settings: SecretsSettings
     vault: Vault
     keys: SigningKeys
+    issuer: Issuer
     database: Database
     bus: Bus
 
@@ -54,7 +58,7 @@ async def open_base(app: App, settings: SecretsSettings) -> Base:
     keys = SigningKeys(vault)
     await keys.versions()
     database, bus = await open_journal(app, settings)
-    return Base(app, settings, vault, keys, database, bus)
+    return Base(app, settings, vault, keys, Issuer(vault, keys), database, bus)
 
 
 async def compose_revocations(base: Base) -> Revocations:
@@ -82,10 +86,9 @@ async def compose_tokens(
     service_keys = ServiceKeys(base.database)
     await service_keys.open()
     await service_keys.install(domain.TELEMETRY_WRITER, base.settings.otlp_key_sha256)
-    issuer = Issuer(base.vault, base.keys)
-    exchange = Exchange(Admission(people, service_keys, uses), issuer, base.keys)
+    exchange = Exchange(Admission(people, service_keys, uses), base.issuer, base.keys)
     return exchange, Registration(
-        TokenService(exchange, Logins(base.vault), issuer, revocations, named),
+        TokenService(exchange, Logins(base.vault), base.issuer, revocations, named),
         tokens_pb2_grpc.add_TokenServiceServicer_to_server,
         tokens_pb2.DESCRIPTOR.services_by_name["TokenService"],
     )
@@ -124,6 +127,15 @@ async def compose_sessions(base: Base, people: People) -> Registration:
     )
 
 
+async def compose_guard(base: Base, exchange: Exchange) -> Guard:
+    """Who may do what here; `registry` knows the members of workspaces."""
+    registry = connect(base.settings.registry_address, OwnCredentials(base.issuer))
+    base.app.defer(registry.close)
+    memberships = Memberships(Registry(registry))
+    await memberships.follow(base.bus)
+    return Guard(TokenVerifier(exchange).verify, memberships)
+
+
 async def compose(app: App, settings: SecretsSettings) -> None:
     """Wires the parts."""
     base = await open_base(app, settings)
@@ -137,7 +149,7 @@ async def compose(app: App, settings: SecretsSettings) -> None:
         await compose_sessions(base, people),
         named_registration,
     ]
-    await app.serve(settings.listen, TokenVerifier(exchange).verify, registrations)
+    await app.serve(settings.listen, await compose_guard(base, exchange), registrations)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,5 @@ from stellwerk_platform.settings import ServiceSettings
 class TelemetrySettings(ServiceSettings):
     """`trace_days`: how long spans are kept; `activity_days`: how long what was refused."""
 
-    registry_address: str
     trace_days: float = 3.0
     activity_days: float = 365.0

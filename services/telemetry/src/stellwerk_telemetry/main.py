@@ -49,7 +49,7 @@ async def compose(app: App, settings: TelemetrySettings) -> None:
         telemetry_pb2.DESCRIPTOR.services_by_name["TelemetryService"],
     )
     sink = otlp.TraceSink(buffer, timedelta(days=settings.trace_days))
-    await app.serve(settings.listen, service.verify, [registration, activities, *otlp.registrations(sink)])
+    await app.serve(settings.listen, service.guard, [registration, activities, *otlp.registrations(sink)])
     # Its own last spans must leave while it still takes spans.
     app.defer(lambda: asyncio.to_thread(telemetry.stop))
 

@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from stellwerk_platform import auth, names
+from stellwerk_platform.access import Guard
 from stellwerk_platform.errors import InvalidArgument
-from stellwerk_platform.grpc_server import Verify
 from stellwerk_protos.secrets.v1 import tokens_pb2
 
 if TYPE_CHECKING:
@@ -55,15 +55,15 @@ class InvokeTokens:
 class Access:
     """Checks callers, and gives the token that the gateway shows in their place."""
 
-    def __init__(self, verify: Verify, issue: Issue) -> None:
-        self._verify = verify
+    def __init__(self, guard: Guard, issue: Issue) -> None:
+        self._guard = guard
         self._issue = issue
 
     async def admit(self, metadata: Iterable[tuple[str, object]], endpoint: str) -> None:
         """Raises `Unauthenticated` or `PermissionDenied`."""
-        caller = await self._verify(auth.bearer(metadata))
+        caller = await self._guard.authenticate(metadata)
         auth.set_caller(caller)
-        auth.authorise(caller, _PERMISSION, endpoint)
+        await self._guard.require(caller, _PERMISSION, endpoint)
 
     async def authorization(self, endpoint: str) -> str:
         """What to show the scorers of an endpoint that exists."""

@@ -69,7 +69,7 @@ class QuotaService(quotas_pb2_grpc.QuotaServiceServicer):
 def _check_administrator() -> None:
     caller = current_caller()
     # The role Owner is that of the first person's key, who administers the platform.
-    if not (caller.administrator or caller.role in ("Owner", "Service")):
+    if not (caller.administrator or caller.role == "Service"):
         raise PermissionDenied(
             "PERMISSION_DENIED",
             f"{caller.subject} may not set limits: only administrators of the platform may.",

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from stellwerk_platform import names
-from stellwerk_platform.auth import current_caller
+from stellwerk_platform.auth import Caller, current_caller
 from stellwerk_platform.errors import FailedPrecondition, NotFound
 from stellwerk_platform.journal import Fact
+from stellwerk_platform.memberships import Memberships
+from stellwerk_platform.roles import USER
 from stellwerk_protos.registry.v1 import workspaces_pb2 as pb
 from stellwerk_protos.registry.v1 import workspaces_pb2_grpc
 from stellwerk_registry.deletion.remover import Remover
@@ -21,15 +23,20 @@ _SHOWN = 10
 class WorkspaceService(workspaces_pb2_grpc.WorkspaceServiceServicer):
     """The servicer."""
 
-    def __init__(self, store: WorkspaceStore, deletions: DeletionStore, remover: Remover) -> None:
+    def __init__(
+        self, store: WorkspaceStore, deletions: DeletionStore, remover: Remover, memberships: Memberships
+    ) -> None:
         self._store = store
         self._deletions = deletions
         self._remover = remover
+        self._memberships = memberships
 
     async def CreateWorkspace(self, request: pb.CreateWorkspaceRequest, context: Any) -> pb.Workspace:
         workspace = domain.new(request, current_caller().subject, self._store.database.namespace)
         fact = Fact("created", "REQUESTED", f"{workspace.creator} created it.")
-        return await self._store.create_with_parts(workspace, fact, request.request_id)
+        created = await self._store.create_with_parts(workspace, fact, request.request_id)
+        self._memberships.forget(created.creator, created.name)
+        return created
 
     async def GetWorkspace(self, request: pb.GetWorkspaceRequest, context: Any) -> pb.Workspace:
         names.parse("workspaces/*", request.name)
@@ -74,8 +81,7 @@ class WorkspaceService(workspaces_pb2_grpc.WorkspaceServiceServicer):
         names.parse("deletions/*", request.name)
         deletion = await self._deletions.find(request.name)
         caller = current_caller()
-        allowed = caller.administrator or caller.role in ("Owner", "Service")
-        if deletion is None or not (allowed or deletion.creator == caller.subject):
+        if deletion is None or not (_sees_all(caller) or deletion.creator == caller.subject):
             raise NotFound(
                 "DELETION_NOT_FOUND",
                 f"There is no {request.name[:200]} of yours.",
@@ -86,7 +92,11 @@ class WorkspaceService(workspaces_pb2_grpc.WorkspaceServiceServicer):
     async def ListWorkspaces(
         self, request: pb.ListWorkspacesRequest, context: Any
     ) -> pb.ListWorkspacesResponse:
-        items, token = await self._store.page({}, request.page_size, request.page_token)
+        size, token = request.page_size, request.page_token
+        if _sees_all(current_caller()):
+            items, token = await self._store.page({}, size, token)
+        else:
+            items, token = await self._store.page_of(current_caller().subject, size, token)
         return pb.ListWorkspacesResponse(workspaces=items, next_page_token=token)
 
 
@@ -100,3 +110,7 @@ def in_use(workspace: str, living: Sequence[str]) -> FailedPrecondition:
         "End them first, or delete with --force, which ends them.",
         {"count": str(len(living))},
     )
+
+
+def _sees_all(caller: Caller) -> bool:
+    return caller.role != USER or caller.administrator

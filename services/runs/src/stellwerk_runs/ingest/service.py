@@ -7,7 +7,8 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from stellwerk_platform import failpoints
-from stellwerk_platform.auth import Beyond, Caller, admit, current_caller
+from stellwerk_platform.access import Guard
+from stellwerk_platform.auth import Caller, current_caller
 from stellwerk_platform.bus import Bus
 from stellwerk_platform.errors import Unavailable
 from stellwerk_protos.runs.v1 import ingest_pb2 as pb
@@ -31,10 +32,10 @@ _Queue: TypeAlias = "asyncio.Queue[tuple[int, list[asyncio.Task[None]]] | Except
 class IngestService(ingest_pb2_grpc.IngestServiceServicer):
     """The servicer."""
 
-    def __init__(self, bus: Bus, runs: RunStore, streams: Streams, beyond: Beyond) -> None:
+    def __init__(self, bus: Bus, runs: RunStore, streams: Streams, guard: Guard) -> None:
         self._bus = bus
         self._runs = runs
-        self._beyond = beyond
+        self._guard = guard
         self._streams = streams
         self._sources = sources()
         self._logs = logs()
@@ -70,7 +71,7 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
     ) -> None:
         try:
             async for request in requests:
-                await admit(caller, "run.append", request.run, request, self._beyond)
+                await self._guard.authorise(caller, "run.append", request)
                 check(request)
                 await self._runs.check(request.run)
                 if kind_of(request) == LOGS:

@@ -1,0 +1,236 @@
+"""Whether a caller may make a request: the table of `roles.py`, applied to the resources it names."""
+
+from collections.abc import Awaitable, Callable, Iterator
+from functools import cache
+from typing import Any
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
+
+from stellwerk_platform import names, roles
+from stellwerk_platform.auth import Beyond, Caller, bearer
+from stellwerk_platform.errors import InvalidArgument, PermissionDenied
+from stellwerk_platform.memberships import Memberships, Nobody
+from stellwerk_platform.roles import TABLE, Rule
+
+Verify = Callable[[str], Awaitable[Caller]]
+_WORKSPACES = "workspaces/"
+_ME = "users/me"
+_SHOWN = 200
+# A request is about the first of these that it has.
+_SUBJECT_FIELDS = ("name", "parent", "run", "owner", "endpoint")
+# Fields that hold names of resources, wherever in a request. All of one request lie in one workspace.
+NAME_FIELDS = frozenset(
+    {
+        *_SUBJECT_FIELDS,
+        *("runs", "parent_run", "root_run", "cloned_from", "experiment", "snapshot", "environment"),
+        *("compute", "models", "model", "resource", "allocation", "secrets", "default_datastore"),
+        *("access_key_secret", "secret_key_secret", "workspace"),
+    }
+)
+
+
+class Guard:
+    """Authenticates and authorises the callers of one service."""
+
+    def __init__(self, verify: Verify, memberships: Memberships | None = None) -> None:
+        self.verify = verify
+        self.memberships = memberships or Memberships(Nobody())
+        self._beyond: Beyond | None = None
+
+    def allow_also(self, beyond: Beyond) -> None:
+        """Asks `beyond` about what the table refuses: the service knows the resources."""
+        self._beyond = beyond
+
+    async def authenticate(self, metadata: object) -> Caller:
+        """The caller of an RPC; raises `Unauthenticated`."""
+        return await self.verify(bearer(metadata))
+
+    async def authorise(self, caller: Caller, permission: str, request: Message | None) -> None:
+        """Raises `PermissionDenied` unless the caller may make the request.
+
+        None stands for the requests of a stream, each of which its service has to hand here.
+        """
+        if request is None:
+            if not _ever(caller, permission):
+                raise denied(caller, permission, "")
+            return
+        subject, others = resource_of(request), _others(request)
+        await self._check(caller, permission, subject, request)
+        if caller.role == roles.SERVICE or not others:
+            return
+        for workspace in others:
+            await self._check(caller, permission, workspace, request)
+        raise InvalidArgument(
+            "WORKSPACE_MISMATCH",
+            f"The request names resources of {', '.join(sorted(others))} beside {subject[:_SHOWN]}.",
+            "Name resources of one workspace only.",
+        )
+
+    async def may(self, caller: Caller, permission: str, resource: str) -> bool:
+        """Whether the caller has the permission for a resource, by name; raises `Unavailable`."""
+        rule, workspace = TABLE[permission], names.workspace_of(resource)
+        if caller.role != roles.USER:
+            return _machine_may(caller, permission, rule, resource)
+        if not workspace:
+            return _person_may(caller, rule, resource)
+        if caller.administrator and roles.ADMINISTRATOR in rule.workspace:
+            return True
+        # Nobody has a role in all workspaces.
+        if not rule.workspace or workspace == names.WILDCARD:
+            return False
+        whole = f"{_WORKSPACES}{workspace}"
+        return (
+            await self.memberships.role(caller.subject, whole) in rule.workspace
+            or await self.memberships.role_for_refusal(caller.subject, whole) in rule.workspace
+        )
+
+    async def require(self, caller: Caller, permission: str, resource: str) -> None:
+        """Raises `PermissionDenied` unless the caller has the permission for a resource, by name."""
+        if not await self.may(caller, permission, resource):
+            raise denied(caller, permission, resource)
+
+    async def _check(self, caller: Caller, permission: str, resource: str, request: Message) -> None:
+        if caller.role == roles.USER:
+            _check_form(permission, resource)
+        if await self.may(caller, permission, resource):
+            return
+        if self._beyond is None or not await self._beyond(caller, request):
+            raise denied(caller, permission, resource)
+
+
+def denied(caller: Caller, permission: str, resource: str) -> PermissionDenied:
+    """The one answer to who may not: it does not tell whether the resource exists."""
+    shown = resource if len(resource) <= _SHOWN else resource[:_SHOWN] + "…"
+    return PermissionDenied(
+        "PERMISSION_DENIED",
+        f"{caller.subject} ({caller.role}) may not {permission} {shown}".rstrip() + ".",
+        "Check the name and the key; an owner of the workspace can give you a role in it.",
+        {"permission": permission},
+    )
+
+
+def allows(caller: Caller, permission: str, resource: str) -> bool:
+    """What the token alone allows, without a role in a workspace."""
+    rule = TABLE[permission]
+    if caller.role != roles.USER:
+        return _machine_may(caller, permission, rule, resource)
+    return not names.workspace_of(resource) and _person_may(caller, rule, resource)
+
+
+def resource_of(request: Message) -> str:
+    """The resource that a request is about: its name, parent, run, owner or endpoint; "" without one."""
+    for path in _subject_paths(request.DESCRIPTOR):
+        value: object = request
+        for field in path:
+            value = getattr(value, field)
+        if value:
+            return str(value)
+    return ""
+
+
+def workspaces_of(request: Message) -> set[str]:
+    """`workspaces/{w}` of every resource that a request names."""
+    return {f"{_WORKSPACES}{names.workspace_of(name)}" for name in _named(request)}
+
+
+def _others(request: Message) -> set[str]:
+    """The workspaces that a request names beside that of its subject."""
+    return workspaces_of(request) - {f"{_WORKSPACES}{names.workspace_of(resource_of(request))}"}
+
+
+def _ever(caller: Caller, permission: str) -> bool:
+    """Whether the caller may have the permission for anything at all."""
+    rule = TABLE[permission]
+    if caller.role == roles.USER:
+        return bool(rule.workspace or rule.platform)
+    return caller.role == roles.SERVICE or caller.role in rule.tokens
+
+
+def _machine_may(caller: Caller, permission: str, rule: Rule, resource: str) -> bool:
+    if caller.role == roles.SERVICE:
+        return True
+    if caller.role not in rule.tokens:
+        return False
+    if caller.role == roles.INVOKER:
+        return resource == caller.subject
+    if caller.role != roles.WORKLOAD or permission == "identity.read":
+        return True
+    if permission == "run.append":
+        return resource == caller.subject
+    if permission == "secret.access":
+        return any(resource in (secret, names.parent_of(secret)) for secret in caller.secrets)
+    return names.workspace_of(resource) == names.workspace_of(caller.subject)
+
+
+def _person_may(caller: Caller, rule: Rule, resource: str) -> bool:
+    """For what lies in no workspace."""
+    if roles.ADMINISTRATOR in rule.platform and caller.administrator:
+        return True
+    if roles.SELF in rule.platform and f"{resource}/".startswith((f"{caller.subject}/", f"{_ME}/")):
+        return True
+    return roles.ANY_PERSON in rule.platform
+
+
+def _check_form(permission: str, resource: str) -> None:
+    """Raises `InvalidArgument` for what cannot be a name there: nobody has a role in it."""
+    rule, workspace = TABLE[permission], names.workspace_of(resource)
+    if workspace:
+        if workspace != names.WILDCARD:
+            names.check_id("workspaces", workspace)
+    elif rule.workspace and not (rule.platform and not resource):
+        raise InvalidArgument(
+            "INVALID_NAME",
+            f"{resource[:_SHOWN]!r} is not the name of something in a workspace.",
+            "Give a name like workspaces/demo.",
+        )
+
+
+# What a request type has to be looked through for, found once for each type.
+
+
+@cache
+def _subject_paths(kind: Descriptor) -> tuple[tuple[str, ...], ...]:
+    fields = kind.fields_by_name
+    own = tuple((name,) for name in _SUBJECT_FIELDS if name in fields and _is_text(fields[name]))
+    nested = tuple(
+        (field.name, "name")
+        for field in kind.fields
+        if field.message_type is not None
+        and not field.is_repeated
+        and "name" in field.message_type.fields_by_name
+    )
+    return own or nested
+
+
+@cache
+def _plan(kind: Descriptor, depth: int = 0) -> tuple[tuple[str, bool, bool], ...]:
+    """Fields of a message that hold names, or messages that do: field, is message, is repeated.
+
+    `name` inside of a nested message is what its owner calls it.
+    """
+    found = []
+    for field in kind.fields:
+        if _is_text(field) and field.name in NAME_FIELDS and not (depth and field.name == "name"):
+            found.append((field.name, False, field.is_repeated))
+        elif _may_hold_names(field) and depth < 4 and _plan(field.message_type, depth + 1):
+            found.append((field.name, True, field.is_repeated))
+    return tuple(found)
+
+
+def _is_text(field: Any) -> bool:
+    return bool(field.type == FieldDescriptor.TYPE_STRING)
+
+
+def _may_hold_names(field: Any) -> bool:
+    return field.message_type is not None and not field.message_type.GetOptions().map_entry
+
+
+def _named(message: Message, depth: int = 0) -> Iterator[str]:
+    for field, is_message, is_repeated in _plan(message.DESCRIPTOR, depth):
+        value = getattr(message, field)
+        for item in value if is_repeated else (value,):
+            if is_message:
+                yield from _named(item, depth + 1)
+            elif item.startswith(_WORKSPACES):
+                yield item
