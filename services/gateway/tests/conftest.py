@@ -16,6 +16,8 @@ from stellwerk_gateway.connect_door import ConnectDoor
 from stellwerk_gateway.forward import Forwarder
 from stellwerk_gateway.grpc_door import GrpcDoor
 from stellwerk_gateway.http_door import HttpDoor, HttpServer
+from stellwerk_gateway.login.cookies import Seal
+from stellwerk_gateway.login.door import LoginDoor
 from stellwerk_gateway.scoring.access import Access
 from stellwerk_gateway.scoring.grpc import ScoringHandler
 from stellwerk_gateway.scoring.http import ScoringDoor, client_session
@@ -86,9 +88,12 @@ async def web(backend: EchoBackend, table: RouteTable) -> AsyncIterator[aiohttp.
     async with client_session() as pool:
         admission = Access(guard_without_registry(verify), issue)
         scoring = ScoringDoor(table, admission, pool, timeout_seconds=1, max_body_bytes=1_000)
-        server = HttpServer("127.0.0.1:0", HttpDoor(backends, ConnectDoor(backends), scoring))
+        secrets = grpc.aio.insecure_channel(f"127.0.0.1:{backend.port}")
+        login = LoginDoor(secrets, Seal("a secret"), "", "")
+        server = HttpServer("127.0.0.1:0", HttpDoor(backends, ConnectDoor(backends), scoring, login))
         server.start()
         async with aiohttp.ClientSession(f"http://127.0.0.1:{server.port}") as session:
             yield session
         await server.stop()
+        await secrets.close()
     await backends.close()

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import httpx
@@ -75,12 +76,14 @@ class Registry:
 
 
 @asynccontextmanager
-async def running(servers: Servers) -> AsyncIterator[Registry]:
+async def running(
+    servers: Servers, secrets_settings: dict[str, Any] | None = None
+) -> AsyncIterator[Registry]:
     """`secrets` and `registry` in a namespace of their own; models from runs are tested in tests/system.
 
     Parts are as small as S3 takes them, so that a test need not move gigabytes.
     """
-    secrets = Secrets(servers)
+    secrets = Secrets(servers, settings=secrets_settings or {})
     port = ports.choose(["registry"], {})["registry"]
     app = App("registry")
     vault = Credentials.load_or_create(servers.data_dir / "credentials.json").vault

@@ -22,6 +22,10 @@ class Settings(PlatformSettings):
     nats_url: str = ""
     # Addresses of proxies, with commas between them, whose X-Forwarded-For is believed.
     trusted_proxies: str = ""
+    # Of the client with which browsers sign in; a public client has none.
+    oidc_client_secret: str = ""
+    # https://host[:port] under which browsers see the HTTP door; else what they ask for.
+    public_url: str = ""
     # A little more than the scorer's own time-out, so that its error is the one that is seen.
     scoring_timeout_seconds: float = 65.0
     scoring_max_body_bytes: int = 100_000_000

@@ -17,8 +17,11 @@ from stellwerk_gateway import refusals
 from stellwerk_gateway.asgi import Receive, Scope, Send, send_error, send_json
 from stellwerk_gateway.backends import Backends
 from stellwerk_gateway.connect_door import ConnectDoor
+from stellwerk_gateway.login import origin
+from stellwerk_gateway.login.door import PATHS as LOGIN_PATHS
+from stellwerk_gateway.login.door import LoginDoor
 from stellwerk_gateway.scoring.http import ScoringDoor
-from stellwerk_platform.errors import NotFound
+from stellwerk_platform.errors import NotFound, PermissionDenied
 
 log = logging.getLogger(__name__)
 _ENDPOINTS_PREFIX = "/endpoints/"
@@ -29,18 +32,29 @@ _DRAIN_SECONDS = 5
 class HttpDoor:
     """The ASGI application."""
 
-    def __init__(self, backends: Backends, connect: ConnectDoor, scoring: ScoringDoor) -> None:
+    def __init__(
+        self, backends: Backends, connect: ConnectDoor, scoring: ScoringDoor, login: LoginDoor
+    ) -> None:
         self._backends = backends
         self._scoring = scoring
         self._connect: Any = connect
+        self._login = login
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
         path = scope["path"]
         if path in self._connect.paths:
+            try:
+                scope = origin.with_session(scope, self._login.public_url)
+            except PermissionDenied as refusal:
+                refusals.report(path[1:], refusal, refusals.address_of(scope))
+                await send_error(send, refusal)
+                return
             await self._connect(scope, receive, send)
         elif path.startswith(_ENDPOINTS_PREFIX):
             await self._scoring(scope, receive, send)
+        elif path in LOGIN_PATHS:
+            await self._login(scope, send)
         elif path == "/healthz":
             await send_json(send, 200, {"status": "ok"})
         elif path == "/readyz":

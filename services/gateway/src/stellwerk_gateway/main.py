@@ -8,6 +8,8 @@ from stellwerk_gateway.connect_door import ConnectDoor
 from stellwerk_gateway.forward import Forwarder
 from stellwerk_gateway.grpc_door import GrpcDoor
 from stellwerk_gateway.http_door import HttpDoor, HttpServer
+from stellwerk_gateway.login.cookies import Seal
+from stellwerk_gateway.login.door import LoginDoor
 from stellwerk_gateway.scoring.access import Access, InvokeTokens
 from stellwerk_gateway.scoring.grpc import ScoringHandler
 from stellwerk_gateway.scoring.http import ScoringDoor, client_session
@@ -63,7 +65,10 @@ async def compose(process: app.App, settings: Settings) -> None:
     scoring_door = ScoringDoor(
         routes, admission, session, settings.scoring_timeout_seconds, settings.scoring_max_body_bytes
     )
-    http_door = HttpDoor(backends, ConnectDoor(backends), scoring_door)
+    login_door = LoginDoor(
+        secrets, Seal(settings.vault_secret_id), settings.oidc_client_secret, settings.public_url
+    )
+    http_door = HttpDoor(backends, ConnectDoor(backends), scoring_door, login_door)
     http_server = HttpServer(settings.http_listen, http_door, settings.trusted_proxies)
     http_server.start()
     process.defer(http_server.stop)
