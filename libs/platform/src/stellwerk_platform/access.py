@@ -11,7 +11,9 @@ from stellwerk_platform import names, roles
 from stellwerk_platform.auth import Beyond, Caller, bearer
 from stellwerk_platform.errors import InvalidArgument, PermissionDenied
 from stellwerk_platform.memberships import Memberships, Nobody
+from stellwerk_platform.revocations import Revocations
 from stellwerk_platform.roles import TABLE, Rule
+from stellwerk_platform.streams import Stream, Streams
 
 Verify = Callable[[str], Awaitable[Caller]]
 _WORKSPACES = "workspaces/"
@@ -31,12 +33,33 @@ NAME_FIELDS = frozenset(
 
 
 class Guard:
-    """Authenticates and authorises the callers of one service."""
+    """Authenticates and authorises the callers of one service, at the start of a call and while it lasts."""
 
-    def __init__(self, verify: Verify, memberships: Memberships | None = None) -> None:
+    def __init__(
+        self,
+        verify: Verify,
+        memberships: Memberships | None = None,
+        revocations: Revocations | None = None,
+    ) -> None:
         self.verify = verify
         self.memberships = memberships or Memberships(Nobody())
+        self.streams = Streams(self._still)
         self._beyond: Beyond | None = None
+        self.memberships.listen(self._member_changed)
+        if revocations is not None:
+            revocations.listen(self._revoked)
+
+    async def _still(self, stream: Stream) -> Caller:
+        """The caller of a stream, who may still do what it does; raises `PlatformError`."""
+        caller = await self.verify(stream.bearer)
+        await self.authorise(caller, stream.permission, stream.request)
+        return caller
+
+    def _member_changed(self, user: str, workspace: str) -> None:
+        self.streams.changed(lambda caller: caller.role == roles.USER and user in ("", caller.subject))
+
+    def _revoked(self, subject: str) -> None:
+        self.streams.changed(lambda caller: subject in (caller.subject, caller.key))
 
     def allow_also(self, beyond: Beyond) -> None:
         """Asks `beyond` about what the table refuses: the service knows the resources."""

@@ -13,11 +13,12 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, TypeVar
 
+import grpc
 import uvloop
 
 from stellwerk_platform import activity, telemetry
 from stellwerk_platform.access import Guard
-from stellwerk_platform.auth import CallerCredentials, TokenVerifier
+from stellwerk_platform.auth import CallerCredentials, TokenSource, TokenVerifier
 from stellwerk_platform.bus import Bus, ensure_streams
 from stellwerk_platform.errors import PlatformError
 from stellwerk_platform.grpc_client import connect
@@ -25,6 +26,7 @@ from stellwerk_platform.grpc_server import Registration, Server
 from stellwerk_platform.journal import Relay
 from stellwerk_platform.memberships import Memberships, Registry, RoleSource
 from stellwerk_platform.mongo import Database
+from stellwerk_platform.revocations import Revocations, from_secrets
 from stellwerk_platform.settings import ServiceSettings, Settings, SettingsError, StoreSettings
 
 log = logging.getLogger(__name__)
@@ -111,6 +113,23 @@ async def open_journal(app: App, settings: StoreSettings) -> tuple[Database, Bus
     return database, bus
 
 
+async def open_guard(
+    app: App,
+    bus: Bus,
+    keys: grpc.aio.Channel | TokenSource,
+    revocations: Revocations,
+    members: RoleSource,
+) -> Guard:
+    """Who may do what in a service, kept up to date by the journal while the process runs."""
+    memberships = Memberships(members)
+    await memberships.follow(bus)
+    await revocations.follow(bus)
+    app.background(revocations.run(bus))
+    guard = Guard(TokenVerifier(keys, revocations).verify, memberships, revocations)
+    app.background(guard.streams.sweep())
+    return guard
+
+
 class Service:
     """An app with what nearly every service has: database, bus, relay, tokens."""
 
@@ -139,9 +158,8 @@ class Service:
         credentials = CallerCredentials(anonymous, settings.vault_role_id, settings.vault_secret_id)
         service = cls(app, database, bus, credentials)
         source = members(database) if members else Registry(service.channel(settings.registry_address))
-        memberships = Memberships(source)
-        await memberships.follow(bus)
-        service.guard = Guard(TokenVerifier(anonymous).verify, memberships)
+        revocations = Revocations(from_secrets(service.channel(settings.secrets_address)))
+        service.guard = await open_guard(app, bus, anonymous, revocations, source)
         return service
 
     def channel(self, address: str) -> Any:

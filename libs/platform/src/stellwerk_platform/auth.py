@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import grpc
 import jwt
@@ -23,9 +23,13 @@ from stellwerk_platform import names
 from stellwerk_platform.errors import PlatformError, Unauthenticated, Unavailable, from_rpc
 from stellwerk_protos.secrets.v1 import tokens_pb2, tokens_pb2_grpc
 
+if TYPE_CHECKING:
+    from stellwerk_platform.revocations import Revocations
+
 ISSUER = "stellwerk"
 API_KEY_PREFIX = "swk_"
 _CACHE_SIZE = 10_000
+_TOKEN_CHARACTERS = 8_192
 _API_KEY_SECONDS = 60
 _KEY_REFRESH_SECONDS = 1.0
 # So long a key that was retired, and what it signed, may go on here.
@@ -107,31 +111,61 @@ class _Remote:
         return answer.token
 
 
+@dataclass(frozen=True)
+class _Verified:
+    """A caller, until when on the monotonic clock it is remembered, and what was revoked by then."""
+
+    caller: Caller
+    until: float
+    changes: int
+
+    def is_living(self) -> bool:
+        return self.caller.expire_time > time.time() and self.until > time.monotonic()
+
+
 class TokenVerifier:
     """Verifies bearer tokens; one for each process, on a channel to `secrets`."""
 
-    def __init__(self, source: grpc.aio.Channel | TokenSource) -> None:
+    def __init__(
+        self, source: grpc.aio.Channel | TokenSource, revocations: "Revocations | None" = None
+    ) -> None:
+        self._revocations = revocations
         self._source: TokenSource = _Remote(source) if isinstance(source, grpc.aio.Channel) else source
         self._keys: dict[str, Ed25519PublicKey] = {}
         self._keys_time = 0.0
         self._lock = asyncio.Lock()
-        # With the time, of the monotonic clock, until which it need not be verified again.
-        self._verified: OrderedDict[str, tuple[Caller, float]] = OrderedDict()
+        self._verified: OrderedDict[str, _Verified] = OrderedDict()
 
     async def verify(self, token: str) -> Caller:
         """The caller that a token or API key stands for; raises `Unauthenticated`."""
-        cache_key = hashlib.sha256(token.encode()).hexdigest() if token.startswith(API_KEY_PREFIX) else token
-        caller, until = self._verified.get(cache_key, (None, 0.0))
-        if caller is not None and caller.expire_time > time.time() and until > time.monotonic():
-            return caller
-        if token.startswith(API_KEY_PREFIX):
-            caller = await self._exchange(token)
-        else:
-            caller = await self._decode(token)
-        self._verified[cache_key] = caller, time.monotonic() + _KEY_LIFE_SECONDS
+        is_key = token.startswith(API_KEY_PREFIX)
+        cache_key = hashlib.sha256(token.encode()).hexdigest() if is_key else token
+        known = self._verified.get(cache_key)
+        if known is not None and known.is_living() and self._stands(known.caller, is_key, known.changes):
+            return known.caller
+        changes = 0
+        if self._revocations is not None:
+            await self._revocations.ready()
+            changes = self._revocations.changes
+        caller = await (self._exchange if is_key else self._decode)(token)
+        self._stands(caller, is_key, changes)
+        self._verified[cache_key] = _Verified(caller, time.monotonic() + _KEY_LIFE_SECONDS, changes)
         if len(self._verified) > _CACHE_SIZE:
             self._verified.popitem(last=False)
         return caller
+
+    def _stands(self, caller: Caller, is_key: bool, changes: int) -> bool:
+        """Whether nothing was revoked; raises `Unauthenticated` for a token that was.
+
+        `secrets` has vouched for a key when it was exchanged, after `changes` was read: since then
+        anything may have become of it, so it is exchanged anew.
+        """
+        if self._revocations is None:
+            return True
+        if is_key:
+            return not self._revocations.changed_since(caller, changes)
+        self._revocations.check(caller)
+        return True
 
     async def _exchange(self, api_key: str) -> Caller:
         caller = await self._decode(await self._source.exchange(api_key))
@@ -197,7 +231,10 @@ def bearer(metadata: object) -> str:
     """The bearer token in gRPC metadata; raises `Unauthenticated` without one."""
     for key, value in metadata or ():  # type: ignore[attr-defined]  # grpc's metadata type is a tuple of pairs
         if key == "authorization" and isinstance(value, str) and value[:7].lower() == "bearer ":
-            return value[7:].strip()
+            token = value[7:].strip()
+            if len(token) > _TOKEN_CHARACTERS:
+                raise _invalid()
+            return token
     raise Unauthenticated(
         "KEY_MISSING",
         "The request carries no key.",

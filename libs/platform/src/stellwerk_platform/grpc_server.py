@@ -1,5 +1,6 @@
 """The gRPC server of a service: who may call, how errors leave, health, reflection, drain."""
 
+import asyncio
 import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -20,6 +21,7 @@ from stellwerk_platform import auth, telemetry
 from stellwerk_platform.access import Guard
 from stellwerk_platform.errors import Internal, as_platform_error, to_status
 from stellwerk_platform.roles import PUBLIC, TABLE
+from stellwerk_platform.streams import Streams
 from stellwerk_protos.access.v1 import access_pb2
 
 log = logging.getLogger(__name__)
@@ -68,7 +70,9 @@ class Server:
         for registration in registrations:
             self._permissions |= permissions(registration)
         admission = _Interceptor(guard, self._permissions)
-        self._server = grpc.aio.server(options=OPTIONS, interceptors=[_Streams(), _tracing(), admission])
+        self._server = grpc.aio.server(
+            options=OPTIONS, interceptors=[_Streams(guard.streams), _tracing(), admission]
+        )
         for registration in registrations:
             registration.add(registration.servicer, self._server)
         self._health = health_aio.HealthServicer()
@@ -105,8 +109,12 @@ class _Streams(grpc.aio.ServerInterceptor):
     """Ends what answers a stream in the moment in which the RPC ends.
 
     grpc.aio drops a generator whose client has gone while it was suspended, and leaves its
-    `finally` to the garbage collector, in another context than the one it began in.
+    `finally` to the garbage collector, in another context than the one it began in. And a
+    stream whose caller may no longer have it ends with that error.
     """
+
+    def __init__(self, streams: Streams) -> None:
+        self._streams = streams
 
     async def intercept_service(
         self, continuation: Any, handler_call_details: grpc.HandlerCallDetails
@@ -119,9 +127,16 @@ class _Streams(grpc.aio.ServerInterceptor):
             return cast("grpc.RpcMethodHandler[Any, Any]", handler)
 
         async def write(request: Any, context: Any) -> None:
-            async with aclosing(behaviour(request, context)) as responses:
-                async for response in responses:
-                    await context.write(response)
+            with self._streams.open() as stream:
+                try:
+                    async with aclosing(behaviour(request, context)) as responses:
+                        async for response in responses:
+                            await context.write(response)
+                except asyncio.CancelledError:
+                    if stream.error is None:
+                        raise
+                    stream.task.uncancel()
+                    await abort(context, stream.error)
 
         return _HANDLERS[bool(handler.request_streaming), True](
             write, handler.request_deserializer, handler.response_serializer
@@ -152,8 +167,11 @@ class _Interceptor(grpc.aio.ServerInterceptor):
     ) -> None:
         if permission == PUBLIC:
             return
-        caller = await self._guard.authenticate(context.invocation_metadata())
-        await self._guard.authorise(caller, permission, request if isinstance(request, Message) else None)
+        metadata = context.invocation_metadata()
+        message = request if isinstance(request, Message) else None
+        caller = await self._guard.authenticate(metadata)
+        await self._guard.authorise(caller, permission, message)
+        self._guard.streams.admitted(caller, auth.bearer(metadata), permission, message)
         auth.set_caller(caller)
 
 

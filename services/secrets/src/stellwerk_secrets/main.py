@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 
 from stellwerk_platform.access import Guard
-from stellwerk_platform.app import App, open_journal, run
-from stellwerk_platform.auth import TokenVerifier
+from stellwerk_platform.app import App, open_guard, open_journal, run
 from stellwerk_platform.bus import Bus
 from stellwerk_platform.grpc_client import connect
 from stellwerk_platform.grpc_server import Registration
-from stellwerk_platform.memberships import Memberships, Registry
+from stellwerk_platform.memberships import Registry
 from stellwerk_platform.mongo import Database
+from stellwerk_platform.revocations import Revocations as Ended
 from stellwerk_platform.vault import Vault
 from stellwerk_protos.secrets.v1 import (
     sessions_pb2,
@@ -127,13 +127,11 @@ async def compose_sessions(base: Base, people: People) -> Registration:
     )
 
 
-async def compose_guard(base: Base, exchange: Exchange) -> Guard:
+async def compose_guard(base: Base, exchange: Exchange, ended: Revocations) -> Guard:
     """Who may do what here; `registry` knows the members of workspaces."""
     registry = connect(base.settings.registry_address, OwnCredentials(base.issuer))
     base.app.defer(registry.close)
-    memberships = Memberships(Registry(registry))
-    await memberships.follow(base.bus)
-    return Guard(TokenVerifier(exchange).verify, memberships)
+    return await open_guard(base.app, base.bus, exchange, Ended(ended.living), Registry(registry))
 
 
 async def compose(app: App, settings: SecretsSettings) -> None:
@@ -149,7 +147,7 @@ async def compose(app: App, settings: SecretsSettings) -> None:
         await compose_sessions(base, people),
         named_registration,
     ]
-    await app.serve(settings.listen, await compose_guard(base, exchange), registrations)
+    await app.serve(settings.listen, await compose_guard(base, exchange, revocations), registrations)
 
 
 if __name__ == "__main__":
