@@ -83,6 +83,7 @@ class Secrets:
             registry_address=self.registry_address or registry_address,
             owner_key_sha256=digest_of(self.owner_key),
             otlp_key_sha256=digest_of(self.otlp_key),
+            nats_callout_seed=self.servers.nats_callout_seed,
             **self.settings,
         )
         app = App("secrets")

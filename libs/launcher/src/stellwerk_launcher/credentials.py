@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import nkeys
+
 from stellwerk_launcher.errors import LauncherError
 
 SERVICES = ("secrets", "registry", "runs", "compute", "inference", "telemetry", "gateway")
@@ -25,6 +27,7 @@ class Credentials:
     vault: dict[str, str]
     s3: dict[str, str]
     otlp_key: str
+    nats_callout_seed: str
 
     @classmethod
     def load_or_create(cls, path: Path, *, extra_nats_users: Iterable[str] = ()) -> "Credentials":
@@ -43,6 +46,7 @@ class Credentials:
             vault=_fill(found.get("vault", {}), VAULT_ROLES),
             s3=_fill(found.get("s3", {}), ("access_key", "secret_key")),
             otlp_key=found.get("otlp_key") or new_api_key(),
+            nats_callout_seed=found.get("nats_callout_seed") or new_account_seed(),
         )
         if complete.__dict__ != found:
             write_private(path, json.dumps(complete.__dict__, indent=2))
@@ -51,6 +55,12 @@ class Credentials:
 
 def _fill(found: dict[str, str], names: Iterable[str]) -> dict[str, str]:
     return found | {name: secrets.token_hex(20) for name in names if name not in found}
+
+
+def new_account_seed() -> str:
+    """The secret half of a fresh key of a NATS account."""
+    seed: bytes = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_ACCOUNT)
+    return seed.decode()
 
 
 def new_api_key() -> str:

@@ -25,7 +25,7 @@ OWNER_KEY_FILE = "owner.key"
 # (STELLWERK_LEASE_SECONDS, log levels …) reaches the services as it is.
 _OWN_VARIABLES = (
     *("LISTEN", "HTTP_LISTEN", "MONGODB_URI", "NATS_URL", "S3_URL", "S3_ACCESS_KEY", "S3_SECRET_KEY"),
-    *("VAULT_URL", "VAULT_ROLE_ID", "VAULT_SECRET_ID", "OTLP_ENDPOINT", "OTLP_KEY"),
+    *("VAULT_URL", "VAULT_ROLE_ID", "VAULT_SECRET_ID", "OTLP_ENDPOINT", "OTLP_KEY", "NATS_CALLOUT_SEED"),
     *("OWNER_KEY_SHA256", "OTLP_KEY_SHA256", "GRPC_ADDRESS", "GATEWAY_URL", "API_KEY", "API_KEY_FILE"),
     *("DATA_DIR", "AGENT_DIR", "RUN", "WORKSPACE", "TOKEN_FILE", "METRICS_DIR"),
     *(f"{name.upper()}_ADDRESS" for name in WITH_ADDRESS),
@@ -94,6 +94,7 @@ def _service_environment(context: Context, name: str) -> dict[str, str]:
         environment["STELLWERK_S3_SECRET_KEY"] = context.s3_secret_key
     if name == "secrets":
         owner_key = load_or_create_owner_key(context.data_dir / OWNER_KEY_FILE)
+        environment["STELLWERK_NATS_CALLOUT_SEED"] = context.credentials.nats_callout_seed
         environment["STELLWERK_VAULT_URL"] = context.vault_url
         environment["STELLWERK_OWNER_KEY_SHA256"] = sha256_of(owner_key)
         environment["STELLWERK_OTLP_KEY_SHA256"] = sha256_of(context.credentials.otlp_key)

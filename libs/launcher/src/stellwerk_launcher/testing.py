@@ -194,6 +194,8 @@ class Servers:
     # The AppRole of the `secrets` service: it may use the signing key.
     vault_role_id: str
     vault_secret_id: str
+    # What the server's auth callout trusts.
+    nats_callout_seed: str
     process: StackProcess
 
 
@@ -213,6 +215,7 @@ def running_servers(data_dir: Path) -> Iterator[Servers]:
             vault_url=state["vault_url"],
             vault_role_id="secrets",
             vault_secret_id=credentials.vault["secrets"],
+            nats_callout_seed=credentials.nats_callout_seed,
             process=process,
         )
 

@@ -29,6 +29,10 @@ class SecretsSettings(StoreSettings):
     # Domains, separated by spaces or commas, whose verified addresses become people at their first login.
     oidc_create_users: str = ""
     session_seconds: int = 7 * 24 * 60 * 60
+    # Seed of the NATS account key that the server's auth callout trusts; "" lets no subscribers in.
+    nats_callout_seed: str = ""
+    # Where subscribers find NATS, if not where this service does.
+    subscriber_nats_url: str = ""
 
     def __post_init__(self) -> None:
         for variable in ("owner_key_sha256", "otlp_key_sha256"):

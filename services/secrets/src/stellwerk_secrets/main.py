@@ -37,6 +37,7 @@ from stellwerk_secrets.sessions.oidc import IdTokens
 from stellwerk_secrets.sessions.service import SessionService
 from stellwerk_secrets.sessions.store import UsedTokens
 from stellwerk_secrets.store import ServiceKeys
+from stellwerk_secrets.subscriptions import compose as subscriptions
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,13 @@ async def compose_guard(base: Base, exchange: Exchange, ended: Revocations) -> G
     return await open_guard(base.app, base.bus, exchange, Ended(ended.living), Registry(registry))
 
 
+async def compose_subscriptions(base: Base, people: People) -> Registration:
+    """Event subscribers; `registry` knows what they may read."""
+    registry = connect(base.settings.registry_address, OwnCredentials(base.issuer))
+    base.app.defer(registry.close)
+    return await subscriptions.compose(base.app, base.settings, base.database, base.bus, people, registry)
+
+
 async def compose(app: App, settings: SecretsSettings) -> None:
     """Wires the parts."""
     base = await open_base(app, settings)
@@ -146,6 +154,7 @@ async def compose(app: App, settings: SecretsSettings) -> None:
         compose_users(people, uses),
         await compose_sessions(base, people),
         named_registration,
+        await compose_subscriptions(base, people),
     ]
     await app.serve(settings.listen, await compose_guard(base, exchange, revocations), registrations)
 

@@ -3,11 +3,15 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
+
+import nkeys
 
 from stellwerk_launcher.binaries import Binary, on_path, probe
 from stellwerk_launcher.context import Context, ProcessSpec
 from stellwerk_launcher.credentials import write_private
 from stellwerk_launcher.health import Check
+from stellwerk_launcher.servers import nats_subscribers
 
 NAME = "nats"
 # Full rights within the platform's account; exists only in test stacks.
@@ -56,6 +60,12 @@ def _configuration(context: Context, folder: Path) -> str:
         for user, password in passwords.items()
         if user != "system"
     ]
+    test = TEST_USER in passwords
+    journal = "*" if test else f"JOURNAL{'' if context.namespace == 'stellwerk' else '_' + context.namespace}"
+    accounts: dict[str, dict[str, Any]] = {
+        "SYS": {"users": [{"user": "system", "password": passwords["system"]}]},
+        "APP": {"jetstream": "enabled", "users": users},
+    }
     return json.dumps(
         {
             # No monitor: it shows users, streams and subjects to whoever asks.
@@ -63,11 +73,11 @@ def _configuration(context: Context, folder: Path) -> str:
             "server_name": "stellwerk",
             "max_payload": 8 * 1024 * 1024,
             "jetstream": {"store_dir": str(folder / "js"), "max_file": MAX_FILE_BYTES},
-            "accounts": {
-                "SYS": {"users": [{"user": "system", "password": passwords["system"]}]},
-                "APP": {"jetstream": "enabled", "users": users},
-            },
+            "accounts": nats_subscribers.accounts("*" if test else context.namespace, journal, accounts),
             "system_account": "SYS",
+            "authorization": nats_subscribers.authorization(
+                public_key(context.credentials.nats_callout_seed), passwords
+            ),
         },
         indent=2,
     )
@@ -91,10 +101,20 @@ def permissions(namespace: str, user: str) -> dict[str, object]:
         *(f"{namespace}.{kind}.>" for kind in _DATA_SUBJECTS.get(user, ())),
         *("$JS.API.>", "$JS.ACK.>", "$JS.FC.>", "_INBOX.>"),
     ]
+    more = nats_subscribers.publishes() if user == "secrets" else ()
+    listens = nats_subscribers.subscribes() if user == "secrets" else ()
     deny = [f"$JS.API.STREAM.{verb}.{journal}" for verb in ("DELETE", "PURGE", "MSG.DELETE")]
     return {
         "permissions": {
-            "publish": {"allow": publish, "deny": deny},
-            "subscribe": {"allow": [*readable, "$JS.>"]},
+            "publish": {"allow": [*publish, *more], "deny": deny},
+            "subscribe": {"allow": [*readable, "$JS.>", *listens]},
+            # To answer what was asked, wherever the answer is wanted.
+            **({"allow_responses": True} if user == "secrets" else {}),
         }
     }
+
+
+def public_key(seed: str) -> str:
+    """The half of a NATS key that the server knows."""
+    public: bytes = nkeys.from_seed(bytearray(seed.encode())).public_key
+    return public.decode()

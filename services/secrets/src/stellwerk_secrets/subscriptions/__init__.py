@@ -1,0 +1,1 @@
+"""Event subscribers: NATS credentials that read the journal of some workspaces, and nothing else."""
