@@ -85,6 +85,7 @@ def _files_with(value: str, folder: Path, besides: tuple[str, ...]) -> list[Path
 
 
 def test_a_secret_that_does_not_exist_is_told_at_the_submit(workspace: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "train.py").touch()
     with pytest.raises(StellwerkError) as refused:
         workspace.runs.submit("true", code=tmp_path, secrets=["never-set"])
     assert refused.value.reason == "SECRET_NOT_FOUND"

@@ -47,42 +47,41 @@ def _rule(workspace: str = "", platform: str = "", tokens: str = "") -> Rule:
 _MANAGERS = "Owner Contributor"
 _WRITERS = "Owner Contributor DataScientist"
 _MEMBERS = "Owner Contributor DataScientist ComputeOperator Reader"
-_MACHINES = "Node Workload"
 
 TABLE: dict[str, Rule] = {
     # Workspaces and their members.
     "workspace.create": _rule(platform="Administrator"),
     "workspace.list": _rule(platform="AnyPerson"),
-    "workspace.read": _rule(_MEMBERS, tokens=_MACHINES),
+    "workspace.read": _rule(_MEMBERS, tokens="Workload"),
     "workspace.write": _rule(_MANAGERS),
     "workspace.delete": _rule("Owner"),
     "member.read": _rule(_MEMBERS),
     "member.write": _rule("Owner"),
     "quota.read": _rule(f"{_MEMBERS} Administrator"),
     "quota.write": _rule("Administrator"),
-    "datastore.read": _rule(_MEMBERS, tokens=_MACHINES),
+    "datastore.read": _rule(_MEMBERS, tokens="Workload"),
     "datastore.write": _rule(_MANAGERS),
     # Data, environments, models and the bytes of all three.
-    "dataset.read": _rule(_MEMBERS, tokens=_MACHINES),
+    "dataset.read": _rule(_MEMBERS, tokens="Workload"),
     "dataset.write": _rule(_WRITERS),
-    "environment.read": _rule(_MEMBERS, tokens=_MACHINES),
+    "environment.read": _rule(_MEMBERS, tokens="Workload"),
     "environment.write": _rule(_WRITERS),
     "environment.lock": _rule(tokens="Node"),
-    "model.read": _rule(_MEMBERS, tokens=_MACHINES),
+    "model.read": _rule(_MEMBERS, tokens="Workload"),
     "model.write": _rule(_WRITERS),
-    "blob.read": _rule(_MEMBERS, tokens=_MACHINES),
-    "blob.write": _rule(_WRITERS, tokens=_MACHINES),
+    "blob.read": _rule(_MEMBERS, tokens="Workload"),
+    "blob.write": _rule(_WRITERS, tokens="Workload"),
     # Runs.
-    "run.read": _rule(_MEMBERS, tokens=_MACHINES),
+    "run.read": _rule(_MEMBERS, tokens="Workload"),
     "run.write": _rule(_WRITERS),
-    "run.append": _rule(_WRITERS, tokens=_MACHINES),
+    "run.append": _rule(_WRITERS, tokens="Workload"),
     "run.cancel": _rule(_WRITERS),
     "run.delete": _rule(_WRITERS),
     # Computes. Nodes lie in no workspace: everybody sees what there is to run on.
-    "compute.read": _rule(_MEMBERS, platform="AnyPerson", tokens=_MACHINES),
+    "compute.read": _rule(_MEMBERS, platform="AnyPerson", tokens="Workload"),
     "node.connect": _rule(tokens="Node"),
     # Endpoints.
-    "endpoint.read": _rule(_MEMBERS, tokens=_MACHINES),
+    "endpoint.read": _rule(_MEMBERS, tokens="Workload"),
     "endpoint.write": _rule(_WRITERS),
     "endpoint.invoke": _rule(_WRITERS, tokens="Invoker"),
     # Secrets of a workspace, less and with their values.
@@ -90,14 +89,14 @@ TABLE: dict[str, Rule] = {
     "secret.write": _rule(_MANAGERS),
     "secret.access": _rule(_WRITERS, tokens="Workload"),
     # What happened. A trace lies in no workspace: `telemetry` looks whose it is.
-    "event.read": _rule(_MEMBERS, tokens=_MACHINES),
+    "event.read": _rule(_MEMBERS, tokens="Workload"),
     "event.admin": _rule(platform="Administrator"),
     "activity.read": _rule(_MANAGERS, platform="Administrator"),
     "telemetry.read": _rule(platform="AnyPerson"),
     "telemetry.write": _rule(platform="Administrator", tokens="TelemetryWriter"),
     # People, their keys and their subscriptions. Nobody makes a key in another's name; `secrets` shows
     # who is not an administrator only the names of others.
-    "identity.read": _rule(platform="AnyPerson", tokens=_MACHINES),
+    "identity.read": _rule(platform="AnyPerson", tokens="Node Workload"),
     "user.read": _rule(platform="AnyPerson"),
     "user.write": _rule(platform="Administrator"),
     "key.create": _rule(platform="Self"),

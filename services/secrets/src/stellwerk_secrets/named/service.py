@@ -88,7 +88,9 @@ class SecretService(secrets_pb2_grpc.SecretServiceServicer):
         number, value = found
         if secret is None or number > secret.version:
             await self._recorded(name)
-        activity.accessed(_ACCESS, actor=caller.subject, resource=f"{name}/versions/{number}")
+        activity.accessed(
+            _ACCESS, actor=caller.subject, resource=f"{name}/versions/{number}", address=caller.address
+        )
         return pb.SecretValue(name=f"{name}/versions/{number}", value=value)
 
     async def DeleteSecret(self, request: pb.DeleteSecretRequest, context: Any) -> pb.Secret:
