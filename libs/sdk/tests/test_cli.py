@@ -66,6 +66,8 @@ def test_no_line_of_help_is_cut_off(words: tuple[str, ...]) -> None:
         (["endpoint", "traffic", "e", "blue=many", "-w", "demo"], 2, "USAGE"),
         (["endpoint", "traffic", "e", "-w", "demo"], 2, "USAGE"),
         (["endpoint", "traffic", "e", "blue=100", "--none", "-w", "demo"], 2, "USAGE"),
+        (["endpoint", "traffic", "e", "--mirror", "blue=x", "-w", "demo"], 2, "USAGE"),
+        (["endpoint", "traffic", "e", "--mirror", "blue=1", "--no-mirror", "-w", "demo"], 2, "USAGE"),
         (["events", "list", "--resource", "digits-1", "-w", "demo"], 2, "INVALID_NAME"),
         (["events", "watch", "--resource", "runs/", "-w", "demo"], 2, "INVALID_NAME"),
         (["workspace", "list", "--output", "xml"], 2, "USAGE"),

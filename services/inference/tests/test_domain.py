@@ -12,7 +12,7 @@ from stellwerk_inference.endpoints import domain as endpoints
 from stellwerk_inference.replicas import domain as replicas
 from stellwerk_inference.routes.domain import table
 from stellwerk_platform.documents import timestamp
-from stellwerk_platform.errors import FailedPrecondition
+from stellwerk_platform.errors import FailedPrecondition, InvalidArgument, NotFound
 from stellwerk_platform.journal import Fact
 from stellwerk_protos.common.v1.common_pb2 import Reason
 from stellwerk_protos.compute.v1 import computes_pb2 as compute
@@ -129,11 +129,52 @@ def test_only_the_first_ready_deployment_takes_the_traffic() -> None:
         deployments.delete(first, 100)
 
 
-def test_routes_hold_only_what_takes_traffic_and_is_ready() -> None:
-    endpoint = pb.Endpoint(name="workspaces/demo/endpoints/e", traffic={"d": 60, "gone": 40, "idle": 0})
-    ready = replica(states.SUCCEEDED)
-    routes = table([endpoint, pb.Endpoint(name="workspaces/demo/endpoints/a")], [ready])
-    assert [(route.endpoint[-1], len(route.targets)) for route in routes.routes] == [("a", 0), ("e", 1)]
-    target = routes.routes[1].targets[0]
-    assert (target.deployment, target.percent) == (NAME, 60)
-    assert [found.name for found in target.replicas] == [ready.name]
+def test_routes_hold_what_is_ready_or_takes_traffic() -> None:
+    endpoint = pb.Endpoint(
+        name="workspaces/demo/endpoints/e",
+        traffic={"d": 60, "x": 40},
+        mirror_traffic={"i": 5},
+        sticky_header="s",
+    )
+    settings = pb.RequestSettings(timeout_ms=5)
+    found = [
+        pb.Deployment(name=NAME, state=states.SUCCEEDED, replica_count=2, request_settings=settings),
+        pb.Deployment(name=NAME[:-1] + "x", state=states.FAILED, replica_count=1),
+        pb.Deployment(name=NAME[:-1] + "f", state=states.FAILED, replica_count=1),
+        pb.Deployment(name=NAME[:-1] + "i", state=states.SUCCEEDED),
+    ]
+    ready, silent = replica(states.SUCCEEDED), replica(states.NOT_RESPONDING)
+    routes = table([endpoint, pb.Endpoint(name="workspaces/demo/endpoints/a")], found, [ready, silent])
+    assert [(route.endpoint[-1], len(route.targets)) for route in routes.routes] == [("a", 0), ("e", 3)]
+    assert routes.routes[1].sticky_header == "s"
+    first, idle, failed = routes.routes[1].targets
+    assert (first.deployment, first.percent, first.settings, first.starting) == (NAME, 60, settings, True)
+    assert [one.name for one in first.replicas] == [ready.name]
+    assert (idle.percent, idle.mirror_percent) == (0, 5)
+    assert (failed.percent, len(failed.replicas), failed.starting) == (40, 0, False)
+
+
+def test_copies_and_the_sticky_header_stay_until_they_are_replaced() -> None:
+    endpoint = pb.Endpoint(name="workspaces/demo/endpoints/e", state=states.SUCCEEDED)
+    found = [
+        pb.Deployment(name=NAME, state=states.SUCCEEDED),
+        pb.Deployment(name=NAME + "2", state=states.SUCCEEDED),
+    ]
+    mirrors = pb.MirrorTraffic(percents={"d2": 10})
+    request = pb.SetTrafficRequest(traffic={"d": 100}, mirror_traffic=mirrors, sticky_header="X-User")
+    assert endpoints.set_traffic(endpoint, request, found) is not None
+    assert endpoints.set_traffic(endpoint, pb.SetTrafficRequest(traffic={"d": 100}), found) is None
+    assert (dict(endpoint.mirror_traffic), endpoint.sticky_header) == ({"d2": 10}, "x-user")
+    assert endpoints.forget(endpoint, "d2") is not None
+    assert endpoints.forget(endpoint, "d2") is None
+    assert (dict(endpoint.traffic), dict(endpoint.mirror_traffic)) == ({"d": 100}, {})
+    for wrong in (
+        pb.SetTrafficRequest(mirror_traffic=pb.MirrorTraffic(percents={"d": 101})),
+        pb.SetTrafficRequest(sticky_header="no header"),
+        pb.SetTrafficRequest(traffic={"d": 1 << 31 - 1}),
+    ):
+        with pytest.raises(InvalidArgument):
+            endpoints.set_traffic(endpoint, wrong, found)
+    request = pb.SetTrafficRequest(mirror_traffic=pb.MirrorTraffic(percents={"d3": 1}))
+    with pytest.raises(NotFound):
+        endpoints.set_traffic(endpoint, request, found)

@@ -92,6 +92,14 @@ async def test_a_second_deployment_gets_traffic_when_asked_for(
     ):
         request = pb.SetTrafficRequest(name=endpoint, traffic=wrong)
         assert await reason_of(inference.stub.SetTraffic(request)) == reason
+    mirrors = pb.MirrorTraffic(percents={"green": 10})
+    request = pb.SetTrafficRequest(name=endpoint, traffic={"blue": 100}, mirror_traffic=mirrors)
+    await inference.stub.SetTraffic(request)
+    targets = (await routes_of(inference, endpoint)).targets
+    assert [(target.percent, target.mirror_percent) for target in targets] == [(100, 0), (0, 10)]
+    await inference.stub.DeleteDeployment(pb.DeleteDeploymentRequest(name=second.name))
+    after = await inference.stub.GetEndpoint(pb.GetEndpointRequest(name=endpoint))
+    assert not after.mirror_traffic
     stale = pb.SetTrafficRequest(name=endpoint, traffic={"blue": 100}, etag="1")
     assert await reason_of(inference.stub.SetTraffic(stale)) == "REVISION_CHANGED"
 
@@ -136,7 +144,8 @@ async def test_a_replica_that_was_ready_and_dies_is_replaced(
     event = await journal.next("replica.created")
     assert event["data"]["reason"]["code"] == "REPLICA_REPLACED"
     assert event["subject"] != replica
-    assert not (await routes_of(inference, endpoint)).targets
+    target = (await routes_of(inference, endpoint)).targets[0]
+    assert (target.percent, len(target.replicas), target.starting) == (100, 0, True)
     await inference.allocate(event["subject"], compute.ALLOCATION_STATE_RUNNING, scorer.address)
     await journal.next("replica.ready")
     assert (await routes_of(inference, endpoint)).targets[0].replicas[0].name == event["subject"]
@@ -150,10 +159,11 @@ async def test_a_replica_whose_node_is_silent_leaves_the_routes_and_returns(
     _, replica = await ready_deployment(inference, journal, scorer, endpoint, "blue")
     await inference.allocate(replica, compute.ALLOCATION_STATE_NOT_RESPONDING)
     await journal.next("replica.not_responding")
-    assert not (await routes_of(inference, endpoint)).targets
+    target = (await routes_of(inference, endpoint)).targets[0]
+    assert (target.percent, len(target.replicas), target.starting) == (100, 0, True)
     await inference.allocate(replica, compute.ALLOCATION_STATE_RUNNING, scorer.address)
     await journal.next("replica.ready")
-    assert (await routes_of(inference, endpoint)).targets
+    assert (await routes_of(inference, endpoint)).targets[0].replicas
 
 
 async def test_a_probe_goes_on_after_a_restart(unstarted: Inference, scorer: Scorer) -> None:
@@ -234,6 +244,8 @@ async def test_a_repeated_request_is_answered_as_the_first_time(inference: Infer
         ("scoring_script", "missing.py", "SCORING_SCRIPT_NOT_FOUND"),
         ("replica_count", -1, "INVALID_REPLICA_COUNT"),
         ("replica_count", 1_000, "INVALID_REPLICA_COUNT"),
+        ("request_settings", pb.RequestSettings(timeout_ms=-1), "INVALID_REQUEST_SETTINGS"),
+        ("request_settings", pb.RequestSettings(max_queued_requests=1_000_000), "INVALID_REQUEST_SETTINGS"),
         ("models", [], "MODEL_MISSING"),
         ("models", [f"{WORKSPACE}/models/other/versions/1"], "NOT_FOUND_THERE"),
         (
@@ -250,7 +262,9 @@ async def test_what_does_not_exist_or_fit_is_refused(
     endpoint = await inference.stub.CreateEndpoint(checks)
     request = deployment_request(endpoint.name, "blue")
     request.ClearField(field)  # type: ignore[arg-type]
-    if isinstance(value, list):
+    if isinstance(value, pb.RequestSettings):
+        request.request_settings.CopyFrom(value)
+    elif isinstance(value, list):
         request.models.extend(value)
     else:
         setattr(request, field, value)

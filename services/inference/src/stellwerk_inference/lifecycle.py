@@ -91,7 +91,7 @@ class Lifecycle:
             return await self._store.endpoints.update_in(
                 tx,
                 request.name,
-                lambda endpoint: endpoints.set_traffic(endpoint, request.traffic, existing),
+                lambda endpoint: endpoints.set_traffic(endpoint, request, existing),
                 request.etag,
             )
 
@@ -102,8 +102,11 @@ class Lifecycle:
 
         async def work(tx: Transaction) -> pb.Deployment:
             endpoint = await self._store.endpoints.get(endpoint_of(name), tx.session)
-            percent = endpoint.traffic.get(name.rsplit("/", 1)[1], 0)
-            await self._delete_deployment_in(tx, name, percent)
+            deployment_id = name.rsplit("/", 1)[1]
+            await self._delete_deployment_in(tx, name, endpoint.traffic.get(deployment_id, 0))
+            await self._store.endpoints.update_in(
+                tx, endpoint.name, lambda e: endpoints.forget(e, deployment_id)
+            )
             return await self._store.deployments.get(name, tx.session)
 
         return await self._store.change(endpoint_of(name), work)

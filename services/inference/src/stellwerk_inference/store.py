@@ -14,8 +14,8 @@ from pymongo import ASCENDING, IndexModel
 from pymongo.errors import DuplicateKeyError
 
 from stellwerk_inference.endpoints.domain import PATTERN
-from stellwerk_inference.replicas.domain import deployment_of
-from stellwerk_inference.states import CREATING, DELETED, SUCCEEDED, name_of
+from stellwerk_inference.replicas.domain import LIVE, deployment_of
+from stellwerk_inference.states import CREATING, DELETED, FAILED, SUCCEEDED, name_of
 from stellwerk_platform import names
 from stellwerk_platform.documents import Document
 from stellwerk_platform.errors import AlreadyExists
@@ -37,7 +37,10 @@ class Store:
             database,
             "deployments",
             pb.Deployment,
-            indexes=[IndexModel([("parent", ASCENDING), ("_id", ASCENDING)])],
+            indexes=[
+                IndexModel([("parent", ASCENDING), ("_id", ASCENDING)]),
+                IndexModel([("state", ASCENDING)]),
+            ],
             extra=_parent,
         )
         self.replicas = Collection(
@@ -130,10 +133,12 @@ class Store:
         lacking = {"$lt": [{"$ifNull": ["$ready_replica_count", 0]}, "$replica_count"]}
         return await self.deployments.all({"state": name_of(SUCCEEDED), "$expr": lacking})
 
-    async def served(self) -> tuple[list[pb.Endpoint], list[pb.Replica]]:
-        """What routes are made of: the open endpoints and the ready replicas."""
+    async def served(self) -> tuple[list[pb.Endpoint], list[pb.Deployment], list[pb.Replica]]:
+        """What routes are made of: what is open or lives."""
         endpoints = await self.endpoints.all({"state": name_of(SUCCEEDED)})
-        return endpoints, await self.replicas.all({"state": name_of(SUCCEEDED)})
+        existing = await self.deployments.all({"state": {"$in": [name_of(SUCCEEDED), name_of(FAILED)]}})
+        live = [name_of(state) for state in LIVE]
+        return endpoints, existing, await self.replicas.all({"state": {"$in": live}})
 
 
 def visible(parent: str) -> Document:

@@ -39,9 +39,29 @@ class Endpoints:
         pages = self._core.pages(self._stub.ListEndpoints, request, limit)
         return [Endpoint(self._core, endpoint) for page in pages for endpoint in page.endpoints]
 
-    def set_traffic(self, name: str, traffic: Mapping[str, int], *, etag: str = "") -> "Endpoint":
-        """Replaces the split: percent by deployment, 100 together. `etag` refuses a lost update."""
-        request = endpoints_pb2.SetTrafficRequest(name=self._name(name), traffic=traffic, etag=etag)
+    def set_traffic(
+        self,
+        name: str,
+        traffic: Mapping[str, int] | None = None,
+        *,
+        mirror: Mapping[str, int] | None = None,
+        sticky_header: str | None = None,
+        etag: str = "",
+    ) -> "Endpoint":
+        """Replaces the split: percent by deployment, 100 together. None leaves a part as it is.
+
+        `mirror`: deployments that get copies of so many percent of the requests; nobody sees their
+        answers. `sticky_header`: requests with the same value of this header go to the same deployment;
+        "" for none. `etag` refuses a lost update.
+        """
+        if traffic is None:
+            current = (self.get(name)).message
+            traffic, etag = current.traffic, etag or str(current.revision)
+        request = endpoints_pb2.SetTrafficRequest(
+            name=self._name(name), traffic=traffic, etag=etag, sticky_header=sticky_header
+        )
+        if mirror is not None:
+            request.mirror_traffic.CopyFrom(endpoints_pb2.MirrorTraffic(percents=mirror))
         return Endpoint(self._core, self._core.call(self._stub.SetTraffic, request))
 
     def delete(self, name: str) -> "Endpoint":
@@ -110,8 +130,18 @@ class Deployments:
         replicas: int = 1,
         variables: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
+        request_timeout: float = 0,
+        max_concurrent: int = 0,
+        max_queue: int = 0,
+        retry_lost: bool = False,
     ) -> endpoints_pb2.Deployment:
-        """Uploads the folder `code` and starts `replicas` of its scoring script. Does not wait."""
+        """Uploads the folder `code` and starts `replicas` of its scoring script. Does not wait.
+
+        `request_timeout`: seconds for one request. `max_concurrent`: requests that a replica has at a
+        time; `max_queue`: how many may wait beyond that, more are refused with 429. 0 means the default.
+        `retry_lost`: a request whose replica was lost goes to another one, so that the script may run
+        twice for it.
+        """
         request = endpoints_pb2.CreateDeploymentRequest(
             parent=names.resource(self._parent, "endpoints", endpoint),
             deployment_id=name,
@@ -123,6 +153,12 @@ class Deployments:
             replica_count=replicas,
             variables=variables,
             tags=tags,
+            request_settings=endpoints_pb2.RequestSettings(
+                timeout_ms=round(request_timeout * 1000),
+                max_concurrent_requests=max_concurrent,
+                max_queued_requests=max_queue,
+                retry_lost_requests=retry_lost,
+            ),
         )
         return self._core.call(self._stub.CreateDeployment, request)
 

@@ -56,23 +56,47 @@ def endpoint_show(session: Session, name: str) -> None:
     _show_endpoint(session, session.workspace().endpoints.get(name))
 
 
-@endpoint.command("traffic", example="stellwerk endpoint traffic digits blue=90 green=10")
+@endpoint.command("traffic", example="stellwerk endpoint traffic digits blue=90 green=10 --mirror red=5")
 @click.argument("name")
-@click.argument("shares", nargs=-1, metavar="DEPLOYMENT=PERCENT...")
+@click.argument("shares", nargs=-1, metavar="[DEPLOYMENT=PERCENT]...")
 @click.option("--none", "nobody", is_flag=True, help="Take the traffic away from all.")
+@click.option("--mirror", "mirrors", multiple=True, metavar="DEPLOYMENT=PERCENT", help="Copies. Repeatable.")
+@click.option("--no-mirror", is_flag=True, help="Send no more copies.")
+@click.option("--sticky-header", metavar="HEADER", help='Same value, same deployment; "" for none.')
 @traced
-def endpoint_traffic(session: Session, name: str, shares: tuple[str, ...], nobody: bool) -> None:
-    """Set which deployment gets how many percent of the requests."""
-    if bool(shares) == nobody:
+def endpoint_traffic(
+    session: Session,
+    name: str,
+    shares: tuple[str, ...],
+    nobody: bool,
+    mirrors: tuple[str, ...],
+    no_mirror: bool,
+    sticky_header: str | None,
+) -> None:
+    """Set the share of each deployment, and who gets copies."""
+    if shares and nobody:
         raise click.UsageError("Give either DEPLOYMENT=PERCENT... or --none.")
-    given = arguments.pairs(shares, "DEPLOYMENT=PERCENT")
-    for deployment_name, percent in given.items():
+    if mirrors and no_mirror:
+        raise click.UsageError("Give either --mirror or --no-mirror.")
+    if not (shares or nobody or mirrors or no_mirror or sticky_header is not None):
+        raise click.UsageError("Give DEPLOYMENT=PERCENT..., --none, --mirror, or --sticky-header.")
+    changed = session.workspace().endpoints.set_traffic(
+        name,
+        _percents(shares, "DEPLOYMENT=PERCENT") if shares or nobody else None,
+        mirror=_percents(mirrors, "--mirror") if mirrors or no_mirror else None,
+        sticky_header=sticky_header,
+    )
+    _show_endpoint(session, changed)
+
+
+def _percents(given: tuple[str, ...], what: str) -> dict[str, int]:
+    pairs = arguments.pairs(given, what)
+    for deployment_name, percent in pairs.items():
         if not percent.isdigit():
             raise click.BadParameter(
                 f"{percent!r} is not a whole number of percent.", param_hint=deployment_name
             )
-    traffic = {deployment_name: int(percent) for deployment_name, percent in given.items()}
-    _show_endpoint(session, session.workspace().endpoints.set_traffic(name, traffic))
+    return {deployment_name: int(percent) for deployment_name, percent in pairs.items()}
 
 
 @endpoint.command("delete", example="stellwerk endpoint delete digits")
@@ -114,6 +138,8 @@ def _show_endpoint(session: Session, found: Any) -> None:
         ("created", f"{output.when(item.create_time)} by {item.creator}"),
         ("description", item.description),
         ("traffic", output.pairs(item.traffic)),
+        ("copies", output.pairs(item.mirror_traffic)),
+        ("sticky by", item.sticky_header),
         ("url", found.url),
     ]
     output.facts(item, session.json, facts)
@@ -141,6 +167,12 @@ _of = click.option("--endpoint", "endpoint_name", required=True, metavar="NAME",
 @click.option("--compute", default="local", show_default=True, help="Where.")
 @click.option("--replicas", type=click.IntRange(1), default=1, show_default=True, help="How many.")
 @click.option("--variable", "variables", multiple=True, metavar="NAME=VALUE", help="Set for the script.")
+@click.option("--request-timeout", type=float, default=0, metavar="SECONDS", help="For one request.")
+@click.option(
+    "--max-concurrent", type=int, default=0, metavar="N", help="Requests that a replica has at a time."
+)
+@click.option("--max-queue", type=int, default=0, metavar="N", help="Requests that may wait; more get 429.")
+@click.option("--retry-lost", is_flag=True, help="The script may run twice for a request.")
 @click.option("--wait/--no-wait", default=True, help="Wait until it is ready or failed (the default).")
 @traced
 def deployment_create(
@@ -216,8 +248,20 @@ def _show_deployment(session: Session, item: Any) -> None:
         ("models", _models(item)),
         ("environment", names.short_version(item.workload.environment)),
         ("script", item.workload.command),
+        ("requests", _request_settings(item.request_settings)),
     ]
     output.facts(item, session.json, facts)
+
+
+def _request_settings(settings: Any) -> str:
+    """What was set; the rest are defaults."""
+    texts = [
+        (settings.timeout_ms, f"{settings.timeout_ms / 1000:g} s each"),
+        (settings.max_concurrent_requests, f"{settings.max_concurrent_requests} at a time"),
+        (settings.max_queued_requests, f"{settings.max_queued_requests} may wait"),
+        (settings.retry_lost_requests, "lost ones are sent again"),
+    ]
+    return ", ".join(text for value, text in texts if value)
 
 
 def _models(item: Any) -> str:

@@ -40,6 +40,11 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _FAILURES_PER_REPLICA = 5
 _FAILURE_WINDOW = timedelta(minutes=10)
 _LONGEST_BACKOFF_SECONDS = 30.0
+_SETTINGS_LIMITS = {
+    "timeout_ms": 3_600_000,
+    "max_concurrent_requests": 10_000,
+    "max_queued_requests": 100_000,
+}
 
 
 def check_request(request: pb.CreateDeploymentRequest) -> None:
@@ -67,6 +72,18 @@ def check_request(request: pb.CreateDeploymentRequest) -> None:
             f"Use 1 to {MAX_REPLICAS}.",
         )
     _check_variables(request.variables)
+    _check_request_settings(request.request_settings)
+
+
+def _check_request_settings(settings: pb.RequestSettings) -> None:
+    for field, limit in _SETTINGS_LIMITS.items():
+        value = getattr(settings, field)
+        if not 0 <= value <= limit:
+            raise InvalidArgument(
+                "INVALID_REQUEST_SETTINGS",
+                f"{field} cannot be {value:,}.",
+                f"Use 1 to {limit:,}, or 0 for the default.",
+            )
 
 
 def _check_variables(variables: Mapping[str, str]) -> None:
@@ -108,6 +125,7 @@ def new(
         state=CREATING,
         reason=Reason(code="WAITING_FOR_COMPUTE", message="Waits for its replicas."),
         replica_count=request.replica_count or 1,
+        request_settings=request.request_settings if request.HasField("request_settings") else None,
     )
     deployment.workload.CopyFrom(
         workloads_pb2.Workload(

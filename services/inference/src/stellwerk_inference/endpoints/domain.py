@@ -4,6 +4,7 @@ Each rule changes the endpoint and returns the fact to record, or None when ther
 nothing to do.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 
 from stellwerk_inference.states import DELETED, DELETING, LEAVING, READY_CODE, SUCCEEDED, State
@@ -15,6 +16,7 @@ from stellwerk_protos.inference.v1 import endpoints_pb2 as pb
 
 PATTERN = "workspaces/*/endpoints/*"
 _WHOLE = 100
+_HEADER = re.compile(r"[a-z0-9][a-z0-9-]{0,99}")
 
 
 def new(request: pb.CreateEndpointRequest, creator: str) -> pb.Endpoint:
@@ -40,19 +42,46 @@ def check_open(endpoint: pb.Endpoint) -> None:
 
 
 def set_traffic(
-    endpoint: pb.Endpoint, traffic: Mapping[str, int], deployments: Sequence[pb.Deployment]
+    endpoint: pb.Endpoint, request: pb.SetTrafficRequest, deployments: Sequence[pb.Deployment]
 ) -> Fact | None:
-    """Replaces the split; raises `InvalidArgument`, `NotFound` or `FailedPrecondition`."""
+    """Replaces the split, and copies and sticky header where the request has them.
+
+    Raises `InvalidArgument`, `NotFound` or `FailedPrecondition`.
+    """
     check_open(endpoint)
-    shares = {deployment: percent for deployment, percent in traffic.items() if percent}
-    if any(percent < 0 for percent in shares.values()) or sum(shares.values()) not in (0, _WHOLE):
+    shares = _percents(request.traffic)
+    if sum(shares.values()) not in (0, _WHOLE):
         raise InvalidArgument(
             "INVALID_TRAFFIC",
             f"The shares add up to {sum(shares.values())} %.",
             "Use shares of 0 to 100 that add up to 100, or none at all.",
         )
+    _check_ready(endpoint, request.traffic, deployments)
+    mirrors = dict(endpoint.mirror_traffic)
+    if request.HasField("mirror_traffic"):
+        mirrors = _percents(request.mirror_traffic.percents)
+        _check_ready(endpoint, mirrors, deployments)
+    sticky = request.sticky_header.lower() if request.HasField("sticky_header") else endpoint.sticky_header
+    if sticky and not _HEADER.fullmatch(sticky):
+        raise InvalidArgument(
+            "INVALID_HEADER",
+            f"{sticky[:80]!r} cannot be the name of a header.",
+            "Use letters, digits and '-', up to 100 of them.",
+        )
+    return _split(endpoint, shares, "REQUESTED", mirrors, sticky)
+
+
+def _percents(given: Mapping[str, int]) -> dict[str, int]:
+    if any(not 0 <= percent <= _WHOLE for percent in given.values()):
+        raise InvalidArgument("INVALID_TRAFFIC", "A share is not between 0 and 100 %.", "Use 0 to 100.")
+    return {deployment: percent for deployment, percent in given.items() if percent}
+
+
+def _check_ready(
+    endpoint: pb.Endpoint, percents: Mapping[str, int], deployments: Sequence[pb.Deployment]
+) -> None:
     by_id = {names.id_of(deployment.name): deployment for deployment in deployments}
-    for deployment_id in traffic:
+    for deployment_id, percent in percents.items():
         deployment = by_id.get(deployment_id)
         if deployment is None or deployment.state in LEAVING:
             raise NotFound(
@@ -60,13 +89,18 @@ def set_traffic(
                 f"There is no deployment {deployment_id[:80]!r} at {endpoint.name}.",
                 "List the deployments of the endpoint.",
             )
-        if traffic[deployment_id] and deployment.state != SUCCEEDED:
+        if percent and deployment.state != SUCCEEDED:
             raise FailedPrecondition(
                 "DEPLOYMENT_NOT_READY",
                 f"{deployment_id} is not ready: {deployment.reason.message or deployment.reason.code}",
                 "Wait until its state is Succeeded.",
             )
-    return _split(endpoint, shares, "REQUESTED")
+
+
+def forget(endpoint: pb.Endpoint, deployment_id: str) -> Fact | None:
+    """A deployment that is being deleted gets no copies any more."""
+    mirrors = {name: percent for name, percent in endpoint.mirror_traffic.items() if name != deployment_id}
+    return _split(endpoint, dict(endpoint.traffic), "DEPLOYMENT_DELETED", mirrors, endpoint.sticky_header)
 
 
 def take_first(endpoint: pb.Endpoint, deployment: str, deployments: Sequence[pb.Deployment]) -> Fact | None:
@@ -74,7 +108,8 @@ def take_first(endpoint: pb.Endpoint, deployment: str, deployments: Sequence[pb.
     others = any(d.state == SUCCEEDED and d.name != deployment for d in deployments)
     if endpoint.state != SUCCEEDED or endpoint.traffic or others:
         return None
-    return _split(endpoint, {names.id_of(deployment): _WHOLE}, "FIRST_DEPLOYMENT")
+    shares = {names.id_of(deployment): _WHOLE}
+    return _split(endpoint, shares, "FIRST_DEPLOYMENT", dict(endpoint.mirror_traffic), endpoint.sticky_header)
 
 
 def delete(endpoint: pb.Endpoint) -> Fact | None:
@@ -82,6 +117,7 @@ def delete(endpoint: pb.Endpoint) -> Fact | None:
     if endpoint.state in LEAVING:
         return None
     endpoint.traffic.clear()
+    endpoint.mirror_traffic.clear()
     return _move(endpoint, DELETING, "deleting", Reason(code="DELETE_REQUESTED", message="Is being deleted."))
 
 
@@ -92,13 +128,26 @@ def observe(endpoint: pb.Endpoint, deployments: Sequence[pb.Deployment]) -> Fact
     return _move(endpoint, DELETED, "deleted", Reason(code="DELETED", message="Nothing of it is left."))
 
 
-def _split(endpoint: pb.Endpoint, shares: Mapping[str, int], code: str) -> Fact | None:
-    if dict(endpoint.traffic) == dict(shares):
+def _split(
+    endpoint: pb.Endpoint, shares: Mapping[str, int], code: str, mirrors: Mapping[str, int], sticky: str
+) -> Fact | None:
+    before = (dict(endpoint.traffic), dict(endpoint.mirror_traffic), endpoint.sticky_header)
+    if before == (dict(shares), dict(mirrors), sticky):
         return None
-    endpoint.traffic.clear()
-    endpoint.traffic.update(shares)
-    text = ", ".join(f"{name} {percent} %" for name, percent in sorted(shares.items()))
-    return Fact("traffic_changed", code, text or "No deployment takes traffic.")
+    for field, percents in ((endpoint.traffic, shares), (endpoint.mirror_traffic, mirrors)):
+        field.clear()
+        field.update(percents)
+    endpoint.sticky_header = sticky
+    text = _text(shares) or "No deployment takes traffic"
+    if mirrors:
+        text += f"; copies to {_text(mirrors)}"
+    if sticky:
+        text += f"; sticky by {sticky}"
+    return Fact("traffic_changed", code, f"{text}.")
+
+
+def _text(percents: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {percent} %" for name, percent in sorted(percents.items()))
 
 
 def _move(endpoint: pb.Endpoint, state: State.ValueType, verb: str, reason: Reason) -> Fact:
