@@ -20,8 +20,9 @@ from stellwerk_gateway.login.cookies import Seal
 from stellwerk_gateway.login.door import LoginDoor
 from stellwerk_gateway.scoring.access import Access
 from stellwerk_gateway.scoring.grpc import ScoringHandler
-from stellwerk_gateway.scoring.http import ScoringDoor, client_session
+from stellwerk_gateway.scoring.router import Limits, Router
 from stellwerk_gateway.scoring.routes import RouteTable
+from stellwerk_gateway.scoring.tracing import Tracer
 from stellwerk_launcher.testing import guard_without_registry
 from stellwerk_platform.auth import Caller
 from stellwerk_platform.errors import Unauthenticated
@@ -43,8 +44,27 @@ async def issue(endpoint: str) -> str:
 
 
 @pytest.fixture
-def table() -> RouteTable:
-    return RouteTable(patience_seconds=0.05)
+async def table() -> AsyncIterator[RouteTable]:
+    table = RouteTable(patience_seconds=0.05, default_timeout_seconds=5)
+    yield table
+    await table.close()
+
+
+@pytest.fixture
+def limits() -> Limits:
+    """Small ones, so that a test can reach them."""
+    return Limits(
+        max_body_bytes=1_000_000,
+        held_body_bytes=10_000,
+        held_bytes=2_000_000,
+        park_seconds=0.2,
+        body_check_seconds=0.2,
+    )
+
+
+@pytest.fixture
+def router(table: RouteTable, limits: Limits) -> Router:
+    return Router(table, Access(guard_without_registry(verify), issue), limits, Tracer(per_second=1_000))
 
 
 @pytest.fixture
@@ -65,35 +85,30 @@ class Door:
 
 
 @pytest.fixture
-async def door(backend: EchoBackend, table: RouteTable) -> AsyncIterator[Door]:
+async def door(backend: EchoBackend, router: Router) -> AsyncIterator[Door]:
     backends = Backends(dict.fromkeys(catalog.BACKENDS, f"127.0.0.1:{backend.port}"), patience_seconds=1)
     forwarder = Forwarder(backends)
-    scoring = ScoringHandler(table, Access(guard_without_registry(verify), issue), timeout_seconds=5)
-    server = GrpcDoor("127.0.0.1:0", [forwarder, scoring])
+    server = GrpcDoor("127.0.0.1:0", [forwarder, ScoringHandler(router)])
     await server.start()
     address = f"127.0.0.1:{server.port}"
     async with grpc.aio.insecure_channel(address) as channel:
         yield Door(channel, forwarder, address)
     forwarder.stop()
     await server.stop()
-    await scoring.close()
     await backends.close()
 
 
 @pytest.fixture
-async def web(backend: EchoBackend, table: RouteTable) -> AsyncIterator[aiohttp.ClientSession]:
+async def web(backend: EchoBackend, router: Router) -> AsyncIterator[aiohttp.ClientSession]:
     """A client of an HTTP door whose every service is the small backend."""
     addresses = dict.fromkeys(catalog.BACKENDS, f"127.0.0.1:{backend.port}")
     backends = Backends(addresses, patience_seconds=1)
-    async with client_session() as pool:
-        admission = Access(guard_without_registry(verify), issue)
-        scoring = ScoringDoor(table, admission, pool, timeout_seconds=1, max_body_bytes=1_000)
-        secrets = grpc.aio.insecure_channel(f"127.0.0.1:{backend.port}")
-        login = LoginDoor(secrets, Seal("a secret"), "", "")
-        server = HttpServer("127.0.0.1:0", HttpDoor(backends, ConnectDoor(backends), scoring, login))
-        server.start()
-        async with aiohttp.ClientSession(f"http://127.0.0.1:{server.port}") as session:
-            yield session
-        await server.stop()
-        await secrets.close()
+    secrets = grpc.aio.insecure_channel(f"127.0.0.1:{backend.port}")
+    login = LoginDoor(secrets, Seal("a secret"), "", "")
+    server = HttpServer("127.0.0.1:0", HttpDoor(backends, ConnectDoor(backends), router, login), router)
+    server.start()
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{server.port}") as session:
+        yield session
+    await server.stop()
+    await secrets.close()
     await backends.close()

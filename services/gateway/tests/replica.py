@@ -1,13 +1,12 @@
 """Stands for a scorer where the real one is not needed: says who it is and what it was sent."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
-import grpc
 from aiohttp import web
 
-from stellwerk_platform.errors import InvalidArgument, Unavailable
-from stellwerk_platform.grpc_server import abort
+from stellwerk_platform.errors import InvalidArgument, PlatformError, Unavailable, to_status
 from stellwerk_protos.inference.v1 import endpoints_pb2 as pb
 from stellwerk_protos.open_inference import grpc_predict_v2_pb2 as oip
 
@@ -15,71 +14,97 @@ ENDPOINT = "workspaces/demo/endpoints/digits"
 
 
 class FakeReplica:
-    """One replica with both faces."""
+    """One replica: the Azure contract, the Open Inference Protocol, and messages of the gRPC door."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.requests: list[web.Request] = []
+        self.bodies: list[bytes] = []
         self.metadata: dict[str, Any] = {}
         self.drop_next = False
         self.starting = False
-        application = web.Application()
+        self.ready = True
+        # Clear, it holds all requests up until it is set.
+        self.gate = asyncio.Event()
+        self.gate.set()
+        # Requests that have come, whether or not they were answered.
+        self.arrived = 0
+        self.http_port = 0
+        application = web.Application(client_max_size=10_000_000)
+        application.router.add_get("/v2/health/ready", self._ready)
+        application.router.add_post("/inference.GRPCInferenceService/ModelInfer", self._infer)
         application.router.add_route("*", "/{path:.*}", self._answer)
         self._runner = web.AppRunner(application, shutdown_timeout=0.1)
-        self._server = grpc.aio.server()
-        infer = grpc.unary_unary_rpc_method_handler(
-            self._infer, oip.ModelInferRequest.FromString, oip.ModelInferResponse.SerializeToString
-        )
-        service = grpc.method_handlers_generic_handler(
-            "inference.GRPCInferenceService", {"ModelInfer": infer}
-        )
-        self._server.add_generic_rpc_handlers((service,))
-        self.grpc_port = self._server.add_insecure_port("127.0.0.1:0")
-        self.http_port = 0
 
-    async def start(self) -> None:
+    async def start(self, port: int = 0) -> None:
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        site = web.TCPSite(self._runner, "127.0.0.1", port)
         await site.start()
         self.http_port = self._runner.addresses[0][1]
-        await self._server.start()
 
     async def stop(self) -> None:
         await self._runner.cleanup()
-        await self._server.stop(None)
 
     def message(self, deployment: str) -> pb.Replica:
         return pb.Replica(
             name=f"{ENDPOINT}/deployments/{deployment}/replicas/{self.name}",
             http_address=f"127.0.0.1:{self.http_port}",
-            grpc_address=f"127.0.0.1:{self.grpc_port}",
         )
 
+    async def _ready(self, request: web.Request) -> web.Response:
+        return web.json_response({"ready": self.ready}, status=200 if self.ready else 503)
+
     async def _answer(self, request: web.Request) -> web.StreamResponse:
+        self.arrived += 1
         if self.drop_next:
             self.drop_next = False
             assert request.transport is not None
             request.transport.abort()
         body = await request.read()
         self.requests.append(request)
+        self.bodies.append(body)
+        await self.gate.wait()
         if self.starting:
             return web.json_response({"error": "starting", "reason": "WORKER_NOT_READY"}, status=503)
-        if request.path == "/score" and body == b"hang":
-            await asyncio.sleep(30)
         if request.path == "/score" and body == b"bad":
             return web.json_response({"error": "bad", "reason": "BAD"}, status=400)
         if request.path == "/score" and body == b"large":
             return web.Response(body=bytes(3_000_000))
-        document = {"by": self.name, "path": request.raw_path, "body": body.decode()}
+        if request.path == "/score" and body == b"stream":
+            return await self._stream(request)
+        document = {"by": self.name, "path": request.raw_path, "body": body.decode()[:1000]}
         return web.json_response(document, headers={"x-script": "yes"})
 
-    async def _infer(self, request: oip.ModelInferRequest, context: Any) -> oip.ModelInferResponse:
-        self.metadata = dict(context.invocation_metadata())
+    async def _stream(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for _ in range(30):
+            await response.write(bytes(100_000))
+        await response.write_eof()
+        return response
+
+    async def _infer(self, request: web.Request) -> web.Response:
+        self.arrived += 1
+        self.metadata = {name.lower(): value for name, value in request.headers.items()}
         if self.starting:
-            await abort(context, Unavailable("WORKER_NOT_READY", "starting"))
-        if request.model_name == "unknown":
-            await abort(context, InvalidArgument("BAD", "bad"))
-        return oip.ModelInferResponse(model_name=self.name, id=request.id)
+            return _failed(Unavailable("WORKER_NOT_READY", "starting"))
+        message = oip.ModelInferRequest.FromString(await request.read())
+        if message.model_name == "unknown":
+            return _failed(InvalidArgument("BAD", "bad"))
+        answer = oip.ModelInferResponse(model_name=self.name, id=message.id)
+        return web.Response(body=answer.SerializeToString(), content_type="application/proto")
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Returns when something is so that nobody announces."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+def _failed(error: PlatformError) -> web.Response:
+    body = to_status(error).SerializeToString()
+    return web.Response(body=body, status=error.http_status, content_type="application/proto")
 
 
 def route(**deployments: tuple[int, list[FakeReplica]]) -> pb.Route:

@@ -21,6 +21,11 @@ from stellwerk_protos.open_inference import grpc_predict_v2_pb2
 
 BACKENDS = ("registry", "runs", "compute", "secrets", "inference", "telemetry")
 SCORING_SERVICE: str = grpc_predict_v2_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+# /inference.GRPCInferenceService/ModelInfer and its like.
+SCORING_METHODS = frozenset(
+    f"/{SCORING_SERVICE}/{method.name}"
+    for method in grpc_predict_v2_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods
+)
 COLLECTOR_PREFIX = "opentelemetry.proto.collector."
 _COLLECTORS = (trace_service_pb2, metrics_service_pb2, logs_service_pb2)
 

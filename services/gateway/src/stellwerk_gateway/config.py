@@ -29,6 +29,12 @@ class Settings(PlatformSettings):
     # A little more than the scorer's own time-out, so that its error is the one that is seen.
     scoring_timeout_seconds: float = 65.0
     scoring_max_body_bytes: int = 100_000_000
+    # Bodies that wait for a replica, all together.
+    scoring_held_bytes: int = 256_000_000
+    # How long a request waits for a replica when none is fit.
+    scoring_park_seconds: float = 30.0
+    # Requests that are recorded although their callers' traces are not.
+    scoring_traces_per_second: float = 10.0
 
     def backends(self) -> dict[str, str]:
         """Address by service name."""

@@ -1,12 +1,13 @@
 """The HTTP door: one ASGI application that sends each path to who answers it.
 
-The outside world fixes these paths, so they are matched by hand: a router would only add
-its own time to every scoring request.
+Requests to endpoints never come here: `scoring/protocol.py` takes them before.
 """
 
 import asyncio
 import contextlib
+import functools
 import logging
+import re
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -20,11 +21,12 @@ from stellwerk_gateway.connect_door import ConnectDoor
 from stellwerk_gateway.login import origin
 from stellwerk_gateway.login.door import PATHS as LOGIN_PATHS
 from stellwerk_gateway.login.door import LoginDoor
-from stellwerk_gateway.scoring.http import ScoringDoor
-from stellwerk_platform.errors import NotFound, PermissionDenied
+from stellwerk_gateway.scoring import statistics
+from stellwerk_gateway.scoring.protocol import DoorProtocol
+from stellwerk_gateway.scoring.router import Router
+from stellwerk_platform.errors import NotFound, PermissionDenied, PlatformError
 
 log = logging.getLogger(__name__)
-_ENDPOINTS_PREFIX = "/endpoints/"
 _KEEP_ALIVE_SECONDS = 75
 _DRAIN_SECONDS = 5
 
@@ -32,11 +34,9 @@ _DRAIN_SECONDS = 5
 class HttpDoor:
     """The ASGI application."""
 
-    def __init__(
-        self, backends: Backends, connect: ConnectDoor, scoring: ScoringDoor, login: LoginDoor
-    ) -> None:
+    def __init__(self, backends: Backends, connect: ConnectDoor, router: Router, login: LoginDoor) -> None:
         self._backends = backends
-        self._scoring = scoring
+        self._router = router
         self._connect: Any = connect
         self._login = login
 
@@ -51,8 +51,8 @@ class HttpDoor:
                 await send_error(send, refusal)
                 return
             await self._connect(scope, receive, send)
-        elif path.startswith(_ENDPOINTS_PREFIX):
-            await self._scoring(scope, receive, send)
+        elif match := statistics.PATH.fullmatch(path):
+            await self._statistics(scope, send, match)
         elif path in LOGIN_PATHS:
             await self._login(scope, send)
         elif path == "/healthz":
@@ -65,6 +65,18 @@ class HttpDoor:
             error = NotFound("PATH_NOT_FOUND", f"There is no {path[:200]} here.", "See docs/interfaces.md.")
             refusals.report_path(scope, error)
             await send_error(send, error)
+
+    async def _statistics(self, scope: Scope, send: Send, match: re.Match[str]) -> None:
+        authorization = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
+        try:
+            document = await statistics.page(self._router, match[1], match[2], authorization)
+        except PlatformError as error:
+            action = f"{scope['method']} /endpoints/{{endpoint}}/statistics"
+            resource = f"workspaces/{match[1]}/endpoints/{match[2]}"
+            refusals.report(action, error, refusals.address_of(scope), resource)
+            await send_error(send, error)
+        else:
+            await send_json(send, 200, document)
 
 
 class _Server(uvicorn.Server):
@@ -79,14 +91,15 @@ class _Server(uvicorn.Server):
 class HttpServer:
     """uvicorn on a socket that is open before the first request can come."""
 
-    def __init__(self, listen: str, application: HttpDoor, trusted_proxies: str = "") -> None:
+    def __init__(self, listen: str, application: HttpDoor, router: Router, trusted_proxies: str = "") -> None:
         host, _, port = listen.rpartition(":")
         self._listener = socket.create_server((host, int(port)), backlog=2048)
         self.port: int = self._listener.getsockname()[1]
         self._server = _Server(
             uvicorn.Config(
                 application,
-                http="httptools",
+                # uvicorn calls whatever makes a connection; its own annotation names classes only.
+                http=functools.partial(DoorProtocol, router),  # type: ignore[arg-type]
                 ws="none",
                 lifespan="off",
                 log_config=None,

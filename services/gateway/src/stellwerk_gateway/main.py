@@ -12,8 +12,10 @@ from stellwerk_gateway.login.cookies import Seal
 from stellwerk_gateway.login.door import LoginDoor
 from stellwerk_gateway.scoring.access import Access, InvokeTokens
 from stellwerk_gateway.scoring.grpc import ScoringHandler
-from stellwerk_gateway.scoring.http import ScoringDoor, client_session
+from stellwerk_gateway.scoring.router import Limits, Router
 from stellwerk_gateway.scoring.routes import RouteTable, follow
+from stellwerk_gateway.scoring.statistics import Metrics
+from stellwerk_gateway.scoring.tracing import Tracer
 from stellwerk_platform import app
 from stellwerk_platform.access import Guard
 from stellwerk_platform.auth import CallerCredentials, TokenVerifier
@@ -46,13 +48,19 @@ async def compose(process: app.App, settings: Settings) -> None:
     process.defer(registry.close)
     guard = Guard(TokenVerifier(secrets).verify, Memberships(Registry(registry)))
     admission = Access(guard, tokens.issue)
-    routes = RouteTable()
+    routes = RouteTable(default_timeout_seconds=settings.scoring_timeout_seconds)
+    process.defer(routes.close)
     process.background(follow(routes, inference, credentials))
 
     forwarder = Forwarder(backends)
-    scoring = ScoringHandler(routes, admission, settings.scoring_timeout_seconds)
-    process.defer(scoring.close)
-    grpc_door = GrpcDoor(settings.listen, [forwarder, scoring])
+    limits = Limits(
+        max_body_bytes=settings.scoring_max_body_bytes,
+        held_bytes=settings.scoring_held_bytes,
+        park_seconds=settings.scoring_park_seconds,
+    )
+    router = Router(routes, admission, limits, Tracer(settings.scoring_traces_per_second))
+    process.close(Metrics(settings, routes).close)
+    grpc_door = GrpcDoor(settings.listen, [forwarder, ScoringHandler(router)])
     await grpc_door.start()
 
     async def stop_grpc() -> None:
@@ -61,15 +69,11 @@ async def compose(process: app.App, settings: Settings) -> None:
 
     process.defer(stop_grpc)
 
-    session = await process.enter(client_session())
-    scoring_door = ScoringDoor(
-        routes, admission, session, settings.scoring_timeout_seconds, settings.scoring_max_body_bytes
-    )
     login_door = LoginDoor(
         secrets, Seal(settings.vault_secret_id), settings.oidc_client_secret, settings.public_url
     )
-    http_door = HttpDoor(backends, ConnectDoor(backends), scoring_door, login_door)
-    http_server = HttpServer(settings.http_listen, http_door, settings.trusted_proxies)
+    http_door = HttpDoor(backends, ConnectDoor(backends), router, login_door)
+    http_server = HttpServer(settings.http_listen, http_door, router, settings.trusted_proxies)
     http_server.start()
     process.defer(http_server.stop)
     log.info("The gateway answers HTTP on port %d and gRPC on port %d", http_server.port, grpc_door.port)

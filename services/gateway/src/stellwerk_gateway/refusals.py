@@ -1,6 +1,9 @@
 """What the doors themselves refuse goes to the activity log; what a service refuses, that service reports."""
 
+import functools
 from typing import Any
+
+from uvicorn.middleware.proxy_headers import _TrustedHosts
 
 from stellwerk_gateway.asgi import Receive, Scope
 from stellwerk_platform import activity, auth
@@ -19,6 +22,18 @@ def address_of(scope: Scope) -> str:
     """The client's address without its port."""
     client = scope.get("client")
     return str(client[0]) if client else ""
+
+
+def address_behind(proxies: str, peer: str, forwarded: str) -> str:
+    """The client's address where uvicorn's own middleware does not run; it decides alike."""
+    if not proxies or not forwarded or peer not in _trusted(proxies):
+        return peer
+    return _trusted(proxies).get_trusted_client_address(forwarded)[0] or peer
+
+
+@functools.cache
+def _trusted(proxies: str) -> _TrustedHosts:
+    return _TrustedHosts(proxies)
 
 
 def address_of_peer(peer: str) -> str:

@@ -2,10 +2,11 @@
 because what a replica gets to see, its user's code may get to see too."""
 
 import asyncio
+import hashlib
+import random
 import time
-import uuid
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
 
 from stellwerk_platform import auth, names
@@ -18,11 +19,19 @@ if TYPE_CHECKING:
 
 ENDPOINT_KEY = "stellwerk-endpoint"
 REQUEST_ID = "x-request-id"
-_PERMISSION = "endpoint.invoke"
-_MAX_REQUEST_ID_LENGTH = 100
+_INVOKE = "endpoint.invoke"
+MAX_REQUEST_ID_LENGTH = 100
+# A key that is withdrawn opens an endpoint so much longer than `secrets` says.
+_REMEMBERED_SECONDS = 5.0
 _MAX_TOKENS = 10_000
 
 Issue = Callable[[str], Awaitable[str]]
+
+
+class RequestIdTooLong(InvalidArgument):
+    """The Azure contract fixes limit and status."""
+
+    http_status = 431
 
 
 class InvokeTokens:
@@ -53,21 +62,48 @@ class InvokeTokens:
 
 
 class Access:
-    """Checks callers, and gives the token that the gateway shows in their place."""
+    """Checks callers, and gives the token that the gateway shows in their place.
+
+    `admit` is the one place that decides who may score: other kinds of keys are checked there.
+    What it found is remembered for some seconds, so that a request costs one look into a table.
+    """
 
     def __init__(self, guard: Guard, issue: Issue) -> None:
         self._guard = guard
         self._issue = issue
+        # By digest of the authorization and endpoint: what to show its scorers, and until when that holds.
+        self._admitted: OrderedDict[tuple[bytes, str], tuple[str, float]] = OrderedDict()
 
-    async def admit(self, metadata: Iterable[tuple[str, object]], endpoint: str) -> None:
-        """Raises `Unauthenticated` or `PermissionDenied`."""
+    def remembered(self, authorization: str, endpoint: str) -> str | None:
+        """What `admit` returned a moment ago."""
+        onward, until = self._admitted.get((_digest(authorization), endpoint), (None, 0.0))
+        return onward if time.monotonic() < until else None
+
+    async def admit(self, authorization: str, endpoint: str) -> str:
+        """The authorization to show the scorers of an endpoint.
+
+        Raises `Unauthenticated` or `PermissionDenied`; `Unavailable` if it cannot be checked.
+        """
+        caller = await self.check(authorization, endpoint)
+        onward = f"Bearer {await self._issue(endpoint)}"
+        seconds = min(_REMEMBERED_SECONDS, caller.expire_time - time.time())
+        self._admitted[_digest(authorization), endpoint] = onward, time.monotonic() + seconds
+        if len(self._admitted) > _MAX_TOKENS:
+            self._admitted.popitem(last=False)
+        return onward
+
+    async def check(self, authorization: str, endpoint: str, permission: str = _INVOKE) -> auth.Caller:
+        """The caller, who has the permission; raises as `admit`."""
+        metadata = (("authorization", authorization),) if authorization else ()
         caller = await self._guard.authenticate(metadata)
         auth.set_caller(caller)
-        await self._guard.require(caller, _PERMISSION, endpoint)
+        await self._guard.require(caller, permission, endpoint)
+        return caller
 
-    async def authorization(self, endpoint: str) -> str:
-        """What to show the scorers of an endpoint that exists."""
-        return f"Bearer {await self._issue(endpoint)}"
+
+def _digest(authorization: str) -> bytes:
+    """So that no key stays in memory."""
+    return hashlib.sha256(authorization.encode("utf-8", "surrogateescape")).digest()
 
 
 def endpoint_name(workspace: str, endpoint: str) -> str:
@@ -96,6 +132,16 @@ def told_endpoint(metadata: Mapping[str, object]) -> str:
     return f"workspaces/{workspace}/endpoints/{endpoint}" if endpoint else ""
 
 
-def request_id(given: object) -> str:
-    """The caller's request id, or a new one."""
-    return str(given)[:_MAX_REQUEST_ID_LENGTH] if given else uuid.uuid4().hex
+def new_request_id() -> str:
+    """An id for a request that has none: 32 hexadecimal digits."""
+    return f"{random.getrandbits(128):032x}"
+
+
+def check_request_id(given: str) -> None:
+    """Raises `RequestIdTooLong`."""
+    if len(given) > MAX_REQUEST_ID_LENGTH:
+        raise RequestIdTooLong(
+            "REQUEST_ID_TOO_LONG",
+            f"The request id is longer than {MAX_REQUEST_ID_LENGTH} characters.",
+            "Send a shorter one, or none: then one is made up.",
+        )

@@ -1,43 +1,65 @@
-"""Which replica answers next: traffic by percent, replicas in turn. Pure rules."""
+"""Which deployment answers, and which get a copy. Pure rules."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import blake2b
 
-from stellwerk_protos.inference.v1 import endpoints_pb2 as pb
+_WHOLE = 100
 
 
-class Balancer:
-    """The turn of one endpoint.
+class Split:
+    """Whose turn it is at one endpoint.
 
     Shares follow smooth weighted round-robin (as nginx does it): over any 100 requests each
-    deployment gets exactly its percent, spread evenly. Shares of deployments that have no
-    ready replica go to the others in proportion.
+    deployment gets exactly its percent, spread evenly. Shares of deployments that cannot
+    answer go to the others in proportion.
     """
 
     def __init__(self) -> None:
-        self._targets: Sequence[pb.Target] = ()
+        self._percents: dict[str, int] = {}
         self._credit: dict[str, int] = {}
-        self._turn: dict[str, int] = {}
 
-    def update(self, targets: Sequence[pb.Target]) -> None:
-        """Replaces the targets; those that stay keep their turn."""
-        self._targets = [target for target in targets if target.replicas and target.percent > 0]
-        names = {target.deployment for target in self._targets}
-        if names != self._credit.keys():
-            self._credit = dict.fromkeys(names, 0)
-        self._turn = {name: self._turn.get(name, 0) for name in names}
+    def update(self, percents: Mapping[str, int]) -> None:
+        """Replaces the shares; a split of the same deployments goes on where it is."""
+        self._percents = {name: percent for name, percent in sorted(percents.items()) if percent > 0}
+        if self._percents.keys() != self._credit.keys():
+            self._credit = dict.fromkeys(self._percents, 0)
 
-    def next(self) -> Sequence[pb.Replica]:
-        """The replica to ask, then others of its deployment to ask in its place; empty if none is ready."""
-        if not self._targets:
-            return ()
-        target = self._next_target()
-        turn = self._turn[target.deployment] % len(target.replicas)
-        self._turn[target.deployment] = turn + 1
-        return [*target.replicas[turn:], *target.replicas[:turn]]
+    def shares(self) -> Iterable[str]:
+        """The deployments that have a share, by name."""
+        return self._percents
 
-    def _next_target(self) -> pb.Target:
-        for target in self._targets:
-            self._credit[target.deployment] += target.percent
-        chosen = max(self._targets, key=lambda target: self._credit[target.deployment])
-        self._credit[chosen.deployment] -= sum(target.percent for target in self._targets)
+    def next(self, able: Sequence[str]) -> str:
+        """The one of `able`, all of which have a share, whose turn it is."""
+        if len(able) == 1:
+            return able[0]
+        for name in able:
+            self._credit[name] += self._percents[name]
+        chosen = max(able, key=self._credit.__getitem__)
+        self._credit[chosen] -= sum(self._percents[name] for name in able)
         return chosen
+
+    def sticky(self, able: Sequence[str], value: bytes) -> str:
+        """The one of `able` that a value always leads to; few values move when a share changes a little."""
+        place = int.from_bytes(blake2b(value, digest_size=8).digest(), "big")
+        place %= sum(self._percents[name] for name in able)
+        for name in able:
+            place -= self._percents[name]
+            if place < 0:
+                return name
+        raise AssertionError("the shares of a split add up to its sum")
+
+
+class Copies:
+    """Decides which requests a deployment gets a copy of: exactly its percent of any 100."""
+
+    def __init__(self) -> None:
+        self.percent = 0
+        self._credit = 0
+
+    def due(self) -> bool:
+        """Whether this request is to be copied."""
+        self._credit += self.percent
+        if self._credit < _WHOLE:
+            return False
+        self._credit -= _WHOLE
+        return True

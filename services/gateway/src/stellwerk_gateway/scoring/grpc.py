@@ -1,105 +1,201 @@
-"""Scoring over gRPC: `inference.GRPCInferenceService`, for the endpoint that the metadata names."""
+"""Scoring over gRPC: `inference.GRPCInferenceService`, for the endpoint that the metadata names.
+
+A message goes to the replica as the body of an HTTP/1.1 request, untouched
+(docs/contracts/open-inference.md, "Between the doors and a replica"): a second gRPC hop
+was measured to cost as much as the whole rest.
+"""
 
 import asyncio
+import base64
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import status_pb2
+from opentelemetry.trace import Span
 
 from stellwerk_gateway import catalog, refusals
-from stellwerk_gateway.forward import Metadata, finish, is_lost_connection, onward, received, traced
-from stellwerk_gateway.scoring import access
-from stellwerk_gateway.scoring.access import REQUEST_ID, Access
-from stellwerk_gateway.scoring.routes import RouteTable
-from stellwerk_platform.errors import PlatformError, Unavailable, from_rpc
-from stellwerk_platform.grpc_client import OPTIONS
+from stellwerk_gateway.asgi import Header
+from stellwerk_gateway.forward import DETAILS_KEY
+from stellwerk_gateway.scoring import access, tracing
+from stellwerk_gateway.scoring.access import REQUEST_ID
+from stellwerk_gateway.scoring.call import CLIENT_GONE, Call
+from stellwerk_gateway.scoring.deployment import Deployment
+from stellwerk_gateway.scoring.headers import STICKY
+from stellwerk_gateway.scoring.router import Router
+from stellwerk_platform.errors import PlatformError, Unavailable
 from stellwerk_platform.grpc_server import abort
 
-_PREFIX = f"/{catalog.SCORING_SERVICE}/"
-_DROPPED = frozenset({"authorization", access.ENDPOINT_KEY, REQUEST_ID})
-# The scorer's reasons for which the request has not reached the script.
-_ASK_ANOTHER = frozenset({"WORKER_NOT_READY"})
-# Calls that still run when a replica leaves the table get this long.
-_CLOSE_GRACE_SECONDS = 30.0
+_DROPPED = frozenset(
+    {
+        *("authorization", access.ENDPOINT_KEY, REQUEST_ID, "traceparent", "azureml-model-deployment"),
+        *("user-agent", "content-type", "te", "connection", "host", "content-length", "transfer-encoding"),
+        *("upgrade", "keep-alive", "expect", "trailer"),
+    }
+)
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class ScoringHandler(grpc.GenericRpcHandler):
-    """Sends each call to a replica; another one is asked once when the connection is lost."""
+    """Sends each call to a replica."""
 
-    def __init__(self, routes: RouteTable, admission: Access, timeout_seconds: float) -> None:
-        self._routes = routes
-        self._access = admission
-        self._timeout_seconds = timeout_seconds
-        self._channels: dict[str, grpc.aio.Channel] = {}
-        self._closing: set[asyncio.Task[None]] = set()
-        routes.on_change(self._prune)
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     def service(
         self, handler_call_details: grpc.HandlerCallDetails
     ) -> "grpc.RpcMethodHandler[Any, Any] | None":
         """The handler of one call; None for another service."""
         method = handler_call_details.method
-        if not method.startswith(_PREFIX):
+        if method not in catalog.SCORING_METHODS:
             return None
+        if method not in self._handlers:
 
-        async def handle(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            return await self._handle(method, request, context)
+            async def handle(request: bytes, context: Any) -> Any:
+                return await self._handle(method, request, context)
 
-        return grpc.unary_unary_rpc_method_handler(handle)
-
-    async def close(self) -> None:
-        """Closes all connections to replicas."""
-        await asyncio.gather(*(channel.close() for channel in self._channels.values()), *self._closing)
+            self._handlers[method] = grpc.unary_unary_rpc_method_handler(handle)
+        return self._handlers[method]
 
     async def _handle(self, method: str, request: bytes, context: Any) -> Any:
-        given = context.invocation_metadata()
-        fields = dict(given or ())
+        call = _GrpcCall(self._router, method, request, context)
         try:
-            endpoint = access.endpoint_of(fields)
-            await self._access.admit(given or (), endpoint)
-            metadata = [(key, value) for key, value in onward(given) if key not in _DROPPED]
-            metadata += [(REQUEST_ID, access.request_id(fields.get(REQUEST_ID)))]
-            with traced(method, metadata) as metadata:
-                return await self._score(endpoint, method, request, metadata, context)
-        except grpc.aio.AioRpcError as error:
-            trailing = tuple(received(error.trailing_metadata()))
-            await context.abort(error.code(), error.details() or "", trailing)
+            return await call.run()
         except PlatformError as error:
+            call.end(error.http_status, error.reason)
             address = refusals.address_of_peer(context.peer())
-            refusals.report(method[1:], error, address, access.told_endpoint(fields))
+            refusals.report(
+                method[1:], error, address, access.told_endpoint(dict(context.invocation_metadata() or ()))
+            )
             await abort(context, error)
+        except asyncio.CancelledError:
+            call.cancel()
+            call.end(CLIENT_GONE)
+            raise
 
-    async def _score(
-        self, endpoint: str, method: str, request: bytes, metadata: Metadata, context: Any
-    ) -> Any:
-        replicas = await self._routes.next(endpoint)
-        metadata = [*metadata, ("authorization", await self._access.authorization(endpoint))]
-        remaining = context.time_remaining()
-        timeout = self._timeout_seconds if remaining is None else min(remaining, self._timeout_seconds)
-        problem: grpc.aio.AioRpcError | None = None
-        for replica in (replicas[0], replicas[1 % len(replicas)]):
-            call: Any = self._channel(replica.grpc_address).unary_unary(method)
-            try:
-                return await finish(call(request, metadata=metadata, timeout=timeout), context)
-            except grpc.aio.AioRpcError as error:
-                if not is_lost_connection(error) and from_rpc(error).reason not in _ASK_ANOTHER:
-                    raise
-                problem = error
-        if problem is not None and not is_lost_connection(problem):
-            raise problem
-        raise Unavailable(
-            "REPLICA_UNREACHABLE",
-            "The replica ended while it was asked.",
-            "Try again.",
-            {"replica": replicas[0].name},
+
+class _GrpcCall(Call):
+    """One call."""
+
+    def __init__(self, router: Router, method: str, request: bytes, context: Any) -> None:
+        super().__init__(router.limits.park_seconds)
+        self._router = router
+        self._method = method
+        self._request = request
+        self._context = context
+        self._metadata: Sequence[tuple[str, str | bytes]] = context.invocation_metadata() or ()
+        self._fields = dict(self._metadata)
+        self._endpoint = ""
+        self._head = b""
+        self._span: Span | None = None
+        self._status = 0
+        self._parts: list[bytes] = []
+        self._answer: asyncio.Future[int] = self._loop.create_future()
+
+    async def run(self) -> bytes:
+        """The answer; raises `PlatformError`, or aborts with the replica's own error."""
+        fields = self._fields
+        self._endpoint = access.endpoint_of(fields)
+        given = str(fields.get(REQUEST_ID, ""))
+        access.check_request_id(given)
+        request_id = given or access.new_request_id()
+        traceparent, self._span = self._router.tracer.begin(
+            self._method[1:], _bytes(fields.get("traceparent", "")), request_id
         )
+        onward, deployment = await self._prepare()
+        self._head = b"".join(
+            (
+                *(b"POST ", self._method.encode(), b" HTTP/1.1\r\nhost: replica\r\n"),
+                *(b"content-type: application/proto\r\nauthorization: ", onward.encode()),
+                *(b"\r\ntraceparent: ", traceparent, b"\r\nx-request-id: ", request_id.encode(), b"\r\n"),
+                *_lines(self._metadata),
+            )
+        )
+        if given:
+            await self._context.send_initial_metadata(((REQUEST_ID, given),))
+        self._copy(deployment)
+        remaining = self._context.time_remaining()
+        limit = deployment.timeout_seconds
+        self.send_to(deployment, limit if remaining is None else min(limit, remaining))
+        status = await self._answer
+        body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        if status != 200:
+            await self._pass_on(status, body)
+        self.end(status)
+        return body
 
-    def _channel(self, address: str) -> grpc.aio.Channel:
-        if address not in self._channels:
-            self._channels[address] = grpc.aio.insecure_channel(address, options=OPTIONS)
-        return self._channels[address]
+    async def _prepare(self) -> tuple[str, Deployment]:
+        authorization = str(self._fields.get("authorization", ""))
+        wanted = str(self._fields.get("azureml-model-deployment", ""))
+        endpoint = self._router.endpoint(self._endpoint)
+        sticky = b""
+        if endpoint is not None:
+            sticky = _bytes(
+                self._fields.get(endpoint.sticky_header.decode(), "") or self._fields.get(STICKY.decode(), "")
+            )
+            onward = self._router.access.remembered(authorization, self._endpoint)
+            if onward is not None and (deployment := endpoint.choose(wanted, sticky)) is not None:
+                return onward, deployment
+        return await self._router.prepare(self._endpoint, authorization, wanted, sticky)
 
-    def _prune(self, addresses: set[str]) -> None:
-        for address in self._channels.keys() - addresses:
-            closing = asyncio.ensure_future(self._channels.pop(address).close(_CLOSE_GRACE_SECONDS))
-            self._closing.add(closing)
-            closing.add_done_callback(self._closing.discard)
+    def _copy(self, deployment: Deployment) -> None:
+        endpoint = self._router.endpoint(self._endpoint)
+        if endpoint is not None and endpoint.copies and (due := endpoint.mirrors(deployment)):
+            ending = b"x-stellwerk-mirrored: true\r\ncontent-length: %d\r\n\r\n" % len(self._request)
+            held = len(self._request) <= self._router.limits.held_body_bytes
+            self._router.mirrors.send(due, self._head + ending + self._request if held else None)
+
+    async def _pass_on(self, status: int, body: bytes) -> None:
+        """Ends the call as the replica ended it."""
+        details = status_pb2.Status()
+        try:
+            details.ParseFromString(body)
+        except DecodeError:
+            details.code = 0
+        if details.code not in _CODES or details.code == 0:
+            raise Unavailable("REPLICA_ANSWER_INVALID", f"The replica answered with HTTP status {status}.")
+        self.end(status)
+        await self._context.abort(_CODES[details.code], details.message, ((DETAILS_KEY, body),))
+
+    # The replica's side
+
+    def request(self, deployment: Deployment) -> tuple[bytes, bool]:
+        remaining = self._context.time_remaining()
+        deadline = b"" if remaining is None else b"connect-timeout-ms: %d\r\n" % max(1, int(remaining * 1000))
+        length = b"content-length: %d\r\n\r\n" % len(self._request)
+        return b"".join((self._head, deadline, length, self._request)), True
+
+    def head(self, status: int, headers: Sequence[Header], length: int | None) -> None:
+        self._status = status
+
+    def body(self, data: bytes) -> None:
+        self._parts.append(data)
+
+    def finish(self) -> None:
+        if not self._answer.done():
+            self._answer.set_result(self._status)
+
+    def fail(self, error: PlatformError) -> None:
+        if not self._answer.done():
+            self._answer.set_exception(error)
+
+    def end(self, status: int, reason: str = "") -> None:
+        """Counts the call, once."""
+        self.count(status, None if self.deployment is not None else self._router.counters(self._endpoint))
+        if self._span is not None:
+            tracing.end(self._span, status, reason)
+
+
+def _lines(metadata: Iterable[tuple[str, str | bytes]]) -> Iterable[bytes]:
+    """The caller's metadata as header lines, binary values in base 64 as gRPC has them on the wire."""
+    for key, value in metadata:
+        if key in _DROPPED or key.startswith(("grpc-", ":")):
+            continue
+        text = base64.b64encode(value).rstrip(b"=") if isinstance(value, bytes) else value.encode("latin-1")
+        yield b"%b: %b\r\n" % (key.encode(), text)
+
+
+def _bytes(value: str | bytes) -> bytes:
+    return value if isinstance(value, bytes) else value.encode("latin-1", "replace")

@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import grpc
 
-from stellwerk_gateway.scoring.balance import Balancer
+from stellwerk_gateway.scoring.balance import Copies, Split
+from stellwerk_gateway.scoring.counters import Counters
+from stellwerk_gateway.scoring.deployment import Deployment
 from stellwerk_platform.errors import NotFound, PlatformError, Unavailable
 from stellwerk_platform.grpc_client import Credentials
 from stellwerk_protos.inference.v1 import endpoints_pb2 as pb
@@ -19,63 +21,131 @@ _FIRST_DELAY_SECONDS, _LONGEST_DELAY_SECONDS = 0.1, 2.0
 _PATIENCE_SECONDS = 0.5
 
 
-class RouteTable:
-    """Endpoints and whose turn it is at each."""
+class Endpoint:
+    """One endpoint: its deployments and whose turn it is."""
 
-    def __init__(self, patience_seconds: float = _PATIENCE_SECONDS) -> None:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.deployments: dict[str, Deployment] = {}
+        self.sticky_header = b""
+        # What no deployment got to see: refused, or for nobody.
+        self.refused = Counters()
+        self.copies: dict[str, Copies] = {}
+        self._split = Split()
+
+    def update(self, route: pb.Route, default_timeout_seconds: float) -> None:
+        """Takes over what `inference` says."""
+        targets = {target.deployment.rsplit("/", 1)[1]: target for target in route.targets}
+        for gone in self.deployments.keys() - targets.keys():
+            self.deployments.pop(gone).close()
+        for name, target in targets.items():
+            if name not in self.deployments:
+                self.deployments[name] = Deployment(target.deployment, default_timeout_seconds)
+            self.deployments[name].update(target)
+        self.sticky_header = route.sticky_header.lower().encode("latin-1")
+        self._split.update({name: target.percent for name, target in targets.items()})
+        mirrors = {name: target.mirror_percent for name, target in targets.items() if target.mirror_percent}
+        self.copies = {name: self.copies.get(name, Copies()) for name in mirrors}
+        for name, percent in mirrors.items():
+            self.copies[name].percent = percent
+
+    def choose(self, wanted: str = "", sticky: bytes = b"") -> Deployment | None:
+        """The deployment that answers; None if none can, now or soon.
+
+        `wanted` names one, whatever its share; raises `NotFound` if there is none of that name.
+        """
+        if wanted:
+            return self._named(wanted)
+        shares = self._split.shares()
+        able: Sequence[str] = [name for name in shares if self.deployments[name].is_fit]
+        if not able:
+            able = [name for name in shares if self.deployments[name].may_come]
+        if not able:
+            return None
+        return self.deployments[self._split.sticky(able, sticky) if sticky else self._split.next(able)]
+
+    def mirrors(self, answering: Deployment) -> list[Deployment]:
+        """The deployments that get a copy of this request."""
+        due = (name for name, copies in self.copies.items() if name != answering.id and copies.due())
+        return [self.deployments[name] for name in due]
+
+    def none_ready(self) -> Unavailable:
+        """The error while nobody can answer."""
+        return Unavailable(
+            "NO_READY_REPLICA",
+            f"No replica of {self.name} is ready.",
+            "Wait for its deployment, or see its state: `stellwerk deployment list`.",
+        )
+
+    def _named(self, wanted: str) -> Deployment:
+        deployment = self.deployments.get(wanted)
+        if deployment is None:
+            raise NotFound(
+                "DEPLOYMENT_NOT_FOUND",
+                f"{self.name} has no deployment {wanted[:80]!r} that is ready.",
+                "See `stellwerk deployment list`, or leave the header out.",
+            )
+        return deployment
+
+
+class RouteTable:
+    """All endpoints by name."""
+
+    def __init__(
+        self, patience_seconds: float = _PATIENCE_SECONDS, default_timeout_seconds: float = 65.0
+    ) -> None:
+        self.endpoints: dict[str, Endpoint] = {}
         self._patience_seconds = patience_seconds
-        self._balancers: dict[str, Balancer] = {}
+        self._default_timeout_seconds = default_timeout_seconds
         self._loaded = False
         self._changed = asyncio.Event()
-        self._listeners: list[Callable[[set[str]], None]] = []
-
-    def on_change(self, listener: Callable[[set[str]], None]) -> None:
-        """Calls `listener` with the gRPC addresses that are left after each change."""
-        self._listeners.append(listener)
 
     def replace(self, routes: Iterable[pb.Route]) -> None:
         """Takes over the whole table."""
-        routes = list(routes)
-        self._balancers = {
-            route.endpoint: self._balancers.get(route.endpoint, Balancer()) for route in routes
-        }
-        for route in routes:
-            self._balancers[route.endpoint].update(route.targets)
+        wanted = {route.endpoint: route for route in routes}
+        for gone in self.endpoints.keys() - wanted.keys():
+            for deployment in self.endpoints.pop(gone).deployments.values():
+                deployment.close()
+        for name, route in wanted.items():
+            if name not in self.endpoints:
+                self.endpoints[name] = Endpoint(name)
+            self.endpoints[name].update(route, self._default_timeout_seconds)
         self._loaded = True
         self._changed.set()
         self._changed = asyncio.Event()
-        addresses = {r.grpc_address for route in routes for target in route.targets for r in target.replicas}
-        for listener in self._listeners:
-            listener(addresses)
 
-    async def next(self, endpoint: str) -> Sequence[pb.Replica]:
-        """The replicas to ask, in turn; raises `NotFound`, or `Unavailable` when none is ready."""
-        if replicas := self._find(endpoint):
-            return replicas
+    async def wait(self, name: str, wanted: str = "", sticky: bytes = b"") -> Deployment:
+        """The deployment that answers, waiting a moment for one that is not known yet.
+
+        Raises `NotFound`, or `Unavailable` when none is ready.
+        """
+        found: Deployment | None = None
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._patience_seconds):
-                while not (replicas := self._find(endpoint)):
+                while (found := self._find(name, wanted, sticky)) is None:
                     await self._changed.wait()
-        if replicas:
-            return replicas
-        raise self._problem(endpoint)
-
-    def _find(self, endpoint: str) -> Sequence[pb.Replica]:
-        balancer = self._balancers.get(endpoint)
-        return balancer.next() if balancer is not None else ()
-
-    def _problem(self, endpoint: str) -> PlatformError:
+        if found is not None:
+            return found
         if not self._loaded:
-            return Unavailable(
+            raise Unavailable(
                 "ROUTES_NOT_LOADED", "The gateway does not know the endpoints yet.", "Try again in a moment."
             )
-        if endpoint in self._balancers:
-            return Unavailable(
-                "NO_READY_REPLICA",
-                f"No replica of {endpoint} is ready.",
-                "Wait for its deployment, or see its state: `stellwerk deployment list`.",
-            )
-        return NotFound("ENDPOINT_NOT_FOUND", f"There is no endpoint {endpoint}.", "List the endpoints.")
+        if name not in self.endpoints:
+            raise NotFound("ENDPOINT_NOT_FOUND", f"There is no endpoint {name}.", "List the endpoints.")
+        if wanted:
+            self.endpoints[name].choose(wanted)
+        raise self.endpoints[name].none_ready()
+
+    async def close(self) -> None:
+        """Ends everything that runs for the routes."""
+        deployments = [item for endpoint in self.endpoints.values() for item in endpoint.deployments.values()]
+        await asyncio.gather(*(deployment.stop() for deployment in deployments))
+
+    def _find(self, name: str, wanted: str, sticky: bytes) -> Deployment | None:
+        endpoint = self.endpoints.get(name)
+        with contextlib.suppress(NotFound):
+            return endpoint.choose(wanted, sticky) if endpoint is not None else None
+        return None
 
 
 async def follow(table: RouteTable, channel: grpc.aio.Channel, credentials: Credentials) -> None:

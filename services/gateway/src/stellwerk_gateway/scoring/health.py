@@ -1,0 +1,97 @@
+"""Asks each replica all the time whether it can work, and takes one out that says no or nothing.
+
+`inference` decides once that a replica is ready; what happens to it later is seen here first.
+"""
+
+import asyncio
+import contextlib
+import time
+from typing import TYPE_CHECKING
+
+from stellwerk_gateway.scoring.connection import Connection
+
+if TYPE_CHECKING:
+    from stellwerk_gateway.scoring.replica import Replica
+
+_REQUEST = b"GET /v2/health/ready HTTP/1.1\r\nhost: replica\r\ncontent-length: 0\r\n\r\n"
+_INTERVAL_SECONDS = 2.0
+_ANSWER_SECONDS = 2.0
+# So many questions without an answer in a row take a replica out; a "no" does at once.
+_MISSES = 2
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 1.0
+
+
+async def watch(replica: "Replica") -> None:
+    """Keeps a replica's fitness up to date for ever."""
+    while True:
+        await _until_out(replica)
+        await _until_back(replica)
+
+
+async def _until_out(replica: "Replica") -> None:
+    misses = 0
+    while not replica.is_out:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_INTERVAL_SECONDS):
+                await replica.probe_wanted.wait()
+        replica.probe_wanted.clear()
+        replica.trim()
+        if replica.is_out:
+            return
+        status = await ask(replica)
+        misses = misses + 1 if status is None else 0
+        if status not in (None, 200) or misses >= _MISSES:
+            replica.eject(0.0)
+
+
+async def _until_back(replica: "Replica") -> None:
+    await asyncio.sleep(max(0.0, replica.out_until - time.monotonic()))
+    pause = _FIRST_PAUSE_SECONDS
+    while await ask(replica) != 200:
+        await asyncio.sleep(pause)
+        pause = min(pause * 1.5, _LONGEST_PAUSE_SECONDS)
+    replica.probe_wanted.clear()
+    replica.readmit()
+
+
+async def ask(replica: "Replica") -> int | None:
+    """The status of one question for readiness; None without an answer."""
+    connection: Connection | None = None
+    try:
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            connection = replica.idle() or await replica.connect()
+            asker = _Asker()
+            connection.ask(asker, _REQUEST, is_whole=True)
+            return await asker.status
+    except (OSError, TimeoutError):
+        if connection is not None:
+            connection.abandon()
+        return None
+
+
+class _Asker:
+    """Waits for the status alone."""
+
+    def __init__(self) -> None:
+        self.status: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
+        self._status = 0
+
+    def answer_head(self, status: int, headers: object, length: int | None) -> None:
+        self._status = status
+
+    def answer_body(self, data: bytes) -> None:
+        pass
+
+    def answer_end(self) -> None:
+        if not self.status.done():
+            self.status.set_result(self._status)
+
+    def answer_flush(self) -> None:
+        pass
+
+    def lost(self, answered: bool) -> None:
+        if not self.status.done():
+            self.status.set_result(None)
+
+    def writable(self, yes: bool) -> None:
+        pass
