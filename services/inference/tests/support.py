@@ -25,7 +25,7 @@ from stellwerk_protos.common.v1.common_pb2 import File, Reason
 from stellwerk_protos.compute.v1 import computes_pb2 as compute
 from stellwerk_protos.inference.v1 import endpoints_pb2 as pb
 from stellwerk_protos.inference.v1 import endpoints_pb2_grpc
-from stellwerk_protos.registry.v1 import environments_pb2, members_pb2, models_pb2, workspaces_pb2
+from stellwerk_protos.registry.v1 import environments_pb2, members_pb2, models_pb2, quotas_pb2, workspaces_pb2
 from stellwerk_protos.runs.v1 import snapshots_pb2
 
 WORKSPACE = "workspaces/demo"
@@ -46,6 +46,7 @@ class Others(grpc.GenericRpcHandler):
     known = frozenset(
         {
             WORKSPACE,
+            f"{WORKSPACE}/quota",
             SNAPSHOT,
             f"{WORKSPACE}/computes/local",
             *(f"{WORKSPACE}/environments/sklearn/versions/{version}" for version in ("3", "latest")),
@@ -60,6 +61,7 @@ class Others(grpc.GenericRpcHandler):
         self._methods: dict[str, Any] = {
             "GetAccess": (members_pb2.GetAccessRequest, members_pb2.Access),
             "GetWorkspace": (workspaces_pb2.GetWorkspaceRequest, workspaces_pb2.Workspace),
+            "GetQuota": (quotas_pb2.GetQuotaRequest, quotas_pb2.Quota),
             "GetEnvironmentVersion": (
                 environments_pb2.GetEnvironmentVersionRequest,
                 environments_pb2.EnvironmentVersion,

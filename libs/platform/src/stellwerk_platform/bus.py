@@ -235,6 +235,22 @@ class Bus:
         await self.jetstream.add_consumer(self.names.stream(stream), config)
         return subscription
 
+    async def purge(self, stream: str, *parts: str) -> int:
+        """Removes the messages with `<namespace>.<parts>.>` from a stream, and says how many there were."""
+        name, subject = self.names.stream(stream), self.names.subject(*parts, ">")
+        try:
+            info = await self.jetstream.stream_info(name, subjects_filter=subject)
+            count = int(sum((info.state.subjects or {}).values()))
+            if count:
+                await self.jetstream.purge_stream(name, subject=subject)
+        except nats.js.errors.NotFoundError:
+            return 0
+        except (nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
+            raise Unavailable(
+                "NATS_UNAVAILABLE", f"{name} cannot be emptied now: {error}", "Try again."
+            ) from error
+        return count
+
     async def consume(self, durable: str, types: Sequence[str], handler: Handler) -> None:
         """Hands journal events of the given types to `handler`, for ever, at least once, in order.
 

@@ -46,16 +46,16 @@ class Quotas:
         if known is not None and until > time.monotonic():
             return known
         try:
-            return (await self.quota(workspace)).limits
+            return (await self.quota(workspace, limits_only=True)).limits
         except PlatformError as error:
             if known is None:
                 raise
             log.warning("The limits of %s may have changed: %s", workspace, error)
             return known
 
-    async def quota(self, workspace: str) -> Quota:
-        """Limits and use as the registry knows them now; raises `PlatformError`."""
-        request = quotas_pb2.GetQuotaRequest(name=quota_name(workspace))
+    async def quota(self, workspace: str, *, limits_only: bool = False) -> Quota:
+        """Limits, and use, as the registry knows them now; raises `PlatformError`."""
+        request = quotas_pb2.GetQuotaRequest(name=quota_name(workspace), limits_only=limits_only)
         try:
             quota = await self._stub.GetQuota(request, timeout=_ASK_SECONDS)
         except grpc.aio.AioRpcError as error:
@@ -70,6 +70,10 @@ class Quotas:
             quota = await self.quota(workspace)
             check_cpu(quota)
             check_storage(quota.limits, quota.used.storage_bytes, 0)
+
+    def forget(self, workspace: str) -> None:
+        """Says that the workspace is gone."""
+        self._known.pop(workspace, None)
 
     async def _told(self, message: Msg) -> None:
         _, workspace, _, _, _ = message.subject.rsplit(".", 4)

@@ -27,11 +27,20 @@ Found = tuple[Mapping[str, int], int]
 
 @dataclass(frozen=True)
 class Kept:
-    """Documents of a collection whose `field` begins with `prefix`, where {w} is the workspace's id."""
+    """Documents of a collection whose `field` begins with `value`, where {w} is the workspace's id.
+
+    With `exact` it is that value.
+    """
 
     collection: str
     field: str
-    prefix: str
+    value: str
+    exact: bool = False
+
+    def where(self, workspace_id: str) -> Document:
+        """The filter."""
+        value = self.value.format(w=workspace_id)
+        return {self.field: value} if self.exact else begins_with(self.field, value)
 
 
 async def _nobody(_: str) -> list[str]:
@@ -141,8 +150,7 @@ class WorkspaceData(platform_pb2_grpc.WorkspaceDataServiceServicer):
         workspace_id = names.id_of(workspace)
         otherwise: dict[str, list[Document]] = {}
         for kept in self._rules.kept:
-            where = begins_with(kept.field, kept.prefix.format(w=workspace_id))
-            otherwise.setdefault(kept.collection, []).append(where)
+            otherwise.setdefault(kept.collection, []).append(kept.where(workspace_id))
         left_alone = {_OUTBOX, *self._rules.stay}
         for collection in sorted(await self._database.raw.list_collection_names()):
             if collection in left_alone or collection.startswith("system."):

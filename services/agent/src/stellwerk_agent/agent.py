@@ -72,7 +72,7 @@ class Agent:
         if worker is None or not worker.is_over or worker.folder.unacknowledged():
             return
         del self._workers[name], self._tasks[name]
-        self._ended[name] = None
+        self._ended[_identity(worker.folder.allocation)] = None
         if len(self._ended) > _REMEMBERED:
             self._ended.popitem(last=False)
         self._discard(worker.folder.retire())
@@ -87,6 +87,11 @@ class Agent:
         """Allocations that this node holds."""
         return list(self._workers)
 
+    async def cpu_seconds(self) -> dict[str, float]:
+        """What each of them has used so far."""
+        living = [(name, worker) for name, worker in self._workers.items() if not worker.is_over]
+        return await asyncio.to_thread(lambda: {name: worker.cpu_seconds() for name, worker in living})
+
     def unacknowledged(self) -> list[agents_pb2.Report]:
         """Reports that compute may not have, in order."""
         return [report for worker in self._workers.values() for report in worker.folder.unacknowledged()]
@@ -96,7 +101,7 @@ class Agent:
         name = assignment.allocation.name
         if (worker := self._workers.get(name)) is not None:
             worker.take_token(assignment.token)
-        elif name not in self._ended and assignment.allocation.state == _ASSIGNED:
+        elif _identity(assignment.allocation) not in self._ended and assignment.allocation.state == _ASSIGNED:
             log.info("%s is assigned", name)
             self._take(assignment)
 
@@ -129,3 +134,8 @@ class Agent:
         if (worker := self._workers.get(ack.allocation)) is not None:
             worker.folder.acknowledge(ack.sequence)
             self._settle(ack.allocation)
+
+
+def _identity(allocation: computes_pb2.Allocation) -> str:
+    """A run in a workspace that was deleted and made again may have an allocation of the same name."""
+    return f"{allocation.name}@{allocation.create_time.ToMilliseconds()}"

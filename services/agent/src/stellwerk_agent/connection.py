@@ -28,6 +28,9 @@ class Holder(Protocol):
     def held(self) -> list[str]:
         """Their names."""
 
+    async def cpu_seconds(self) -> dict[str, float]:
+        """What each of them has used so far."""
+
     def unacknowledged(self) -> list[agents_pb2.Report]:
         """Reports that compute may not have, in order."""
 
@@ -115,7 +118,8 @@ class Connection:
         """Renews the leases, and gives up a connection on which nothing is answered."""
         connected_time = time.monotonic()
         while True:
-            heartbeat = agents_pb2.Heartbeat(allocations=self._holder.held())
+            used = await self._holder.cpu_seconds()
+            heartbeat = agents_pb2.Heartbeat(allocations=self._holder.held(), cpu_seconds=used)
             outbox.put_nowait(agents_pb2.ConnectRequest(heartbeat=heartbeat))
             await asyncio.sleep(self._beat_seconds)
             silent_seconds = time.monotonic() - max(self._heard_time, connected_time)

@@ -67,7 +67,6 @@ class Environments:
         self._folder = cache / "envs"
         self._folder.mkdir(parents=True, exist_ok=True)
         self._registry = registry
-        self._locked: dict[str, environments_pb2.EnvironmentVersion] = {}
 
     async def provide(self, name: str, log: Path) -> Environment:
         """The environment, resolved and built where that was not done before. `log` gets what uv says."""
@@ -84,8 +83,7 @@ class Environments:
             # Another node may have been faster; the first lock holds for all.
             # A lock holds for everybody, so no run may say what it is.
             with showing(None):
-                self._locked[name] = await call(self._registry.LockEnvironmentVersion, request)
-            lock = self._locked[name].lock
+                lock = (await call(self._registry.LockEnvironmentVersion, request)).lock
             digest = digest_of(lock, python_version)
         folder, was_there = await self._materialise(digest.partition(":")[2], lock, python_version, log)
         note = "environment served from the cache" if was_there else "environment built"
@@ -94,16 +92,12 @@ class Environments:
         return Environment(folder, dict(version.variables), note)
 
     async def _version(self, name: str) -> environments_pb2.EnvironmentVersion:
-        """The version with its lock, which never changes any more; without a name one without packages."""
+        """The version, with its lock if it has one; without a name one without packages."""
         if not name:
             return environments_pb2.EnvironmentVersion()
-        if name in self._locked:
-            return self._locked[name]
+        # Asked each time: in a workspace that was deleted and made again the name means another one.
         request = environments_pb2.GetEnvironmentVersionRequest(name=name)
-        version = await call(self._registry.GetEnvironmentVersion, request)
-        if version.digest and version.name == name:
-            self._locked[name] = version
-        return version
+        return await call(self._registry.GetEnvironmentVersion, request)
 
     async def _resolve(
         self, version: environments_pb2.EnvironmentVersion, python_version: str, log: Path

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
@@ -74,6 +75,18 @@ def of_allocation(folder: Path, session: int | None) -> list[psutil.Process]:
             except psutil.NoSuchProcess:
                 continue
     return found
+
+
+def cpu_seconds(found: Iterable[psutil.Process]) -> float:
+    """Seconds of CPU that these have used, with those of their children that have ended. Blocks."""
+    total = 0.0
+    for process in found:
+        try:
+            times = process.cpu_times()
+        except psutil.Error:
+            continue  # it has just ended; its parent has its times
+        total += times.user + times.system + times.children_user + times.children_system
+    return total
 
 
 def _belongs(pid: int, marker: bytes, session: int | None) -> bool:

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from opentelemetry.trace import Status, StatusCode
 
+from stellwerk_agent import processes
 from stellwerk_agent.calls import call
 from stellwerk_agent.command import Command, Exit
 from stellwerk_agent.credentials import work_for
@@ -65,6 +66,7 @@ class Worker(ABC):
         self.command = Command(folder.command, folder.path)
         self._send = send
         self._state = folder.last_report()
+        self._cpu_seconds = self._state.cpu_seconds
         self._stop = asyncio.Event()
         if folder.stop_reason is not None:
             self._stop.set()
@@ -75,6 +77,16 @@ class Worker(ABC):
         if self.workload.HasField("grace"):
             return self.workload.grace.ToTimedelta().total_seconds()
         return _DEFAULT_GRACE_SECONDS
+
+    def cpu_seconds(self) -> float:
+        """What all its processes have used so far; never falls. Blocks."""
+        usage = self.command.usage()
+        if usage is not None:
+            used = usage.cpu_seconds
+        else:
+            used = processes.cpu_seconds(self.command.processes()) if self.command.was_started else 0.0
+        self._cpu_seconds = max(used, self._cpu_seconds)
+        return self._cpu_seconds
 
     @property
     def is_over(self) -> bool:
@@ -123,6 +135,9 @@ class Worker(ABC):
         report.CopyFrom(self._state)
         report.state = state
         report.reason.CopyFrom(reason)
+        if self.command.has_ended:
+            self.cpu_seconds()
+        report.cpu_seconds = self._cpu_seconds
         self.folder.add_report(report, is_last=state in TERMINAL)
         self._state.sequence, self._state.state = report.sequence, state
         self._state.reason.CopyFrom(reason)

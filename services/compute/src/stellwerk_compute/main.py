@@ -10,8 +10,11 @@ from stellwerk_compute.nodes.leases import LeaseJudge
 from stellwerk_compute.nodes.store import NodeStore
 from stellwerk_compute.placement.placer import Placer
 from stellwerk_compute.service import ComputeService
+from stellwerk_compute.usage.store import UsageStore
+from stellwerk_compute.workspace_data import workspace_data
 from stellwerk_platform import app
 from stellwerk_platform.grpc_server import Registration
+from stellwerk_platform.quotas import Quotas
 from stellwerk_protos.compute.v1 import agents_pb2, agents_pb2_grpc, computes_pb2, computes_pb2_grpc
 from stellwerk_protos.registry.v1 import workspaces_pb2_grpc
 from stellwerk_protos.secrets.v1 import tokens_pb2_grpc
@@ -24,12 +27,17 @@ async def compose(process: app.App, settings: Settings) -> None:
     secrets = service.channel(settings.secrets_address)
     computes = ComputeStore(service.database, workspaces_pb2_grpc.WorkspaceServiceStub(registry))
     nodes = NodeStore(service.database, settings.lease_seconds)
-    allocations = AllocationStore(service.database)
-    for store in (computes, nodes, allocations):
+    usage = UsageStore(service.database)
+    allocations = AllocationStore(service.database, usage)
+    for store in (computes, nodes, allocations, usage):
         await store.open()
 
     sessions = Sessions()
-    placer = Placer(allocations, nodes, sessions.assign)
+    quotas = Quotas(registry, lambda: placer.wake())
+    placer = Placer(allocations, nodes, sessions.assign, quotas)
+    await computes.workspaces.follow(service.bus)
+    computes.workspaces.on_change(quotas.forget)
+    await quotas.follow(service.bus)
     workloads = WorkloadEvents(allocations, computes, sessions, placer.wake)
     agents = AgentService(
         nodes, allocations, sessions, tokens_pb2_grpc.TokenServiceStub(secrets), placer.wake
@@ -47,10 +55,11 @@ async def compose(process: app.App, settings: Settings) -> None:
         service.guard,
         [
             Registration(
-                ComputeService(computes, nodes, allocations),
+                ComputeService(computes, nodes, allocations, usage),
                 computes_pb2_grpc.add_ComputeServiceServicer_to_server,
                 computes_pb2.DESCRIPTOR.services_by_name["ComputeService"],
             ),
+            workspace_data(service.database, computes.workspaces, allocations).registration(),
             Registration(
                 agents,
                 agents_pb2_grpc.add_AgentServiceServicer_to_server,

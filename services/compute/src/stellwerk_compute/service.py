@@ -6,6 +6,7 @@ from stellwerk_compute.allocations import domain as allocation_rules
 from stellwerk_compute.allocations.store import AllocationStore
 from stellwerk_compute.computes.store import ComputeStore
 from stellwerk_compute.nodes.store import NodeStore
+from stellwerk_compute.usage.store import UsageStore
 from stellwerk_platform import names
 from stellwerk_protos.compute.v1 import computes_pb2, computes_pb2_grpc
 
@@ -13,10 +14,23 @@ from stellwerk_protos.compute.v1 import computes_pb2, computes_pb2_grpc
 class ComputeService(computes_pb2_grpc.ComputeServiceServicer):
     """Answers from the stores."""
 
-    def __init__(self, computes: ComputeStore, nodes: NodeStore, allocations: AllocationStore) -> None:
+    def __init__(
+        self, computes: ComputeStore, nodes: NodeStore, allocations: AllocationStore, usage: UsageStore
+    ) -> None:
+        self._usage = usage
         self._computes = computes
         self._nodes = nodes
         self._allocations = allocations
+
+    async def GetUsage(self, request: computes_pb2.GetUsageRequest, context: Any) -> computes_pb2.Usage:
+        """Nodes and cores now, and CPU since the workspace was made."""
+        (workspace,) = names.parse("workspaces/*", request.name)
+        placed = await self._allocations.placed_of(workspace)
+        return computes_pb2.Usage(
+            nodes=len({item.node for item in placed}),
+            cores=sum(item.cores for item in placed),
+            cpu_seconds=await self._usage.cpu_seconds(request.name),
+        )
 
     async def GetCompute(self, request: computes_pb2.GetComputeRequest, context: Any) -> computes_pb2.Compute:
         """One compute."""

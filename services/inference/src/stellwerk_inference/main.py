@@ -11,6 +11,7 @@ from stellwerk_inference.replacements import Replacer
 from stellwerk_inference.service import EndpointService
 from stellwerk_inference.store import Store
 from stellwerk_inference.upstream import Upstream
+from stellwerk_inference.workspace_data import workspace_data
 from stellwerk_platform.app import App, Service, run
 from stellwerk_platform.grpc_server import Registration
 from stellwerk_protos.inference.v1 import endpoints_pb2, endpoints_pb2_grpc
@@ -28,7 +29,10 @@ async def compose(app: App, settings: InferenceSettings) -> None:
         registry=service.channel(settings.registry_address),
         runs=service.channel(settings.runs_address),
         compute=service.channel(settings.compute_address),
+        database=service.database,
     )
+    await upstream.workspaces.follow(service.bus)
+    await upstream.quotas.follow(service.bus)
     session = await app.enter(aiohttp.ClientSession())
     prober = Prober(store, lifecycle, changes, session, settings.replica_ready_seconds)
     app.background(prober.run())
@@ -42,7 +46,8 @@ async def compose(app: App, settings: InferenceSettings) -> None:
                 EndpointService(store, lifecycle, changes, upstream),
                 endpoints_pb2_grpc.add_EndpointServiceServicer_to_server,
                 endpoints_pb2.DESCRIPTOR.services_by_name["EndpointService"],
-            )
+            ),
+            workspace_data(service.database, upstream.workspaces, store, lifecycle).registration(),
         ],
     )
 

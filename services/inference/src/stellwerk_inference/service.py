@@ -74,6 +74,7 @@ class EndpointService(endpoints_pb2_grpc.EndpointServiceServicer):
     async def _resolve(self, request: pb.CreateDeploymentRequest) -> pb.Deployment:
         """Asks the others whether everything that the request names exists; raises `NotFound`."""
         await self._store.endpoints.get(request.parent)
+        await self._upstream.check_start(names.parent_of(request.parent))
         await self._upstream.check_compute(request.compute)
         environment = await self._upstream.environment(request.environment)
         models = await asyncio.gather(*(self._upstream.model(model) for model in request.models))

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 
 import grpc
 
+from stellwerk_platform.mongo import Database
+from stellwerk_platform.quotas import Quotas
+from stellwerk_platform.workspaces import Workspaces
 from stellwerk_protos.common.v1.common_pb2 import File
 from stellwerk_protos.compute.v1 import computes_pb2, computes_pb2_grpc
 from stellwerk_protos.registry.v1 import (
@@ -20,19 +23,33 @@ from stellwerk_protos.runs.v1 import snapshots_pb2, snapshots_pb2_grpc
 class Upstream:
     """Registry, runs and compute as this service uses them. All raise `NotFound`."""
 
-    def __init__(self, registry: grpc.aio.Channel, runs: grpc.aio.Channel, compute: grpc.aio.Channel) -> None:
+    def __init__(
+        self,
+        registry: grpc.aio.Channel,
+        runs: grpc.aio.Channel,
+        compute: grpc.aio.Channel,
+        database: Database,
+    ) -> None:
         self._workspaces = workspaces_pb2_grpc.WorkspaceServiceStub(registry)
         self._environments = environments_pb2_grpc.EnvironmentServiceStub(registry)
         self._models = models_pb2_grpc.ModelServiceStub(registry)
         self._snapshots = snapshots_pb2_grpc.SnapshotServiceStub(runs)
         self._computes = computes_pb2_grpc.ComputeServiceStub(compute)
-        self._known: set[str] = set()
+        self.workspaces = Workspaces(database, self._workspace)
+        self.quotas = Quotas(registry)
+        self.workspaces.on_change(self.quotas.forget)
 
     async def check_workspace(self, name: str) -> None:
-        """Workspaces that exist are remembered."""
-        if name not in self._known:
-            await self._workspaces.GetWorkspace(workspaces_pb2.GetWorkspaceRequest(name=name))
-            self._known.add(name)
+        """Also raises `FailedPrecondition` while the workspace is being deleted."""
+        await self.workspaces.check(name)
+
+    async def check_start(self, workspace: str) -> None:
+        """Raises `ResourceExhausted` when nothing may start in the workspace any more."""
+        await self.workspaces.check(workspace)
+        await self.quotas.check_start(workspace)
+
+    async def _workspace(self, name: str) -> workspaces_pb2.Workspace:
+        return await self._workspaces.GetWorkspace(workspaces_pb2.GetWorkspaceRequest(name=name))
 
     async def check_compute(self, name: str) -> None:
         """The compute exists."""

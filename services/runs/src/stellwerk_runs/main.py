@@ -42,6 +42,7 @@ from stellwerk_runs.search.projector import Projector
 from stellwerk_runs.snapshots.service import SnapshotService
 from stellwerk_runs.snapshots.store import SnapshotStore
 from stellwerk_runs.upstream import Compute, Registry, Secrets
+from stellwerk_runs.workspace_data import workspace_data
 
 
 async def compose(app: App, settings: RunsSettings) -> None:
@@ -66,7 +67,11 @@ async def compose(app: App, settings: RunsSettings) -> None:
     app.background(Projector(ingest, metrics, runs.search).run())
     for kind in STREAMS:
         app.background(Writer(bus, ingest, changes, kind).run())
-    registry = Registry(service.channel(settings.registry_address))
+    registry = Registry(service.channel(settings.registry_address), database)
+    await registry.workspaces.follow(bus)
+    await registry.quotas.follow(bus)
+    for forget in (runs.forget_all, streams.forget_all, access.forget_all):
+        registry.workspaces.on_change(forget)
     compute = Compute(service.channel(settings.compute_address))
     secrets = Secrets(service.channel(settings.secrets_address))
     removal = await retention.compose(
@@ -81,6 +86,7 @@ async def compose(app: App, settings: RunsSettings) -> None:
                 runs_pb2_grpc.add_RunServiceServicer_to_server,
                 runs_pb2.DESCRIPTOR.services_by_name["RunService"],
             ),
+            workspace_data(database, registry.workspaces, runs, trees, streams).registration(),
             Registration(
                 SnapshotService(snapshots, registry),
                 snapshots_pb2_grpc.add_SnapshotServiceServicer_to_server,

@@ -6,6 +6,9 @@ import grpc
 import httpx
 
 from stellwerk_platform.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable, from_rpc
+from stellwerk_platform.mongo import Database
+from stellwerk_platform.quotas import Quotas
+from stellwerk_platform.workspaces import Workspaces
 from stellwerk_protos.common.v1.common_pb2 import File
 from stellwerk_protos.compute.v1 import computes_pb2, computes_pb2_grpc
 from stellwerk_protos.registry.v1 import (
@@ -29,19 +32,22 @@ _BLOB_SECONDS = 60
 class Registry:
     """The registry as this service uses it; its errors reach the caller as they are."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, database: Database) -> None:
         self._workspaces = workspaces_pb2_grpc.WorkspaceServiceStub(channel)
+        self.workspaces = Workspaces(database, self._workspace)
+        self.quotas = Quotas(channel)
+        self.workspaces.on_change(self.quotas.forget)
         self._environments = environments_pb2_grpc.EnvironmentServiceStub(channel)
         self._datasets = datasets_pb2_grpc.DatasetServiceStub(channel)
         self._models = models_pb2_grpc.ModelServiceStub(channel)
         self._blobs = blobs_pb2_grpc.BlobServiceStub(channel)
-        self._known: set[str] = set()
 
     async def check_workspace(self, name: str) -> None:
-        """Raises `NotFound` unless the workspace exists; workspaces that exist are remembered."""
-        if name not in self._known:
-            await self._workspaces.GetWorkspace(workspaces_pb2.GetWorkspaceRequest(name=name))
-            self._known.add(name)
+        """Raises `NotFound` unless the workspace exists, `FailedPrecondition` while it is being deleted."""
+        await self.workspaces.check(name)
+
+    async def _workspace(self, name: str) -> workspaces_pb2.Workspace:
+        return await self._workspaces.GetWorkspace(workspaces_pb2.GetWorkspaceRequest(name=name))
 
     async def environment(self, name: str) -> str:
         """The name with the number of the version; raises `NotFound`."""

@@ -147,13 +147,13 @@ async def compose(app: App, settings: SecretsSettings) -> None:
     base = await open_base(app, settings)
     revocations = await compose_revocations(base)
     people, uses = await compose_people(base, revocations)
-    named, named_registration = await compose_named(base.database, base.vault)
+    named, named_registrations = await compose_named(base.database, base.vault)
     exchange, tokens = await compose_tokens(base, people, uses, revocations, named)
     registrations = [
         tokens,
         compose_users(people, uses),
         await compose_sessions(base, people),
-        named_registration,
+        *named_registrations,
         await compose_subscriptions(base, people),
     ]
     await app.serve(settings.listen, await compose_guard(base, exchange, revocations), registrations)

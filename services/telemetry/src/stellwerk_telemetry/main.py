@@ -27,6 +27,7 @@ from stellwerk_telemetry.service import TelemetryService
 from stellwerk_telemetry.traces import otlp
 from stellwerk_telemetry.traces.buffer import SpanBuffer
 from stellwerk_telemetry.traces.store import Spans
+from stellwerk_telemetry.workspace_data import workspace_data
 from stellwerk_telemetry.workspaces import Workspaces
 
 
@@ -43,13 +44,16 @@ async def compose(app: App, settings: TelemetrySettings) -> None:
     app.background(projection.run(service.bus, journal, events.insert))
     activities = await keep_activities(service, settings)
     workspaces = Workspaces(events, service.channel(settings.registry_address))
+    dead_letters = DeadLetters(service.bus)
+    data = workspace_data(service.database, service.bus, workspaces, dead_letters).registration()
     registration = Registration(
-        TelemetryService(spans, events, Journal(service.bus), DeadLetters(service.bus), workspaces),
+        TelemetryService(spans, events, Journal(service.bus), dead_letters, workspaces),
         telemetry_pb2_grpc.add_TelemetryServiceServicer_to_server,
         telemetry_pb2.DESCRIPTOR.services_by_name["TelemetryService"],
     )
     sink = otlp.TraceSink(buffer, timedelta(days=settings.trace_days))
-    await app.serve(settings.listen, service.guard, [registration, activities, *otlp.registrations(sink)])
+    registrations = [registration, activities, data, *otlp.registrations(sink)]
+    await app.serve(settings.listen, service.guard, registrations)
     # Its own last spans must leave while it still takes spans.
     app.defer(lambda: asyncio.to_thread(telemetry.stop))
 

@@ -19,6 +19,10 @@ class Workspaces:
         self._stub = workspaces_pb2_grpc.WorkspaceServiceStub(registry)
         self._known = {WILDCARD}
 
+    def forget(self, workspace: str) -> None:
+        """Says that the workspace is gone."""
+        self._known.discard(workspace)
+
     async def check(self, workspace: str) -> None:
         """Raises `NotFound` for a workspace that there never was."""
         if workspace in self._known:

@@ -16,6 +16,8 @@ from stellwerk_launcher.servers import nats_subscribers
 NAME = "nats"
 # Full rights within the platform's account; exists only in test stacks.
 TEST_USER = "test"
+# Who removes the events of a workspace that is deleted.
+_CLEANER = "telemetry"
 MAX_FILE_BYTES = 4 * 1024**3
 _STREAM_READS = (
     *("$JS.API.INFO", "$JS.API.STREAM.INFO.*", "$JS.API.STREAM.NAMES", "$JS.API.STREAM.LIST"),
@@ -84,7 +86,7 @@ def _configuration(context: Context, folder: Path) -> str:
 
 
 def permissions(namespace: str, user: str) -> dict[str, object]:
-    """What a user may do; a service publishes facts in its own name only, nobody deletes the journal."""
+    """What a user may do; a service publishes facts in its own name only, one may empty the journal."""
     if user == TEST_USER:
         return {}
     readable = [f"{namespace}.>", "_INBOX.>"]
@@ -103,7 +105,8 @@ def permissions(namespace: str, user: str) -> dict[str, object]:
     ]
     more = nats_subscribers.publishes() if user == "secrets" else ()
     listens = nats_subscribers.subscribes() if user == "secrets" else ()
-    deny = [f"$JS.API.STREAM.{verb}.{journal}" for verb in ("DELETE", "PURGE", "MSG.DELETE")]
+    refused = ("DELETE", "MSG.DELETE") if user == _CLEANER else ("DELETE", "PURGE", "MSG.DELETE")
+    deny = [f"$JS.API.STREAM.{verb}.{journal}" for verb in refused]
     return {
         "permissions": {
             "publish": {"allow": [*publish, *more], "deny": deny},

@@ -1,6 +1,6 @@
 """The entry point of the SDK."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -8,10 +8,10 @@ from stellwerk import names
 from stellwerk._async.core import AsyncCore
 from stellwerk._async.run import AsyncRun
 from stellwerk._async.workspace import AsyncWorkspace
+from stellwerk._async.workspaces import AsyncWorkspaces
 from stellwerk.errors import invalid
 from stellwerk.settings import Flags, resolve
 from stellwerk_protos.compute.v1 import computes_pb2, computes_pb2_grpc
-from stellwerk_protos.registry.v1 import workspaces_pb2, workspaces_pb2_grpc
 from stellwerk_protos.runs.v1 import runs_pb2, runs_pb2_grpc
 from stellwerk_protos.telemetry.v1 import telemetry_pb2, telemetry_pb2_grpc
 
@@ -94,31 +94,3 @@ class AsyncClient:
         """Hands a dead letter to its consumer once more."""
         request = telemetry_pb2.ReplayDeadLetterRequest(sequence=sequence)
         await self._core.call(self._telemetry.ReplayDeadLetter, request)
-
-
-class AsyncWorkspaces:
-    """All workspaces."""
-
-    def __init__(self, core: AsyncCore) -> None:
-        self._core = core
-        self._stub = workspaces_pb2_grpc.WorkspaceServiceStub(core.channel)
-
-    async def create(
-        self, name: str, *, description: str = "", tags: Mapping[str, str] | None = None
-    ) -> workspaces_pb2.Workspace:
-        """Creates a workspace."""
-        request = workspaces_pb2.CreateWorkspaceRequest(
-            workspace_id=name.removeprefix("workspaces/"), description=description, tags=tags
-        )
-        return await self._core.call(self._stub.CreateWorkspace, request)
-
-    async def get(self, name: str) -> workspaces_pb2.Workspace:
-        """Returns one workspace."""
-        request = workspaces_pb2.GetWorkspaceRequest(name=names.workspace(name))
-        return await self._core.call(self._stub.GetWorkspace, request)
-
-    async def list(self, *, limit: int | None = None) -> Sequence[workspaces_pb2.Workspace]:
-        """The workspaces, by name."""
-        request = workspaces_pb2.ListWorkspacesRequest()
-        pages = await self._core.pages(self._stub.ListWorkspaces, request, limit)
-        return [workspace for page in pages for workspace in page.workspaces]

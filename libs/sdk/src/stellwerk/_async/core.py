@@ -225,6 +225,10 @@ class AsyncCore:
             await asyncio.to_thread(write_zip, files, folder, archive)
             os.replace(archive, target)
 
+    async def pause(self, seconds: float) -> None:
+        """Waits for so long."""
+        await asyncio.sleep(seconds)
+
     async def ship(self, folder: Path) -> runs_pb2.Run:
         """Delivers the folder of an interactive run whose process is gone."""
         from stellwerk import interactive_folder

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from stellwerk._async.assets import AsyncDatasets, AsyncEnvironments, AsyncModels
 from stellwerk._async.core import AsyncCore
+from stellwerk._async.datastores import AsyncDatastores, AsyncQuota
 from stellwerk._async.events import AsyncEvents
 from stellwerk._async.experiments import AsyncExperiments
 from stellwerk._async.inference import AsyncDeployments, AsyncEndpoints
@@ -35,6 +36,8 @@ class AsyncWorkspace:
         self.computes = AsyncComputes(core, name)
         self.events = AsyncEvents(core, name)
         self.experiments = AsyncExperiments(core, name)
+        self.datastores = AsyncDatastores(core, name)
+        self.quota = AsyncQuota(core, name)
         self.secrets = AsyncSecrets(core, name)
 
     def start_run(

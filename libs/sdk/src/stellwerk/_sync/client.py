@@ -1,7 +1,7 @@
 # Generated from ../_async/client.py by scripts/generate_sync.py; do not edit.
 """The entry point of the SDK."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -9,10 +9,10 @@ from stellwerk import names
 from stellwerk._sync.core import Core
 from stellwerk._sync.run import Run
 from stellwerk._sync.workspace import Workspace
+from stellwerk._sync.workspaces import Workspaces
 from stellwerk.errors import invalid
 from stellwerk.settings import Flags, resolve
 from stellwerk_protos.compute.v1 import computes_pb2, computes_pb2_grpc
-from stellwerk_protos.registry.v1 import workspaces_pb2, workspaces_pb2_grpc
 from stellwerk_protos.runs.v1 import runs_pb2, runs_pb2_grpc
 from stellwerk_protos.telemetry.v1 import telemetry_pb2, telemetry_pb2_grpc
 
@@ -95,31 +95,3 @@ class Client:
         """Hands a dead letter to its consumer once more."""
         request = telemetry_pb2.ReplayDeadLetterRequest(sequence=sequence)
         self._core.call(self._telemetry.ReplayDeadLetter, request)
-
-
-class Workspaces:
-    """All workspaces."""
-
-    def __init__(self, core: Core) -> None:
-        self._core = core
-        self._stub = workspaces_pb2_grpc.WorkspaceServiceStub(core.channel)
-
-    def create(
-        self, name: str, *, description: str = "", tags: Mapping[str, str] | None = None
-    ) -> workspaces_pb2.Workspace:
-        """Creates a workspace."""
-        request = workspaces_pb2.CreateWorkspaceRequest(
-            workspace_id=name.removeprefix("workspaces/"), description=description, tags=tags
-        )
-        return self._core.call(self._stub.CreateWorkspace, request)
-
-    def get(self, name: str) -> workspaces_pb2.Workspace:
-        """Returns one workspace."""
-        request = workspaces_pb2.GetWorkspaceRequest(name=names.workspace(name))
-        return self._core.call(self._stub.GetWorkspace, request)
-
-    def list(self, *, limit: int | None = None) -> Sequence[workspaces_pb2.Workspace]:
-        """The workspaces, by name."""
-        request = workspaces_pb2.ListWorkspacesRequest()
-        pages = self._core.pages(self._stub.ListWorkspaces, request, limit)
-        return [workspace for page in pages for workspace in page.workspaces]

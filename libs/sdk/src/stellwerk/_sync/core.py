@@ -6,6 +6,7 @@ where an event loop runs already, as in notebooks.
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -121,6 +122,10 @@ class Core:
     def download_zip(self, workspace: str, files: Sequence[common_pb2.File], target: Path) -> None:
         """See `AsyncCore.download_zip`."""
         self._run(self._core.download_zip(workspace, files, target))
+
+    def pause(self, seconds: float) -> None:
+        """Waits for so long."""
+        time.sleep(seconds)
 
     def ship(self, folder: Path) -> runs_pb2.Run:
         """See `AsyncCore.ship`."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from stellwerk._sync.assets import Datasets, Environments, Models
 from stellwerk._sync.core import Core
+from stellwerk._sync.datastores import Datastores, Quota
 from stellwerk._sync.events import Events
 from stellwerk._sync.experiments import Experiments
 from stellwerk._sync.inference import Deployments, Endpoints
@@ -36,6 +37,8 @@ class Workspace:
         self.computes = Computes(core, name)
         self.events = Events(core, name)
         self.experiments = Experiments(core, name)
+        self.datastores = Datastores(core, name)
+        self.quota = Quota(core, name)
         self.secrets = Secrets(core, name)
 
     def start_run(

@@ -1,4 +1,4 @@
-"""`stellwerk workspace|dataset|environment|model`."""
+"""`stellwerk dataset|environment|model`."""
 
 from pathlib import Path
 from typing import Any
@@ -14,47 +14,6 @@ _limit = click.option(
 )
 _description = click.option("--description", default="", help="Free text.")
 _tags = click.option("--tag", "tags", multiple=True, metavar="NAME=VALUE", help="Repeatable.")
-
-
-@click.group(cls=Group)
-def workspace() -> None:
-    """Containers of everything else."""
-
-
-@workspace.command("create", example="stellwerk workspace create demo")
-@click.argument("name")
-@_description
-@_tags
-@traced
-def workspace_create(session: Session, name: str, description: str, tags: tuple[str, ...]) -> None:
-    """Create a workspace."""
-    created = session.client().workspaces.create(
-        name, description=description, tags=arguments.pairs(tags, "--tag")
-    )
-    _show_workspace(session, created)
-
-
-@workspace.command("list", example="stellwerk workspace list")
-@_limit
-def workspace_list(session: Session, limit: int) -> None:
-    """List the workspaces."""
-    output.listing(
-        session.client().workspaces.list(limit=limit),
-        session.json,
-        ("NAME", "CREATED", "DESCRIPTION"),
-        lambda item: (names.last(item.name), output.when(item.create_time), item.description),
-    )
-
-
-@workspace.command("show", example="stellwerk workspace show demo")
-@click.argument("name")
-def workspace_show(session: Session, name: str) -> None:
-    """Show one workspace."""
-    _show_workspace(session, session.client().workspaces.get(name))
-
-
-def _show_workspace(session: Session, item: Any) -> None:
-    output.facts(item, session.json, _common(item))
 
 
 def _common(item: Any) -> list[tuple[str, object]]:

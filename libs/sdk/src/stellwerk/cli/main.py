@@ -5,15 +5,18 @@ import click
 from stellwerk.cli import (  # noqa: F401  # they add their commands to `run`
     assets,
     config,
+    datastore,
     events,
     experiment,
     inference,
+    quota,
     run,
     run_manage,
     run_read,
     secret,
     stack,
     why,
+    workspace,
 )
 from stellwerk.cli.base import Command, Root, Session
 
@@ -42,7 +45,8 @@ def completion(session: Session, shell: str) -> None:
 
 for command in (
     *(stack.up, stack.down, stack.status, stack.logs),
-    *(assets.workspace, assets.dataset, assets.environment, run.run, experiment.experiment),
+    *(workspace.workspace, datastore.datastore, quota.quota),
+    *(assets.dataset, assets.environment, run.run, experiment.experiment),
     *(assets.model, secret.secret, why.why),
     *(inference.endpoint, inference.deployment, events.compute, events.events, events.trace),
     *(config.config, completion),

@@ -1,7 +1,7 @@
 """What a node holds against what it should hold."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from stellwerk_compute.agents.session import Session
@@ -11,6 +11,8 @@ from stellwerk_platform.journal import Fact
 from stellwerk_protos.common.v1 import common_pb2
 from stellwerk_protos.compute.v1 import agents_pb2, computes_pb2
 
+# What a heartbeat must have to say so that it is worth a write.
+_LEAST_CPU_SECONDS = 1.0
 _UNKNOWN = common_pb2.Reason(code="NOT_ASSIGNED", message="The allocation is not this node's any more.")
 
 
@@ -26,10 +28,13 @@ class Reconciler:
         for item in await self._settle(session, held):
             session.want(item.allocation.name)
 
-    async def beat(self, session: Session, held: set[str]) -> None:
+    async def beat(self, session: Session, held: set[str], cpu_seconds: Mapping[str, float]) -> None:
         """At a heartbeat: sends what the node does not have, and new tokens before the old ones end."""
         for item in await self._settle(session, held):
             name = item.allocation.name
+            said = cpu_seconds.get(name, 0.0)
+            if said >= item.beside.cpu_seconds + _LEAST_CPU_SECONDS:
+                await self._allocations.change(name, used(session.node, said))
             renew_time = session.token_renew_times.get(name)
             if name not in held or renew_time is None or renew_time < time.time():
                 session.want(name)
@@ -79,9 +84,21 @@ class Reconciler:
             if allocation.node != node or report.sequence <= beside.report_sequence:
                 return None, beside
             fact = domain.report(allocation, node, report)
-            return fact, replace(beside, report_sequence=report.sequence)
+            used = domain.cpu_seconds(report.cpu_seconds, beside.cpu_seconds)
+            return fact, replace(beside, report_sequence=report.sequence, cpu_seconds=used)
 
         return change
+
+
+def used(node: str, cpu_seconds: float) -> Change:
+    """The change that a heartbeat makes to what is known of an allocation's use of CPU."""
+
+    def change(allocation: computes_pb2.Allocation, beside: Beside) -> tuple[Fact | None, Beside]:
+        if allocation.node != node or allocation.state in domain.TERMINAL:
+            return None, beside
+        return None, replace(beside, cpu_seconds=domain.cpu_seconds(cpu_seconds, beside.cpu_seconds))
+
+    return change
 
 
 def _cancel(session: Session, name: str, reason: common_pb2.Reason) -> None:

@@ -96,7 +96,8 @@ class AgentService(agents_pb2_grpc.AgentServiceServicer):
             elif kind == "heartbeat":
                 # Announced anew: a node that was judged silent while this process stalled is back now.
                 lease_end = await self._nodes.announce(announcement)
-                await self._reconciler.beat(session, set(request.heartbeat.allocations))
+                beat = request.heartbeat
+                await self._reconciler.beat(session, set(beat.allocations), beat.cpu_seconds)
                 session.send(_heartbeat_ack(lease_end))
             else:
                 raise InvalidArgument(

@@ -5,6 +5,7 @@ is nothing to do, so that anything may be handled twice.
 """
 
 import hashlib
+import math
 from collections.abc import Mapping
 
 from stellwerk_platform import names
@@ -38,6 +39,8 @@ VERBS: Mapping[int, str] = {
 }
 _REPORTED = frozenset({PREPARING, RUNNING, FINALIZING, *TERMINAL})
 _READABLE_LENGTH = 40
+# 30,000 years.
+_MOST_CPU_SECONDS = 1e12
 
 
 def name_for(owner: str) -> str:
@@ -98,6 +101,11 @@ def report(allocation: computes_pb2.Allocation, node: str, said: agents_pb2.Repo
         allocation.exit_code = said.exit_code
     allocation.http_address, allocation.grpc_address = said.http_address, said.grpc_address
     return _move(allocation, said.state, said.reason)
+
+
+def cpu_seconds(said: float, known: float) -> float:
+    """The greater one; what can be no number of seconds changes nothing."""
+    return max(said, known) if math.isfinite(said) and said < _MOST_CPU_SECONDS else known
 
 
 def silence(allocation: computes_pb2.Allocation) -> Fact | None:

@@ -1,6 +1,5 @@
 """Allocations in MongoDB, and what lies beside each one, outside the journal."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -12,9 +11,10 @@ from pymongo import ASCENDING, DESCENDING, IndexModel
 from pymongo.errors import DuplicateKeyError
 
 from stellwerk_compute.allocations import domain
-from stellwerk_compute.placement.domain import Waiting
+from stellwerk_compute.placement.domain import Placed, Waiting
+from stellwerk_compute.usage.store import UsageStore
 from stellwerk_platform import names, telemetry
-from stellwerk_platform.documents import from_document
+from stellwerk_platform.documents import Document, from_document
 from stellwerk_platform.journal import Fact
 from stellwerk_platform.mongo import Collection, Database, Transaction, missing
 from stellwerk_protos.common.v1 import common_pb2
@@ -22,6 +22,7 @@ from stellwerk_protos.compute.v1 import computes_pb2, workloads_pb2
 
 _RUN = workloads_pb2.WorkloadKind.Name(workloads_pb2.WORKLOAD_KIND_RUN)
 _BESIDE = "beside"
+_LIVING = 1_000
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,9 @@ class Beside:
     """What is known about an allocation besides its message.
 
     `traceparent` is that of the submit, `report_sequence` the last report that was
-    applied, `earlier_state` the one before the node fell silent.
+    `traceparent` is that of the submit, `report_sequence` the last report that was
+    applied, `earlier_state` the one before the node fell silent, `cpu_seconds` what its
+    node has said last.
     """
 
     pool: str = ""
@@ -38,6 +41,7 @@ class Beside:
     earlier_state: int = 0
     cancel_code: str = ""
     cancel_message: str = ""
+    cpu_seconds: float = 0.0
 
     @property
     def cancel_reason(self) -> common_pb2.Reason:
@@ -60,8 +64,9 @@ class Held:
 class AllocationStore:
     """The allocations of all workspaces."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, usage: UsageStore) -> None:
         self._database = database
+        self._usage = usage
         self._collection = Collection(
             database,
             "allocations",
@@ -127,12 +132,17 @@ class AllocationStore:
         def apply(allocation: computes_pb2.Allocation) -> Fact | None:
             nonlocal after
             fact, after = change(allocation, before)
+            if fact is not None:
+                allocation.cpu_seconds = after.cpu_seconds
             return fact
 
         with _trace(before.traceparent):
             allocation = await self._collection.update_in(tx, name, apply)
         if after != before:
             await self._set_beside(tx, name, after)
+        if after.cpu_seconds > before.cpu_seconds:
+            workspace = f"workspaces/{names.workspace_of(name)}"
+            await self._usage.add_in(tx, workspace, after.cpu_seconds - before.cpu_seconds)
         return allocation
 
     async def silence_in(self, tx: Transaction, node: str, cause: str) -> None:
@@ -166,7 +176,7 @@ class AllocationStore:
     async def queued(self) -> list[Waiting]:
         """What waits to be placed, oldest first."""
         where = {"state": computes_pb2.AllocationState.Name(domain.QUEUED)}
-        fields = {"workload.kind": 1, "reason.code": 1, f"{_BESIDE}.pool": 1}
+        fields = {"workload.kind": 1, "workload.cores": 1, "reason.code": 1, f"{_BESIDE}.pool": 1}
         cursor = self._raw.find(where, fields).sort([("create_time", ASCENDING), ("_id", ASCENDING)])
         return [
             Waiting(
@@ -174,17 +184,42 @@ class AllocationStore:
                 pool=document[_BESIDE]["pool"],
                 takes_slot=document["workload"]["kind"] == _RUN,
                 reason_code=document["reason"]["code"],
+                workspace=f"workspaces/{names.workspace_of(document['_id'])}",
+                cores=cores_of(document),
             )
             async for document in cursor
         ]
 
-    async def used_slots(self) -> Counter[str]:
-        """How many runs live on each node."""
-        where = {"live": True, "node": {"$gt": ""}, "workload.kind": _RUN}
-        return Counter([document["node"] async for document in self._raw.find(where, {"node": 1})])
+    async def placed(self, where: Document | None = None) -> list[Placed]:
+        """What lives on nodes."""
+        fields = {"node": 1, "workload.kind": 1, "workload.cores": 1}
+        found = self._raw.find({"live": True, "node": {"$gt": ""}, **(where or {})}, fields)
+        return [
+            Placed(
+                workspace=f"workspaces/{names.workspace_of(document['_id'])}",
+                node=document["node"],
+                takes_slot=document["workload"]["kind"] == _RUN,
+                cores=cores_of(document),
+            )
+            async for document in found
+        ]
+
+    async def placed_of(self, workspace_id: str) -> list[Placed]:
+        """What lives on nodes of one workspace."""
+        return await self.placed({"workspace": workspace_id})
+
+    async def living(self, workspace_id: str) -> list[str]:
+        """Names of what has not ended in a workspace."""
+        where = {"workspace": workspace_id, "live": True}
+        return [document["_id"] async for document in self._raw.find(where, {"_id": 1}).limit(_LIVING)]
 
     async def _set_beside(self, tx: Transaction, name: str, beside: Beside) -> None:
         await self._raw.update_one({"_id": name}, {"$set": {_BESIDE: asdict(beside)}}, session=tx.session)
+
+
+def cores_of(document: Mapping[str, Any]) -> int:
+    """What an allocation counts as in quotas: one core unless its workload says more."""
+    return int(document["workload"].get("cores", 0)) or 1
 
 
 def _beside(document: Mapping[str, Any]) -> Beside:

@@ -7,6 +7,7 @@ from stellwerk_platform import names
 from stellwerk_platform.errors import AlreadyExists, from_rpc
 from stellwerk_platform.journal import Fact
 from stellwerk_platform.mongo import Collection, Database
+from stellwerk_platform.workspaces import Workspaces
 from stellwerk_protos.compute.v1 import computes_pb2
 from stellwerk_protos.registry.v1 import workspaces_pb2, workspaces_pb2_grpc
 
@@ -23,7 +24,8 @@ class ComputeStore:
             computes_pb2.Compute,
             extra=lambda compute: {"workspace": names.workspace_of(compute.name)},
         )
-        self._workspaces = workspaces
+        self._stub = workspaces
+        self.workspaces = Workspaces(database, self._workspace)
 
     async def open(self) -> None:
         """Creates the collection."""
@@ -57,9 +59,11 @@ class ComputeStore:
             return await self._collection.get(compute.name)
 
     async def _ensure_known(self, workspace: str) -> computes_pb2.Compute:
-        request = workspaces_pb2.GetWorkspaceRequest(name=f"workspaces/{workspace}")
+        await self.workspaces.check(f"workspaces/{workspace}")
+        return await self.ensure_local(workspace)
+
+    async def _workspace(self, name: str) -> workspaces_pb2.Workspace:
         try:
-            await self._workspaces.GetWorkspace(request, timeout=10)
+            return await self._stub.GetWorkspace(workspaces_pb2.GetWorkspaceRequest(name=name), timeout=10)
         except grpc.aio.AioRpcError as error:
             raise from_rpc(error) from error
-        return await self.ensure_local(workspace)

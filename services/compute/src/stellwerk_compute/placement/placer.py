@@ -2,13 +2,16 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable
 
 from stellwerk_compute.allocations import domain as allocation_rules
 from stellwerk_compute.allocations.store import AllocationStore, Beside
 from stellwerk_compute.nodes.store import NodeStore
 from stellwerk_compute.placement import domain
+from stellwerk_platform.errors import FailedPrecondition, NotFound, PlatformError
 from stellwerk_platform.journal import Fact
+from stellwerk_platform.quotas import Quotas
 from stellwerk_protos.compute.v1 import computes_pb2
 
 log = logging.getLogger(__name__)
@@ -21,8 +24,13 @@ class Placer:
     """Calls `dispatch(node, allocation)` for each allocation that it has assigned."""
 
     def __init__(
-        self, allocations: AllocationStore, nodes: NodeStore, dispatch: Callable[[str, str], None]
+        self,
+        allocations: AllocationStore,
+        nodes: NodeStore,
+        dispatch: Callable[[str, str], None],
+        quotas: Quotas,
     ) -> None:
+        self._quotas = quotas
         self._allocations = allocations
         self._nodes = nodes
         self._dispatch = dispatch
@@ -54,13 +62,33 @@ class Placer:
         waiting = await self._allocations.queued()
         if not waiting:
             return
-        used = await self._allocations.used_slots()
+        limits, problem = await self._limits({item.workspace for item in waiting})
+        placed = await self._allocations.placed()
+        used = Counter(item.node for item in placed if item.takes_slot)
         nodes = [
             domain.Node(node.name, node.pool, node.slots, used[node.name])
             for node in await self._nodes.ready()
         ]
-        for decision in domain.plan(waiting, nodes):
+        known = [item for item in waiting if item.workspace in limits]
+        for decision in domain.plan(known, nodes, placed, limits):
             await self._apply(decision)
+        if problem is not None:
+            raise problem
+
+    async def _limits(self, workspaces: set[str]) -> tuple[dict[str, domain.Limits], PlatformError | None]:
+        """The limits by workspace, and why some are not known: what waits there goes on waiting."""
+        found: dict[str, domain.Limits] = {}
+        problem = None
+        for workspace in workspaces:
+            try:
+                limits = await self._quotas.limits(workspace)
+            except (NotFound, FailedPrecondition):
+                continue  # it is being deleted, and so is what waits in it
+            except PlatformError as error:
+                problem = error
+            else:
+                found[workspace] = domain.Limits(nodes=limits.nodes, cores=limits.cores)
+        return found, problem
 
     async def _apply(self, decision: domain.Decision) -> None:
         def change(allocation: computes_pb2.Allocation, beside: Beside) -> tuple[Fact | None, Beside]:

@@ -39,7 +39,8 @@ class QuotaService(quotas_pb2_grpc.QuotaServiceServicer):
     async def GetQuota(self, request: pb.GetQuotaRequest, context: Any) -> pb.Quota:
         (workspace,) = names.parse(_NAME, request.name)
         await self._workspaces.check(workspace)
-        return await self._with_use(await self._store.of(f"workspaces/{workspace}"), workspace)
+        quota = await self._store.of(f"workspaces/{workspace}")
+        return quota if request.limits_only else await self._with_use(quota, workspace)
 
     async def SetQuota(self, request: pb.SetQuotaRequest, context: Any) -> pb.Quota:
         (workspace,) = names.parse(_NAME, request.name)

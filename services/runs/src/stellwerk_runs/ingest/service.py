@@ -73,7 +73,7 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
             async for request in requests:
                 await self._guard.authorise(caller, "run.append", request)
                 check(request)
-                await self._runs.check(request.run)
+                born = await self._runs.check(request.run)
                 if kind_of(request) == LOGS:
                     self._logs.check(request.run, request.log.log)
                 else:
@@ -81,7 +81,7 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
                 tasks = []
                 for piece in pieces(request):
                     await self._room.acquire()
-                    tasks.append(asyncio.create_task(self._publish(piece)))
+                    tasks.append(asyncio.create_task(self._publish(piece, born)))
                     publishing.add(tasks[-1])
                     tasks[-1].add_done_callback(partial(self._published, publishing))
                 await queue.put((request.batch, tasks))
@@ -89,11 +89,14 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         except Exception as error:
             await queue.put(error)
 
-    async def _publish(self, piece: pb.AppendRequest) -> None:
-        """Returns once the piece is stored; while the stream is full, the sender is held back."""
+    async def _publish(self, piece: pb.AppendRequest, born: int) -> None:
+        """Returns once the piece is stored; while the stream is full, the sender is held back.
+
+        `born`, when the run was made, keeps it apart from a run of that name in a workspace that is gone.
+        """
         body = piece.SerializeToString(deterministic=True)
         subject = self._streams.subject(kind_of(piece), piece.run)
-        headers = {"Nats-Msg-Id": message_id(body)}
+        headers = {"Nats-Msg-Id": f"{message_id(body)}-{born}"}
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while True:
             try:

@@ -49,6 +49,15 @@ class Streams:
         self._complete.add((kind, run))
         return True
 
+    def forget_all(self, workspace: str) -> None:
+        """Says that all runs of `workspaces/demo` are gone."""
+        self._complete = {key for key in self._complete if not key[1].startswith(f"{workspace}/")}
+
+    async def purge(self, workspace: str) -> None:
+        """Removes what waits to be stored for `workspaces/demo`."""
+        for kind, stream in STREAMS.items():
+            await self._bus.purge(stream, kind, names.id_of(workspace))
+
     async def settle(self, kind: str, run: str) -> None:
         """Raises `NotFound` for no such run; for one that is over, waits until its last words are stored.
 

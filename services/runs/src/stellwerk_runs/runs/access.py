@@ -25,6 +25,11 @@ class Access:
         # The parent of a run never changes.
         self._parents: dict[str, str] = {}
 
+    def forget_all(self, workspace: str) -> None:
+        """Says that all runs of `workspaces/demo` are gone."""
+        for name in [name for name in self._parents if name.startswith(f"{workspace}/")]:
+            del self._parents[name]
+
     async def allows(self, caller: Caller, request: Message) -> bool:
         """Whether the run that calls may make this request although its role does not say so."""
         if caller.role != "Workload":

@@ -76,6 +76,7 @@ class RunService(runs_pb2_grpc.RunServiceServicer):
     async def _resolve(self, request: pb.CreateRunRequest) -> None:
         """Checks that all it names exists, and puts numbers in the place of "latest"."""
         await self._registry.check_workspace(request.parent)
+        await self._registry.quotas.check_start(request.parent)
         request.environment, *resources = await asyncio.gather(
             self._environment(request.environment),
             *(self._version(item) for item in request.inputs),

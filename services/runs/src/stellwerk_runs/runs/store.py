@@ -88,7 +88,8 @@ class RunStore:
         )
         # The names of runs that were removed, which are not given again (retention/store.py).
         self._removed = database.raw["removed_runs"]
-        self._known: set[str] = set()
+        # When each was made, in ms since 1970: one of the same name may be another one by then.
+        self._known: dict[str, int] = {}
 
     async def open(self) -> None:
         """Creates collections and indexes."""
@@ -177,19 +178,26 @@ class RunStore:
         """The same in a transaction of its own."""
         await self._database.commit(lambda tx: self.annotate_in(tx, run, params, tags))
 
-    async def check(self, name: str) -> None:
-        """Raises `NotFound` unless the run exists; runs that exist are remembered."""
-        if name in self._known:
-            return
-        if await self.runs.raw.find_one({"_id": name}, {"_id": 1}) is None:
+    async def check(self, name: str) -> int:
+        """When the run was made, in ms since 1970; runs that exist are remembered. Raises `NotFound`."""
+        if (known := self._known.get(name)) is not None:
+            return known
+        document = await self.runs.raw.find_one({"_id": name}, {"create_time": 1})
+        if document is None:
             raise _no_run(name)
         if len(self._known) >= _KNOWN:
             self._known.clear()
-        self._known.add(name)
+        self._known[name] = round(document["create_time"].timestamp() * 1_000)
+        return self._known[name]
 
     def forget(self, name: str) -> None:
         """Says that the run is gone."""
-        self._known.discard(name)
+        self._known.pop(name, None)
+
+    def forget_all(self, workspace: str) -> None:
+        """Says that all runs of `workspaces/demo` are gone."""
+        for name in [name for name in self._known if name.startswith(f"{workspace}/")]:
+            del self._known[name]
 
     async def interactive_of(self, creator: str) -> list[str]:
         """Up to 100 interactive runs that `creator` made and that have not ended."""

@@ -7,16 +7,18 @@ from stellwerk_protos.secrets.v1 import secrets_pb2, secrets_pb2_grpc
 from stellwerk_secrets.named.service import SecretService
 from stellwerk_secrets.named.store import SecretStore
 from stellwerk_secrets.named.values import Values
+from stellwerk_secrets.workspace_data import workspace_data
 
 
-async def compose(database: Database, vault: Vault) -> tuple[SecretService, Registration]:
-    """The servicer and how it is registered."""
+async def compose(database: Database, vault: Vault) -> tuple[SecretService, list[Registration]]:
+    """The servicer, and how it and what belongs to it are registered."""
     store = SecretStore(database)
     await store.open()
-    service = SecretService(store, Values(vault, database.namespace))
+    values = Values(vault, database.namespace)
+    service = SecretService(store, values)
     registration = Registration(
         service,
         secrets_pb2_grpc.add_SecretServiceServicer_to_server,
         secrets_pb2.DESCRIPTOR.services_by_name["SecretService"],
     )
-    return service, registration
+    return service, [registration, workspace_data(database, values).registration()]

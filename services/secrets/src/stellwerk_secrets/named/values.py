@@ -106,6 +106,19 @@ class Values:
         """The newest version, 0 without any."""
         return max((version.number for version in await self.versions(secret)), default=0)
 
+    async def names(self, workspace: str) -> list[str]:
+        """Ids of all secrets of `workspaces/demo` of which Vault has a version, also a deleted one."""
+        folder = self.path(f"{workspace}/secrets/any").rpartition("/")[0]
+
+        def read(client: hvac.Client) -> list[str]:
+            answer = client.secrets.kv.v2.list_secrets(path=folder, mount_point=_MOUNT)
+            return [str(key) for key in answer["data"]["keys"]]
+
+        try:
+            return await self._call(read)
+        except hvac.exceptions.InvalidPath:
+            return []
+
     async def purge(self, secret: str) -> None:
         """Removes all versions; again, nothing happens."""
 

@@ -1,5 +1,6 @@
 """Dead letters lie in a JetStream stream of their own (docs/interfaces.md), not in MongoDB."""
 
+import json
 from datetime import UTC
 from typing import Any
 
@@ -50,12 +51,26 @@ class DeadLetters:
         consumer = _to_proto(message).consumer
         headers = {"Content-Type": CONTENT_TYPE, "Nats-Msg-Id": f"deadletter-{sequence}"}
         await self._bus.publish(self._bus.names.subject("redelivery", consumer), message.data, headers)
+        await self._delete(sequence)
+
+    async def _delete(self, sequence: int) -> None:
         try:
             await self._bus.jetstream.delete_msg(self._stream, sequence)
         except nats.js.errors.NotFoundError:
             return
         except (nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
             raise _unavailable() from error
+
+    async def drop(self, workspace: str) -> int:
+        """Forgets those about `workspaces/demo` and what lies in it; returns how many."""
+        sequence, count = 1, 0
+        while (message := await self._next(sequence)) is not None:
+            sequence = message.seq + 1
+            resource = _resource(message.data or b"")
+            if resource == workspace or resource.startswith(f"{workspace}/"):
+                await self._delete(message.seq)
+                count += 1
+        return count
 
     async def _next(self, sequence: int) -> Any:
         """The first message from `sequence` on, None at the end."""
@@ -79,6 +94,14 @@ def _to_proto(message: Any) -> telemetry_pb2.DeadLetter:
     if message.time is not None:
         letter.time.FromDatetime(message.time.astimezone(UTC))
     return letter
+
+
+def _resource(body: bytes) -> str:
+    """The resource that an event is about, "" for what is no event."""
+    try:
+        return str(json.loads(body)["subject"])
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def _unavailable() -> Unavailable:

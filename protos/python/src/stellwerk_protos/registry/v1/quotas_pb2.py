@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from stellwerk_protos.access.v1 import access_pb2 as stellwerk_dot_access_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"stellwerk/registry/v1/quotas.proto\x12\x15stellwerk.registry.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a stellwerk/access/v1/access.proto\"R\n\x06Limits\x12\r\n\x05nodes\x18\x01 \x01(\x03\x12\r\n\x05\x63ores\x18\x02 \x01(\x03\x12\x15\n\rstorage_bytes\x18\x03 \x01(\x03\x12\x13\n\x0b\x63pu_seconds\x18\x04 \x01(\x03\"\xb2\x02\n\x05Quota\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x06limits\x18\x05 \x01(\x0b\x32\x1d.stellwerk.registry.v1.Limits\x12+\n\x04used\x18\x06 \x01(\x0b\x32\x1d.stellwerk.registry.v1.Limits\x12/\n\x0b\x62udget_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\x12\x63pu_seconds_before\x18\x08 \x01(\x03\"\x1f\n\x0fGetQuotaRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"d\n\x0fSetQuotaRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x06limits\x18\x02 \x01(\x0b\x32\x1d.stellwerk.registry.v1.Limits\x12\x14\n\x0creset_budget\x18\x03 \x01(\x08\x32\xd3\x01\n\x0cQuotaService\x12`\n\x08GetQuota\x12&.stellwerk.registry.v1.GetQuotaRequest\x1a\x1c.stellwerk.registry.v1.Quota\"\x0e\xa2\xbb\x18\nquota.read\x12\x61\n\x08SetQuota\x12&.stellwerk.registry.v1.SetQuotaRequest\x1a\x1c.stellwerk.registry.v1.Quota\"\x0f\xa2\xbb\x18\x0bquota.writeb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"stellwerk/registry/v1/quotas.proto\x12\x15stellwerk.registry.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a stellwerk/access/v1/access.proto\"R\n\x06Limits\x12\r\n\x05nodes\x18\x01 \x01(\x03\x12\r\n\x05\x63ores\x18\x02 \x01(\x03\x12\x15\n\rstorage_bytes\x18\x03 \x01(\x03\x12\x13\n\x0b\x63pu_seconds\x18\x04 \x01(\x03\"\xb2\x02\n\x05Quota\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x06limits\x18\x05 \x01(\x0b\x32\x1d.stellwerk.registry.v1.Limits\x12+\n\x04used\x18\x06 \x01(\x0b\x32\x1d.stellwerk.registry.v1.Limits\x12/\n\x0b\x62udget_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1a\n\x12\x63pu_seconds_before\x18\x08 \x01(\x03\"4\n\x0fGetQuotaRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0blimits_only\x18\x02 \x01(\x08\"d\n\x0fSetQuotaRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x06limits\x18\x02 \x01(\x0b\x32\x1d.stellwerk.registry.v1.Limits\x12\x14\n\x0creset_budget\x18\x03 \x01(\x08\x32\xd3\x01\n\x0cQuotaService\x12`\n\x08GetQuota\x12&.stellwerk.registry.v1.GetQuotaRequest\x1a\x1c.stellwerk.registry.v1.Quota\"\x0e\xa2\xbb\x18\nquota.read\x12\x61\n\x08SetQuota\x12&.stellwerk.registry.v1.SetQuotaRequest\x1a\x1c.stellwerk.registry.v1.Quota\"\x0f\xa2\xbb\x18\x0bquota.writeb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,9 +42,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_QUOTA']._serialized_start=213
   _globals['_QUOTA']._serialized_end=519
   _globals['_GETQUOTAREQUEST']._serialized_start=521
-  _globals['_GETQUOTAREQUEST']._serialized_end=552
-  _globals['_SETQUOTAREQUEST']._serialized_start=554
-  _globals['_SETQUOTAREQUEST']._serialized_end=654
-  _globals['_QUOTASERVICE']._serialized_start=657
-  _globals['_QUOTASERVICE']._serialized_end=868
+  _globals['_GETQUOTAREQUEST']._serialized_end=573
+  _globals['_SETQUOTAREQUEST']._serialized_start=575
+  _globals['_SETQUOTAREQUEST']._serialized_end=675
+  _globals['_QUOTASERVICE']._serialized_start=678
+  _globals['_QUOTASERVICE']._serialized_end=889
 # @@protoc_insertion_point(module_scope)

@@ -116,16 +116,20 @@ class GetQuotaRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    LIMITS_ONLY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """workspaces/{workspace}/quota"""
+    limits_only: _builtins.bool
+    """Leaves out what is used."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        limits_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits_only", b"limits_only", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
