@@ -36,7 +36,8 @@ def to_document(message: Message) -> Document:
     for field, value in message.ListFields():
         key = "_id" if field.name == "name" else field.name
         if _is_map(field):
-            document[key] = [{"k": k, "v": value[k]} for k in sorted(value)]
+            kind = field.message_type.fields_by_name["value"]
+            document[key] = [{"k": k, "v": _to_value(kind, value[k])} for k in sorted(value)]
         elif field.is_repeated:
             document[key] = [_to_value(field, item) for item in value]
         else:
@@ -57,7 +58,7 @@ def _fill(message: Message, document: Mapping[str, Any]) -> None:
         if field is None:
             continue
         if _is_map(field):
-            getattr(message, field.name).update({item["k"]: item["v"] for item in value})
+            _fill_map(getattr(message, field.name), field.message_type.fields_by_name["value"], value)
         elif field.message_type is not None:
             for item in value if field.is_repeated else [value]:
                 container = getattr(message, field.name)
@@ -66,6 +67,14 @@ def _fill(message: Message, document: Mapping[str, Any]) -> None:
             getattr(message, field.name).extend(_from_scalar(field, item) for item in value)
         else:
             setattr(message, field.name, _from_scalar(field, value))
+
+
+def _fill_map(target: Any, kind: Any, items: Any) -> None:
+    for item in items:
+        if kind.message_type is not None:
+            _fill_message(target[item["k"]], item["v"])
+        else:
+            target[item["k"]] = _from_scalar(kind, item["v"])
 
 
 def _fill_message(target: Message, value: Any) -> None:
