@@ -132,6 +132,9 @@ class BlobStore:
     async def delete_all(self, prefix: str) -> tuple[int, int]:
         """Removes every object below a prefix; returns how many, and their bytes. Raises `Unavailable`."""
         count, size_bytes = 0, 0
+        async for upload in self.uploads():
+            if upload.key.startswith(f"{prefix}/"):
+                await self.drop(upload)
         try:
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self._bucket, Prefix=f"{prefix}/"

@@ -36,7 +36,7 @@ def to_document(message: Message) -> Document:
     for field, value in message.ListFields():
         key = "_id" if field.name == "name" else field.name
         if _is_map(field):
-            kind = field.message_type.fields_by_name["value"]
+            kind = _value_field(field)
             document[key] = [{"k": k, "v": _to_value(kind, value[k])} for k in sorted(value)]
         elif field.is_repeated:
             document[key] = [_to_value(field, item) for item in value]
@@ -58,7 +58,7 @@ def _fill(message: Message, document: Mapping[str, Any]) -> None:
         if field is None:
             continue
         if _is_map(field):
-            _fill_map(getattr(message, field.name), field.message_type.fields_by_name["value"], value)
+            _fill_map(getattr(message, field.name), _value_field(field), value)
         elif field.message_type is not None:
             for item in value if field.is_repeated else [value]:
                 container = getattr(message, field.name)
@@ -101,6 +101,10 @@ def _to_value(field: Any, value: Any) -> Any:
 
 def _from_scalar(field: Any, value: Any) -> Any:
     return field.enum_type.values_by_name[value].number if field.enum_type is not None else value
+
+
+def _value_field(field: Any) -> Any:
+    return field.message_type.fields_by_name["value"]
 
 
 def _is_map(field: Any) -> bool:

@@ -103,7 +103,7 @@ def check_storage(limits: Limits, used: int, wanted: int) -> None:
         raise ResourceExhausted(
             "QUOTA_STORAGE_EXCEEDED",
             f"The workspace may store {limit:,} bytes; {used:,} are used{wants}.",
-            f"Remove runs or data (`stellwerk run delete`, docs/retention.md). {_CURE}.",
+            f"Remove runs or data (`stellwerk run remove`, docs/retention.md). {_CURE}.",
             {"limit": str(limit), "used": str(used), "wanted": str(wanted)},
         )
 

@@ -94,7 +94,7 @@ async def compose(app: App, settings: RegistrySettings) -> None:
                 workspaces_pb2.DESCRIPTOR.services_by_name["WorkspaceService"],
             ),
             Registration(
-                DatastoreService(datastores, workspaces, places, index.lies_in),
+                DatastoreService(datastores, workspaces, places, index.lies_in, service.guard),
                 datastores_pb2_grpc.add_DatastoreServiceServicer_to_server,
                 datastores_pb2.DESCRIPTOR.services_by_name["DatastoreService"],
             ),

@@ -56,7 +56,8 @@ async def compose(app: App, settings: RunsSettings) -> None:
     trees = Trees(database, runs, leases)
     for store in (runs, leases, trees, snapshots, artifacts, metrics, logs, records, ingest):
         await store.open()
-    service.guard.allow_also(Access(runs).allows)
+    access = Access(runs)
+    service.guard.allow_also(access.allows)
     changes = Changes(bus)
     await changes.open()
     streams = Streams(bus, runs, changes)

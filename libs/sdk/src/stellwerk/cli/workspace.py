@@ -153,7 +153,7 @@ def _lines(data: Mapping[str, Any]) -> list[str]:
     size = sum(part.size_bytes for part in data.values())
     if size:
         lines.append(f"  {output.size(size)} in the blob store")
-    living = sorted(name for part in data.values() for name in part.living)
+    living = sorted({name for part in data.values() for name in part.living})
     return lines + [f"  lives: {name.split('/', 2)[2]}" for name in living]
 
 

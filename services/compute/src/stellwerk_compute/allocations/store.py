@@ -209,9 +209,9 @@ class AllocationStore:
         return await self.placed({"workspace": workspace_id})
 
     async def living(self, workspace_id: str) -> list[str]:
-        """Names of what has not ended in a workspace."""
+        """What has not ended in a workspace: the runs and replicas that are served."""
         where = {"workspace": workspace_id, "live": True}
-        return [document["_id"] async for document in self._raw.find(where, {"_id": 1}).limit(_LIVING)]
+        return [d["owner"] async for d in self._raw.find(where, {"owner": 1}).limit(_LIVING)]
 
     async def _set_beside(self, tx: Transaction, name: str, beside: Beside) -> None:
         await self._raw.update_one({"_id": name}, {"$set": {_BESIDE: asdict(beside)}}, session=tx.session)

@@ -100,9 +100,10 @@ class BlobIndex:
         """Bytes of all blobs that are there, and of uploads that may still come."""
         since = datetime.now(UTC) - timedelta(seconds=URL_SECONDS)
         left_out = [_id(workspace, digest) for digest in without]
+        in_parts = {"upload": {"$exists": True}}
         pipeline: list[Document] = [
             {"$match": {"_id": {"$gt": f"{workspace}/", "$lt": f"{workspace}0", "$nin": left_out}}},
-            {"$match": {"$or": [{"present": True}, {"offer_time": {"$gte": since}}]}},
+            {"$match": {"$or": [{"present": True}, {"offer_time": {"$gte": since}}, in_parts]}},
             {"$group": {"_id": None, "sum": {"$sum": "$size"}}},
         ]
         return sum([int(document["sum"]) async for document in self._blobs.aggregate(pipeline)])

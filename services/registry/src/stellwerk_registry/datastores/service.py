@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 from stellwerk_platform import names
+from stellwerk_platform.access import Guard
 from stellwerk_platform.auth import current_caller
 from stellwerk_platform.errors import FailedPrecondition, PlatformError
 from stellwerk_platform.journal import Fact
@@ -21,8 +22,14 @@ class DatastoreService(datastores_pb2_grpc.DatastoreServiceServicer):
     """The servicer."""
 
     def __init__(
-        self, store: DatastoreStore, workspaces: WorkspaceStore, places: Places, lies_in: LiesIn
+        self,
+        store: DatastoreStore,
+        workspaces: WorkspaceStore,
+        places: Places,
+        lies_in: LiesIn,
+        guard: Guard,
     ) -> None:
+        self._guard = guard
         self._store = store
         self._workspaces = workspaces
         self._places = places
@@ -51,7 +58,8 @@ class DatastoreService(datastores_pb2_grpc.DatastoreServiceServicer):
 
     async def GetDatastore(self, request: pb.GetDatastoreRequest, context: Any) -> pb.Datastore:
         names.parse(domain.PATTERN, request.name)
-        return _shown(await self._store.get(request.name))
+        datastore = await self._store.get(request.name)
+        return datastore if await self._may_see_place(request.name) else domain.without_place(datastore)
 
     async def ListDatastores(
         self, request: pb.ListDatastoresRequest, context: Any
@@ -59,7 +67,13 @@ class DatastoreService(datastores_pb2_grpc.DatastoreServiceServicer):
         (workspace,) = names.parse("workspaces/*", request.parent)
         await self._workspaces.check(workspace)
         items, token = await self._store.page({"workspace": workspace}, request.page_size, request.page_token)
-        return pb.ListDatastoresResponse(datastores=map(_shown, items), next_page_token=token)
+        if not await self._may_see_place(request.parent):
+            items = [domain.without_place(item) for item in items]
+        return pb.ListDatastoresResponse(datastores=items, next_page_token=token)
+
+    async def _may_see_place(self, name: str) -> bool:
+        """Whoever may not see which secrets there are does not see where the content lies."""
+        return await self._guard.may(current_caller(), "secret.read", name)
 
     async def DeleteDatastore(
         self, request: pb.DeleteDatastoreRequest, context: Any
@@ -67,10 +81,3 @@ class DatastoreService(datastores_pb2_grpc.DatastoreServiceServicer):
         names.parse(domain.PATTERN, request.name)
         await self._store.delete(request.name, self._lies_in)
         return pb.DeleteDatastoreResponse()
-
-
-def _shown(datastore: pb.Datastore) -> pb.Datastore:
-    """Workloads and nodes need no more than a Reader."""
-    if current_caller().role in ("Workload", "Node"):
-        return domain.without_place(datastore)
-    return datastore

@@ -5,8 +5,7 @@ from typing import Any, Protocol
 import grpc
 
 from stellwerk_platform import names
-from stellwerk_platform.auth import current_caller
-from stellwerk_platform.errors import PermissionDenied, from_rpc
+from stellwerk_platform.errors import from_rpc
 from stellwerk_protos.compute.v1 import computes_pb2, computes_pb2_grpc
 from stellwerk_protos.registry.v1 import quotas_pb2 as pb
 from stellwerk_protos.registry.v1 import quotas_pb2_grpc
@@ -44,7 +43,6 @@ class QuotaService(quotas_pb2_grpc.QuotaServiceServicer):
 
     async def SetQuota(self, request: pb.SetQuotaRequest, context: Any) -> pb.Quota:
         (workspace,) = names.parse(_NAME, request.name)
-        _check_administrator()
         domain.check_limits(request.limits)
         await self._workspaces.check(workspace)
         name = f"workspaces/{workspace}"
@@ -65,15 +63,3 @@ class QuotaService(quotas_pb2_grpc.QuotaServiceServicer):
             return await self._compute.GetUsage(request, timeout=_ASK_SECONDS)
         except grpc.aio.AioRpcError as error:
             raise from_rpc(error) from error
-
-
-def _check_administrator() -> None:
-    caller = current_caller()
-    # The role Owner is that of the first person's key, who administers the platform.
-    if not (caller.administrator or caller.role == "Service"):
-        raise PermissionDenied(
-            "PERMISSION_DENIED",
-            f"{caller.subject} may not set limits: only administrators of the platform may.",
-            "Ask an administrator.",
-            {"permission": "quota.write"},
-        )

@@ -61,7 +61,7 @@ class WorkspaceService(workspaces_pb2_grpc.WorkspaceServiceServicer):
         data = await self._remover.count(request.name)
         if request.validate_only:
             return pb.DeleteWorkspaceResponse(data=data)
-        living = sorted(name for part in data.values() for name in part.living)
+        living = sorted({name for part in data.values() for name in part.living})
         if living and not request.force and not workspace.HasField("delete_time"):
             raise in_use(request.name, living)
         deletion = await self._deletions.begin(
