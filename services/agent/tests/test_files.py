@@ -216,6 +216,20 @@ async def test_a_store_that_keeps_refusing_is_given_up(
     assert caught.value.reason.cure
 
 
+async def test_a_store_that_takes_nothing_is_given_up_and_what_is_missing_is_named(tmp_path: Path) -> None:
+    def nobody(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("nobody there")
+
+    client = httpx.AsyncClient(transport=httpx.MockTransport(nobody))
+    blobs = Blobs(tmp_path / "cache", Registry(), client, silence_seconds=0.3)  # type: ignore[arg-type]
+    path = tmp_path / "model.bin"
+    path.write_bytes(b"result")
+    with pytest.raises(StepFailed) as caught:
+        await blobs.upload("demo", {digest_of(b"result"): path})
+    assert caught.value.reason.code == "OUTPUTS_NOT_COLLECTED"
+    assert "model.bin" in caught.value.reason.message
+
+
 async def test_a_store_that_comes_back_gets_everything(tmp_path: Path) -> None:
     answers: list[httpx.Response | Exception] = [
         httpx.ConnectError("nobody there"),

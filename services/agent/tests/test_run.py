@@ -1,6 +1,7 @@
 """Scripts as users write them, on a real agent before real services: limits, cancels, logs, what is used."""
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator, Mapping
 
 import pytest
@@ -157,3 +158,18 @@ async def test_a_standard_metric_of_a_short_command_is_there_too(node: Node) -> 
     run = await start(node, "true")
     await node.platform.until(run, runs_pb2.RUN_STATE_COMPLETED)
     assert len(values(await node.platform.client.history(run, "system/cpu_percent"))) == 1
+
+
+async def test_a_cancel_ends_the_collection_from_a_store_that_hangs(servers: Servers, node: Node) -> None:
+    run = await start(node, "mkdir outputs; echo weights > outputs/model", grace=Duration(nanos=500_000_000))
+    servers.process.kill("versitygw", signal.SIGSTOP)
+    try:
+        await node.platform.until(run, runs_pb2.RUN_STATE_FINALIZING)
+        await node.platform.client.runs.CancelRun(runs_pb2.CancelRunRequest(name=run, message="enough"))
+        ended = await node.platform.until(run, runs_pb2.RUN_STATE_CANCELED)
+    finally:
+        servers.process.kill("versitygw", signal.SIGCONT)
+    assert "users/owner asked the run to stop: enough" in ended.reason.message
+    assert "Not collected: outputs/model." in ended.reason.message
+    assert ended.exit_code == 0
+    assert not await artifacts(node, run)

@@ -126,19 +126,14 @@ def test_a_run_asked_to_stop_only_ends() -> None:
     assert run.state == pb.RUN_STATE_CANCELED
 
 
-@pytest.mark.parametrize(
-    ("state", "reason"),
-    [
-        (compute.ALLOCATION_STATE_FINALIZING, "RUN_FINALIZING"),
-        (compute.ALLOCATION_STATE_SUCCEEDED, "RUN_ENDED"),
-    ],
-)
-def test_a_cancel_that_comes_too_late_says_so(state: int, reason: str) -> None:
+def test_a_cancel_while_outputs_are_collected_is_taken_and_one_after_the_end_says_so() -> None:
     run = submitted()
-    states.follow(run, allocation(1, state), "")
+    states.follow(run, allocation(1, compute.ALLOCATION_STATE_FINALIZING), "")
+    assert states.request_cancel(run, "users/ada", "enough", at(9)) is not None
+    assert states.follow(run, allocation(2, compute.ALLOCATION_STATE_SUCCEEDED), "") is not None
     with pytest.raises(FailedPrecondition) as caught:
         states.request_cancel(run, "users/ada", "", at(9))
-    assert caught.value.reason == reason
+    assert caught.value.reason == "RUN_ENDED"
 
 
 def test_phases_times_and_exit_code_are_copied() -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import re
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Any
@@ -12,7 +12,7 @@ from stellwerk.shipping import MetricFolder
 from stellwerk_agent import children
 from stellwerk_agent.command import Exit
 from stellwerk_agent.environments import Environment, clean_environment
-from stellwerk_agent.failure import StepFailed
+from stellwerk_agent.failure import StepFailed, Stopped
 from stellwerk_agent.files import tail
 from stellwerk_agent.folder import NODE_STOPPED, STD_LOG
 from stellwerk_agent.ingest import Shipper
@@ -37,6 +37,7 @@ _PACKAGES = {
     "yaml": "pyyaml",
 }
 _SHELL_SIGNAL_BASE = 128
+_NAMED = 5
 _FATAL = {int(number): number.name for number in signal.Signals if number.name != "SIGCHLD"}
 _EXIT_BY_SHELL = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS})
 
@@ -47,6 +48,7 @@ class RunWorker(Worker):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._secrets = RunSecrets(self.node.secrets, self.workload.secrets)
+        self._is_cuttable = False
         self._learning: set[asyncio.Task[None]] = set()
 
     def take_token(self, token: str) -> None:
@@ -75,8 +77,29 @@ class RunWorker(Worker):
         outputs = Outputs(self.folder.work, self.allocation.owner, self.node.blobs, self.node.artifacts)
         async with self._shipping():
             outcome = await self._bring_to_end(outputs)
-            await self._collect(outcome, outputs)
+            # What is asked of a run that was stopped before has been done.
+            self._is_cuttable = outcome.state != CANCELED
+            try:
+                await self._unless_cut(self._collect(outcome, outputs))
+            except Stopped as stop:
+                return Outcome(CANCELED, await _cut_short(stop.reason, outputs), outcome.exit_code)
         return outcome
+
+    async def _unless_cut(self, work: Coroutine[Any, Any, None]) -> None:
+        """Waits for `work`; raises `Stopped` when that takes longer than the grace time after a request."""
+        task, stop = asyncio.create_task(work), asyncio.create_task(self._stop.wait())
+        try:
+            if not self._is_cuttable:
+                return await task
+            await asyncio.wait((task, stop), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((task,), timeout=self.grace_seconds)
+            if task.done():
+                return task.result()
+        finally:
+            for pending in (task, stop):
+                pending.cancel()
+            await asyncio.gather(task, stop, return_exceptions=True)
+        raise self.stopped()
 
     async def _bring_to_end(self, outputs: Outputs) -> Outcome:
         known = self.folder.noted("outcome")
@@ -159,6 +182,9 @@ class RunWorker(Worker):
             await self._secrets.known()
             await shipper.run()
 
+        async def finish() -> None:
+            await task
+
         task = asyncio.create_task(ship())
         failure: Exception | None = None
         try:
@@ -168,8 +194,8 @@ class RunWorker(Worker):
                 failure = error
             shipper.finish()
             try:
-                await task
-            except StepFailed as error:
+                await self._unless_cut(finish())
+            except (StepFailed, Stopped) as error:
                 failure = failure or error
         finally:
             task.cancel()
@@ -215,6 +241,19 @@ class RunWorker(Worker):
                 if outcome.state == SUCCEEDED:
                     raise
                 phase.note = f"{failure.reason.code}: {failure.reason.message}"
+
+
+async def _cut_short(reason: common_pb2.Reason, outputs: Outputs) -> common_pb2.Reason:
+    """Why the run was stopped while its outputs were collected, and what is missing."""
+    missing = await asyncio.to_thread(outputs.missing)
+    more = f" and {len(missing) - _NAMED:,} more" if len(missing) > _NAMED else ""
+    left = (
+        f"Not collected: {', '.join(missing[:_NAMED])}{more}." if missing else "All outputs were collected."
+    )
+    cut = common_pb2.Reason()
+    cut.CopyFrom(reason)
+    cut.message = f"{reason.message} {left}".strip()
+    return cut
 
 
 @asynccontextmanager

@@ -26,12 +26,13 @@ _NOT_RESPONDING = pb.RUN_STATE_NOT_RESPONDING
 _PAUSED = pb.RUN_STATE_PAUSED
 
 TERMINAL: frozenset[int] = frozenset({_COMPLETED, _FAILED, _CANCELED})
-CANCELLABLE: frozenset[int] = frozenset(
-    {_NOT_STARTED, _STARTING, _PREPARING, _QUEUED, _RUNNING, _NOT_RESPONDING, _PAUSED}
-)
 # A child is created while its parent can still do something: nothing else, once a run is being
 # cancelled, could say that all its descendants are known.
-PARENTS: frozenset[int] = CANCELLABLE
+PARENTS: frozenset[int] = frozenset(
+    {_NOT_STARTED, _STARTING, _PREPARING, _QUEUED, _RUNNING, _NOT_RESPONDING, _PAUSED}
+)
+# While outputs are collected a cancel ends that.
+CANCELLABLE: frozenset[int] = PARENTS | {_FINALIZING}
 _LATER = frozenset({_RUNNING, _FINALIZING, _NOT_RESPONDING, _PAUSED, _CANCEL_REQUESTED}) | TERMINAL
 # A report can be lost in favour of a later one, so every state may be skipped; Preparing and
 # Queued follow each other both ways.
@@ -41,7 +42,7 @@ FOLLOWERS: dict[int, frozenset[int]] = {
     _QUEUED: _LATER | {_PREPARING},
     _PREPARING: _LATER | {_QUEUED},
     _RUNNING: _LATER - {_RUNNING},
-    _FINALIZING: TERMINAL | {_NOT_RESPONDING},
+    _FINALIZING: TERMINAL | {_NOT_RESPONDING, _CANCEL_REQUESTED},
     _PAUSED: (_LATER | {_QUEUED, _PREPARING}) - {_PAUSED},
     _NOT_RESPONDING: (_LATER | {_QUEUED, _PREPARING}) - {_NOT_RESPONDING},
     _CANCEL_REQUESTED: TERMINAL,
@@ -90,12 +91,7 @@ def request_cancel(run: Run, actor: str, message: str, moment: Timestamp) -> Fac
     if run.state == _CANCEL_REQUESTED:
         return None
     if run.state not in CANCELLABLE:
-        ended = is_terminal(run.state)
-        raise FailedPrecondition(
-            "RUN_ENDED" if ended else "RUN_FINALIZING",
-            f"{run.name} is {verb(run.state)}" + ("." if ended else ": its command has ended already."),
-            "Nothing is left to stop." if ended else "Wait until its outputs are collected.",
-        )
+        raise FailedPrecondition("RUN_ENDED", f"{run.name} is {verb(run.state)}.", "Nothing is left to stop.")
     text = f"{actor} asked the run to stop" + (f": {message}" if message else ".")
     enter(run, _CANCEL_REQUESTED, Reason(code="CANCEL_REQUESTED", message=text), moment)
     return Fact("cancel_requested", "CANCEL_REQUESTED", text, actor)
