@@ -21,7 +21,11 @@ from stellwerk_protos.runs.v1.metrics_pb2 import MetricSummary
 from stellwerk_runs.metrics.domain import CHUNK_POINTS, Chunk, Points, Series, join
 
 _CHUNKS_PER_PAGE = 32
-_BY_VERSION = [("run", ASCENDING), ("version", ASCENDING)]
+# With the key, so that which chunks are new is known without reading one.
+_BY_VERSION = [("run", ASCENDING), ("version", ASCENDING), ("_id", ASCENDING)]
+_BY_KEY = [("_id", ASCENDING)]
+# Of more new chunks than these the keys are not held: the run's chunks are read one after the other.
+_KEYS = 20_000
 _MARK = struct.Struct("<qq")
 
 
@@ -148,28 +152,47 @@ class MetricStore:
         """
         until = position.until or version
         while position.since < until:
-            documents = await self._page(run, position, until)
-            chunks = [_to_chunk(document) for document in documents]
-            found = [chunk.between(position.since, until) for chunk in chunks]
-            columns = [column for column in found if column is not None]
-            if len(documents) < _CHUNKS_PER_PAGE:
-                # What was written while an earlier scan was under way.
-                position, until = Position(since=until), max(until, version)
-            else:
+            held: list[MetricColumns] = []
+            async for documents in self._changed(run, position):
+                if held:
+                    yield held, position
                 position = replace(position, until=until, key=documents[-1]["_id"])
-            if columns:
-                yield columns, position
+                found = [_to_chunk(document).between(position.since, until) for document in documents]
+                held = [column for column in found if column is not None]
+            # The next scan is for what was written while an earlier one was under way.
+            position, until = Position(since=until), max(until, version)
+            if held:
+                yield held, position
 
-    async def _page(self, run: str, position: Position, until: int) -> list[Mapping[str, Any]]:
-        where: dict[str, Any] = {
+    async def _changed(self, run: str, position: Position) -> AsyncIterator[list[Mapping[str, Any]]]:
+        """The chunks that were written after `position.since`, from its key on in the order of keys, by page.
+
+        Each is read once, however many there are: a follower learns the keys of the few new ones from
+        an index, and whoever is far behind walks over all of the run's.
+        """
+        where: Document = {
             "_id": {"$gt": position.key or f"{run}#", "$lt": f"{run}$"},
             "run": run,
             "version": {"$gt": position.since},
         }
-        # A first reader wants nearly all chunks in key order, a follower the few new ones.
-        index = [("_id", ASCENDING)] if position.since == 0 else _BY_VERSION
-        cursor = self._chunks.find(where).hint(index).sort("_id", ASCENDING).limit(_CHUNKS_PER_PAGE)
-        return await cursor.to_list(_CHUNKS_PER_PAGE)
+        if position.since:
+            found = self._chunks.find(where, {"_id": 1}).hint(_BY_VERSION).limit(_KEYS + 1)
+            keys = sorted([document["_id"] async for document in found])
+            if len(keys) <= _KEYS:
+                for start in range(0, len(keys), _CHUNKS_PER_PAGE):
+                    some = {"_id": {"$in": keys[start : start + _CHUNKS_PER_PAGE]}}
+                    cursor = self._chunks.find(some).hint(_BY_KEY).sort("_id", ASCENDING)
+                    if documents := await cursor.to_list(_CHUNKS_PER_PAGE):
+                        yield documents
+                return
+        while True:
+            cursor = self._chunks.find(where).hint(_BY_KEY).sort("_id", ASCENDING).limit(_CHUNKS_PER_PAGE)
+            documents = await cursor.to_list(_CHUNKS_PER_PAGE)
+            if documents:
+                yield documents
+                where["_id"] = {"$gt": documents[-1]["_id"], "$lt": f"{run}$"}
+            if len(documents) < _CHUNKS_PER_PAGE:
+                return
 
 
 def _key(run: str, metric: str) -> str:
