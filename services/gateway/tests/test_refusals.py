@@ -7,8 +7,8 @@ import grpc
 import pytest
 
 from services.gateway.tests.conftest import STRANGER_KEY, Door
-from stellwerk_gateway import refusals
 from stellwerk_platform import activity
+from stellwerk_platform.addresses import address_of_peer
 from stellwerk_platform.errors import PlatformError
 from stellwerk_protos.open_inference import grpc_predict_v2_pb2 as oip
 from stellwerk_protos.open_inference import grpc_predict_v2_pb2_grpc as oip_grpc
@@ -84,4 +84,4 @@ async def test_grpc(door: Door, told: list[Told]) -> None:
     ],
 )
 def test_address_of_a_peer(peer: str, address: str) -> None:
-    assert refusals.address_of_peer(peer) == address
+    assert address_of_peer(peer) == address

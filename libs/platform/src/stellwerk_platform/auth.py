@@ -72,6 +72,17 @@ def set_caller(caller: Caller) -> None:
     _caller.set(caller)
 
 
+def is_called() -> bool:
+    """Whether this task handles an RPC whose caller is known."""
+    return _caller.get(None) is not None
+
+
+def current_address() -> str:
+    """Where the RPC that this task handles came from; "" outside of one."""
+    caller = _caller.get(None)
+    return caller.address if caller is not None else ""
+
+
 def current_actor(service: str) -> str:
     """The subject to record for a change: the caller's, or the service itself outside an RPC."""
     caller = _caller.get(None)

@@ -3,9 +3,9 @@
 import asyncio
 import inspect
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import grpc
@@ -17,9 +17,18 @@ from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 from opentelemetry.instrumentation.grpc import aio_server_interceptor
 
-from stellwerk_platform import auth, telemetry
-from stellwerk_platform.access import Guard
-from stellwerk_platform.errors import Internal, as_platform_error, to_status
+from stellwerk_platform import activity, auth, telemetry
+from stellwerk_platform.access import Guard, resource_of
+from stellwerk_platform.addresses import address_of
+from stellwerk_platform.errors import (
+    Internal,
+    PermissionDenied,
+    PlatformError,
+    Unauthenticated,
+    as_platform_error,
+    to_status,
+)
+from stellwerk_platform.limits import Limits
 from stellwerk_platform.roles import PUBLIC, TABLE
 from stellwerk_platform.streams import Streams
 from stellwerk_protos.access.v1 import access_pb2
@@ -122,6 +131,7 @@ class _Streams(grpc.aio.ServerInterceptor):
         handler: Any = await continuation(handler_call_details)
         if handler is None or not handler.response_streaming:
             return cast("grpc.RpcMethodHandler[Any, Any]", handler)
+        method = handler_call_details.method.removeprefix("/")
         behaviour = handler.stream_stream if handler.request_streaming else handler.unary_stream
         if not inspect.isasyncgenfunction(behaviour):
             return cast("grpc.RpcMethodHandler[Any, Any]", handler)
@@ -136,6 +146,7 @@ class _Streams(grpc.aio.ServerInterceptor):
                     if stream.error is None:
                         raise
                     stream.task.uncancel()
+                    report(method, request, context, stream.error)
                     await abort(context, stream.error)
 
         return _HANDLERS[bool(handler.request_streaming), True](
@@ -149,6 +160,7 @@ class _Interceptor(grpc.aio.ServerInterceptor):
     def __init__(self, guard: Guard, granted: Mapping[str, str]) -> None:
         self._guard = guard
         self._permissions = granted
+        self._limits = Limits()
 
     async def intercept_service(
         self,
@@ -156,23 +168,12 @@ class _Interceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> "grpc.RpcMethodHandler[Any, Any]":
         handler: grpc.RpcMethodHandler[Any, Any] = await continuation(handler_call_details)
+        method = handler_call_details.method
         # Health and reflection have no entry and need none; an unknown method has no handler.
-        permission = self._permissions.get(handler_call_details.method)
+        permission = self._permissions.get(method)
         if handler is None or permission is None:
             return handler
-        return _wrap(handler, permission, self._admit)
-
-    async def _admit(
-        self, request: Any, context: "grpc.aio.ServicerContext[Any, Any]", permission: str
-    ) -> None:
-        if permission == PUBLIC:
-            return
-        metadata = context.invocation_metadata()
-        message = request if isinstance(request, Message) else None
-        caller = await self._guard.authenticate(metadata)
-        await self._guard.authorise(caller, permission, message)
-        self._guard.streams.admitted(caller, auth.bearer(metadata), permission, message)
-        auth.set_caller(caller)
+        return _Method(method.removeprefix("/"), permission, self._guard, self._limits).wrap(handler)
 
 
 # By whether requests and responses are streams.
@@ -182,33 +183,72 @@ _HANDLERS: Mapping[tuple[bool, bool], Callable[..., "grpc.RpcMethodHandler[Any, 
     (True, False): grpc.stream_unary_rpc_method_handler,
     (True, True): grpc.stream_stream_rpc_method_handler,
 }
-_Admit = Callable[[Any, Any, str], Awaitable[None]]
 
 
-def _wrap(handler: Any, permission: str, admit: _Admit) -> "grpc.RpcMethodHandler[Any, Any]":
-    """The same handler with admission before it and error translation around it."""
+@dataclass(frozen=True)
+class _Method:
+    """A method with admission before its handler and error translation around it."""
 
-    async def unary(request: Any, context: Any) -> Any:
-        try:
-            await admit(request, context, permission)
-            behaviour = handler.stream_unary if handler.request_streaming else handler.unary_unary
-            return await behaviour(request, context)
-        except Exception as error:
-            await abort(context, error)
+    name: str
+    permission: str
+    guard: Guard
+    limits: Limits
 
-    async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-        try:
-            await admit(request, context, permission)
-            behaviour = handler.stream_stream if handler.request_streaming else handler.unary_stream
-            async with aclosing(behaviour(request, context)) as responses:
-                async for response in responses:
-                    yield response
-        except Exception as error:
-            await abort(context, error)
+    def wrap(self, handler: Any) -> "grpc.RpcMethodHandler[Any, Any]":
+        """The handler that does so."""
 
-    make = _HANDLERS[bool(handler.request_streaming), bool(handler.response_streaming)]
-    behaviour: Any = stream if handler.response_streaming else unary
-    return make(behaviour, handler.request_deserializer, handler.response_serializer)
+        async def unary(request: Any, context: Any) -> Any:
+            try:
+                caller = await self._admit(request, context)
+                behaviour = handler.stream_unary if handler.request_streaming else handler.unary_unary
+                with self.limits.one_more(caller, streaming=False):
+                    return await behaviour(request, context)
+            except Exception as error:
+                await self._refuse(request, context, error)
+
+        async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+            try:
+                caller = await self._admit(request, context)
+                behaviour = handler.stream_stream if handler.request_streaming else handler.unary_stream
+                with self.limits.one_more(caller, streaming=True):
+                    async with aclosing(behaviour(request, context)) as responses:
+                        async for response in responses:
+                            yield response
+            except Exception as error:
+                await self._refuse(request, context, error)
+
+        make = _HANDLERS[bool(handler.request_streaming), bool(handler.response_streaming)]
+        behaviour: Any = stream if handler.response_streaming else unary
+        return make(behaviour, handler.request_deserializer, handler.response_serializer)
+
+    async def _admit(self, request: Any, context: Any) -> auth.Caller | None:
+        """The caller, who may make the call; None where everybody may."""
+        if self.permission == PUBLIC:
+            return None
+        metadata = context.invocation_metadata()
+        message = request if isinstance(request, Message) else None
+        caller = await self.guard.authenticate(metadata)
+        caller = replace(caller, address=address_of(context))
+        auth.set_caller(caller)
+        await self.guard.authorise(caller, self.permission, message)
+        self.guard.streams.admitted(caller, auth.bearer(metadata), self.permission, message)
+        return caller
+
+    async def _refuse(self, request: Any, context: Any, error: Exception) -> None:
+        if isinstance(error, Unauthenticated | PermissionDenied):
+            report(self.name, request, context, error)
+        await abort(context, error)
+
+
+def report(method: str, request: Any, context: Any, error: PlatformError) -> None:
+    """Tells the activity log that a call was refused."""
+    activity.denied(
+        method,
+        error,
+        actor=auth.current_actor("") if auth.is_called() else "",
+        resource=resource_of(request) if isinstance(request, Message) else "",
+        address=address_of(context),
+    )
 
 
 async def abort(context: Any, error: Exception) -> None:

@@ -36,6 +36,8 @@ class Fact:
     message: str = ""
     actor: str = ""
     cause: str = ""
+    # Where the call came from; "" for what the platform did by itself.
+    address: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ def entry(namespace: str, service: str, resource: Message, fact: Fact) -> Entry:
             "actor": fact.actor,
             "reason": {"code": fact.code, "message": fact.message},
             "cause": fact.cause,
+            **({"address": fact.address} if fact.address else {}),
         },
     }
     if traceparent := telemetry.traceparent():

@@ -29,7 +29,7 @@ from pymongo.errors import (
 )
 
 from stellwerk_platform import failpoints, names, paging, telemetry
-from stellwerk_platform.auth import current_actor
+from stellwerk_platform.auth import current_actor, current_address
 from stellwerk_platform.documents import Document, from_document, now, to_document
 from stellwerk_platform.errors import (
     Aborted,
@@ -202,6 +202,7 @@ class Transaction:
             fact,
             actor=fact.actor or current_actor(self._database.service),
             cause=fact.cause or telemetry.trace_id(),
+            address=fact.address or current_address(),
         )
         made = entry(self._database.namespace, self._database.service, resource, fact)
         if len(made.body) > self._database.maximum_event_bytes:

@@ -38,6 +38,7 @@ from stellwerk_gateway.forward import (
     unary_timeout,
 )
 from stellwerk_gateway.refusals import Counted
+from stellwerk_platform.addresses import METADATA_KEY
 from stellwerk_platform.errors import InvalidArgument, PlatformError, Unimplemented, to_status
 
 _MAX_MESSAGE_BYTES = 16 * 1024 * 1024
@@ -228,7 +229,9 @@ class _Call:
 
 def _metadata(context: RequestContext[Any, Any]) -> Metadata:
     headers: Mapping[str, str] = context.request_headers
-    return [(name, headers[name]) for name in _FORWARDED_HEADERS if name in headers]
+    kept: Metadata = [(name, headers[name]) for name in _FORWARDED_HEADERS if name in headers]
+    address = context.client_address or ""
+    return [*kept, (METADATA_KEY, address.rpartition(":")[0].strip("[]"))]
 
 
 def _timeout_seconds(context: RequestContext[Any, Any]) -> float | None:

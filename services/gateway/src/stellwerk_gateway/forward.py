@@ -15,13 +15,14 @@ from opentelemetry.trace import SpanKind, StatusCode
 from stellwerk_gateway import catalog
 from stellwerk_gateway.backends import Backend, Backends
 from stellwerk_platform import telemetry
+from stellwerk_platform.addresses import METADATA_KEY, address_of_peer
 from stellwerk_platform.errors import Unavailable
 from stellwerk_platform.grpc_server import abort
 
 DETAILS_KEY = "grpc-status-details-bin"
 TRACEPARENT = "traceparent"
 # Set by each connection for itself.
-_OWN_METADATA = frozenset({"user-agent", "content-type", "te"})
+_OWN_METADATA = frozenset({"user-agent", "content-type", "te", METADATA_KEY})
 # Spans on their way to the collector must not make spans.
 _UNTRACED = (catalog.COLLECTOR_PREFIX, "stellwerk.telemetry.")
 
@@ -66,7 +67,7 @@ class _Unary:
         self._method = method
 
     async def handle(self, request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        metadata = onward(context.invocation_metadata())
+        metadata = onward(context)
         try:
             with traced(self._method, metadata) as metadata:
                 call = (await self._backend.unary(self._method))(
@@ -110,7 +111,7 @@ class _Stream:
         except Unavailable as error:
             await abort(context, error)
             return
-        call = start(metadata=onward(context.invocation_metadata()), timeout=context.time_remaining())
+        call = start(metadata=onward(context), timeout=context.time_remaining())
         helpers = [asyncio.create_task(_pump(requests, call)), asyncio.create_task(self._stop(call))]
         try:
             await context.send_initial_metadata(received(await call.initial_metadata()))
@@ -186,13 +187,14 @@ def is_lost_connection(error: grpc.aio.AioRpcError) -> bool:
     )
 
 
-def onward(metadata: Any) -> Metadata:
-    """The caller's metadata without what belongs to its connection."""
-    return [
+def onward(context: Any) -> Metadata:
+    """The caller's metadata without what belongs to its connection, and its address as it is seen here."""
+    kept: Metadata = [
         (key, value)
-        for key, value in metadata or ()
+        for key, value in context.invocation_metadata() or ()
         if key not in _OWN_METADATA and not key.startswith(("grpc-", ":"))
     ]
+    return [*kept, (METADATA_KEY, address_of_peer(context.peer()))]
 
 
 def received(metadata: Iterable[tuple[str, str | bytes]] | None) -> Metadata:

@@ -36,14 +36,6 @@ def _trusted(proxies: str) -> _TrustedHosts:
     return _TrustedHosts(proxies)
 
 
-def address_of_peer(peer: str) -> str:
-    """The same for gRPC: `ipv4:10.0.0.7:4711`, `ipv6:%5B::1%5D:4711`."""
-    kind, _, place = peer.partition(":")
-    if kind not in ("ipv4", "ipv6"):
-        return ""
-    return place.rpartition(":")[0].removeprefix("%5B").removesuffix("%5D").strip("[]")
-
-
 def report(action: str, error: PlatformError, address: str, resource: str = "") -> None:
     """Reports an error when it is one that says no to the caller, and not that something is broken."""
     if isinstance(error, Unauthenticated | PermissionDenied | PayloadTooLarge):

@@ -24,6 +24,7 @@ from stellwerk_gateway.scoring.call import CLIENT_GONE, Call
 from stellwerk_gateway.scoring.deployment import Deployment
 from stellwerk_gateway.scoring.headers import STICKY
 from stellwerk_gateway.scoring.router import Router
+from stellwerk_platform.addresses import address_of_peer
 from stellwerk_platform.errors import PlatformError, Unavailable
 from stellwerk_platform.grpc_server import abort
 
@@ -65,7 +66,7 @@ class ScoringHandler(grpc.GenericRpcHandler):
             return await call.run()
         except PlatformError as error:
             call.end(error.http_status, error.reason)
-            address = refusals.address_of_peer(context.peer())
+            address = address_of_peer(context.peer())
             refusals.report(
                 method[1:], error, address, access.told_endpoint(dict(context.invocation_metadata() or ()))
             )
