@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.telemetry.tests.support import EMPTY, Telemetry, reason_of, until
 from stellwerk_launcher.testing import Servers
@@ -14,6 +15,7 @@ from stellwerk_platform.errors import from_rpc
 from stellwerk_platform.journal import Event, Fact, entry
 from stellwerk_protos.registry.v1 import workspaces_pb2
 from stellwerk_protos.telemetry.v1 import telemetry_pb2 as pb
+from stellwerk_telemetry.events.domain import check_selection
 
 
 async def listed(telemetry: Telemetry, count: int, **fields: Any) -> list[pb.Event]:
@@ -192,3 +194,40 @@ async def test_large_events_are_listed_in_answers_that_a_client_can_take(telemet
     async with telemetry.service_stub() as stub:
         await until(probe)
     assert sequences == sorted(sequences)
+
+
+async def test_a_watch_begins_at_a_time_and_shows_what_is_wanted(telemetry: Telemetry) -> None:
+    await telemetry.publish("picked", 2)
+    await asyncio.sleep(0.01)
+    moment = Timestamp()
+    moment.GetCurrentTime()
+    await telemetry.publish("picked", 2, first=3)
+    async with telemetry.stub() as stub:
+        for fields, revisions in (
+            ({"start_time": moment}, [3, 4]),
+            ({"start_sequence": 1, "type": "stellwerk.telemetry.*.tested.v1"}, [1, 2, 3, 4]),
+            ({"start_sequence": 1, "resource": "workspaces/picked"}, [1, 2, 3, 4]),
+        ):
+            call = stub.WatchEvents(pb.WatchEventsRequest(parent="workspaces/picked", **fields))
+            found = [json.loads((await call.read()).cloud_event) for _ in revisions]
+            assert [event["data"]["revision"] for event in found] == revisions
+            call.cancel()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "resource", "wanted"),
+    [
+        ("", "", True),
+        ("stellwerk.runs.*", "", True),
+        ("*.created.v1", "", True),
+        ("stellwerk.*.run.*.v1", "workspaces/demo/runs/fox", True),
+        ("*" * 300, "workspaces/demo", True),
+        ("stellwerk.runs", "", False),
+        ("*.run.created.v1.v1", "", False),
+        ("stellwerk.runs.run.created.v1.*v1", "", False),
+        ("", "workspaces/demo/runs/fo", False),
+    ],
+)
+def test_what_is_wanted(pattern: str, resource: str, wanted: bool) -> None:
+    event = pb.Event(type="stellwerk.runs.run.created.v1", resource="workspaces/demo/runs/fox")
+    assert check_selection(pattern, resource)(event) is wanted

@@ -75,14 +75,18 @@ class TelemetryService(telemetry_pb2_grpc.TelemetryServiceServicer):
 
     async def WatchEvents(self, request: pb.WatchEventsRequest, context: Any) -> AsyncIterator[pb.Event]:
         workspace = events_domain.check_parent(request.parent)
+        wanted = events_domain.check_selection(request.type, request.resource)
         start = events_domain.check_sequence(request.start_sequence)
         await self._workspaces.check(workspace)
+        if not start and request.HasField("start_time"):
+            start = await self._journal.sequence_since(events_domain.check_time(request.start_time))
         start = start or await self._journal.next_sequence()
         # The client knows now from where on it misses nothing.
         await context.send_initial_metadata((("stellwerk-start-sequence", str(start)),))
         async with aclosing(self._journal.watch(workspace, start)) as events:
             async for event in events:
-                yield event
+                if wanted(event):
+                    yield event
 
     async def ListDeadLetters(
         self, request: pb.ListDeadLettersRequest, context: Any

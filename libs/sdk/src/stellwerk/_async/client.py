@@ -5,8 +5,10 @@ from pathlib import Path
 from types import TracebackType
 
 from stellwerk import names
+from stellwerk._async.activities import AsyncActivities
 from stellwerk._async.core import AsyncCore
 from stellwerk._async.run import AsyncRun
+from stellwerk._async.subscriptions import AsyncSubscriptions
 from stellwerk._async.workspace import AsyncWorkspace
 from stellwerk._async.workspaces import AsyncWorkspaces
 from stellwerk.errors import invalid
@@ -38,6 +40,9 @@ class AsyncClient:
         self._core = AsyncCore(resolve(flags))
         self._telemetry = telemetry_pb2_grpc.TelemetryServiceStub(self._core.channel)
         self.workspaces = AsyncWorkspaces(self._core)
+        self.subscriptions = AsyncSubscriptions(self._core)
+        # Of what lies in no workspace.
+        self.activities = AsyncActivities(self._core, "")
 
     async def __aenter__(self) -> "AsyncClient":
         return self

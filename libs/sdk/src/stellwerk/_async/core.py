@@ -9,7 +9,7 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -113,9 +113,14 @@ class AsyncCore:
                     return answer
 
     async def stream(
-        self, method: grpc.aio.UnaryStreamMultiCallable[Request, Response], request: Request
+        self,
+        method: grpc.aio.UnaryStreamMultiCallable[Request, Response],
+        request: Request,
+        on_start: Callable[[Mapping[str, str]], None] | None = None,
     ) -> AsyncIterator[Response]:
         """The answers as they come, across restarts of the server.
+
+        `on_start` gets the initial metadata of each call, before its first answer.
 
         After a break the request is sent again as it is then: the caller moves its cursor on while it
         consumes. Raises `StellwerkError` once the server was gone for a minute.
@@ -126,6 +131,8 @@ class AsyncCore:
         while True:
             call = method(request, metadata=(self._authorization, trace))
             try:
+                if on_start is not None:
+                    on_start({key: str(value) for key, value in await call.initial_metadata()})
                 async for answer in call:
                     self._connected = True
                     yield answer
@@ -138,6 +145,21 @@ class AsyncCore:
                 return
             finally:
                 call.cancel()
+
+    async def once(
+        self, method: grpc.aio.UnaryStreamMultiCallable[Request, Response], request: Request
+    ) -> AsyncIterator[Response]:
+        """The answers of one call: what cannot be taken up where it broke. Raises `StellwerkError`."""
+        with tracing.client_span(_span_name(method, request)) as (traceparent, trace_id):
+            trace = ("traceparent", traceparent)
+        call = method(request, metadata=(self._authorization, trace))
+        try:
+            async for answer in call:
+                yield answer
+        except grpc.aio.AioRpcError as error:
+            raise self._translated(error, trace_id) from error
+        finally:
+            call.cancel()
 
     def duplex(
         self, method: grpc.aio.StreamStreamMultiCallable[Request, Response], requests: AsyncIterator[Request]

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from stellwerk._async.activities import AsyncActivities
 from stellwerk._async.assets import AsyncDatasets, AsyncEnvironments, AsyncModels
 from stellwerk._async.core import AsyncCore
 from stellwerk._async.datastores import AsyncDatastores, AsyncQuota
@@ -38,6 +39,7 @@ class AsyncWorkspace:
         self.experiments = AsyncExperiments(core, name)
         self.datastores = AsyncDatastores(core, name)
         self.quota = AsyncQuota(core, name)
+        self.activities = AsyncActivities(core, name)
         self.secrets = AsyncSecrets(core, name)
 
     def start_run(

@@ -6,8 +6,10 @@ from pathlib import Path
 from types import TracebackType
 
 from stellwerk import names
+from stellwerk._sync.activities import Activities
 from stellwerk._sync.core import Core
 from stellwerk._sync.run import Run
+from stellwerk._sync.subscriptions import Subscriptions
 from stellwerk._sync.workspace import Workspace
 from stellwerk._sync.workspaces import Workspaces
 from stellwerk.errors import invalid
@@ -39,6 +41,9 @@ class Client:
         self._core = Core(resolve(flags))
         self._telemetry = telemetry_pb2_grpc.TelemetryServiceStub(self._core.channel)
         self.workspaces = Workspaces(self._core)
+        self.subscriptions = Subscriptions(self._core)
+        # Of what lies in no workspace.
+        self.activities = Activities(self._core, "")
 
     def __enter__(self) -> "Client":
         return self

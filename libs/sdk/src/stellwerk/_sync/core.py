@@ -7,7 +7,7 @@ where an event loop runs already, as in notebooks.
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
@@ -78,10 +78,15 @@ class Core:
         return self._run(self._core.call(method, request, files=files))
 
     def stream(
-        self, method: grpc.aio.UnaryStreamMultiCallable[Request, Response], request: Request
+        self,
+        method: grpc.aio.UnaryStreamMultiCallable[Request, Response],
+        request: Request,
+        on_start: Callable[[Mapping[str, str]], None] | None = None,
     ) -> Iterator[Response]:
         """See `AsyncCore.stream`."""
-        answers = self._core.stream(method, request)
+        return self._iterate(self._core.stream(method, request, on_start))
+
+    def _iterate(self, answers: AsyncIterator[Response]) -> Iterator[Response]:
         try:
             while (answer := self._run(_next(answers))) is not None:
                 yield answer
@@ -89,6 +94,12 @@ class Core:
             # A stream that nobody reads to its end may outlive its client.
             if not self._loop.is_closed():
                 self._run(_close(answers))
+
+    def once(
+        self, method: grpc.aio.UnaryStreamMultiCallable[Request, Response], request: Request
+    ) -> Iterator[Response]:
+        """See `AsyncCore.once`."""
+        return self._iterate(self._core.once(method, request))
 
     def pages(
         self,

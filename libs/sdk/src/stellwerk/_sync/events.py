@@ -1,8 +1,8 @@
 # Generated from ../_async/events.py by scripts/generate_sync.py; do not edit.
 """The journal: every transition of every resource."""
 
-from collections.abc import Iterator, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 
 from stellwerk import names
 from stellwerk._sync.core import Core
@@ -34,18 +34,38 @@ class Events:
         events = [event for page in pages for event in page.events]
         return events[::-1] if newest else events
 
-    def watch(self, *, since: int = 0, type: str = "", resource: str = "") -> Iterator[telemetry_pb2.Event]:
-        """Events as they come, from sequence `since` on (0: from now on), until the caller stops.
+    def watch(
+        self,
+        *,
+        since: int | datetime = 0,
+        type: str = "",
+        resource: str = "",
+        on_start: Callable[[int], None] | None = None,
+    ) -> Iterator[telemetry_pb2.Event]:
+        """Events as they come, from a sequence or a time on (0: from now on), until the caller stops.
 
         `type` is a pattern (`stellwerk.runs.*`); `resource` keeps one resource and what lies below it.
+        Restarts of the platform make neither gap nor repetition. `on_start` gets the first sequence that
+        is watched for: whoever remembers it misses nothing, even when no event comes.
         """
-        resource = self._resource(resource)
-        request = telemetry_pb2.WatchEventsRequest(parent=self._parent, start_sequence=since)
-        for event in self._core.stream(self._stub.WatchEvents, request):
+        request = telemetry_pb2.WatchEventsRequest(
+            parent=self._parent, type=type, resource=self._resource(resource)
+        )
+        if isinstance(since, int):
+            request.start_sequence = since
+        else:
+            request.start_time.FromDatetime(since.astimezone(UTC))
+
+        def started(metadata: Mapping[str, str]) -> None:
+            first = not request.start_sequence or request.HasField("start_time")
+            request.start_sequence = int(metadata.get("stellwerk-start-sequence", request.start_sequence))
+            request.ClearField("start_time")
+            if on_start is not None and first:
+                on_start(request.start_sequence)
+
+        for event in self._core.stream(self._stub.WatchEvents, request, started):
             request.start_sequence = event.sequence + 1
-            below = not resource or event.resource == resource or event.resource.startswith(f"{resource}/")
-            if below and (not type or fnmatchcase(event.type, type)):
-                yield event
+            yield event
 
     def _resource(self, name: str) -> str:
         if not name or name == self._parent:

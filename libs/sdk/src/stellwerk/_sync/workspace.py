@@ -4,6 +4,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from stellwerk._sync.activities import Activities
 from stellwerk._sync.assets import Datasets, Environments, Models
 from stellwerk._sync.core import Core
 from stellwerk._sync.datastores import Datastores, Quota
@@ -39,6 +40,7 @@ class Workspace:
         self.experiments = Experiments(core, name)
         self.datastores = Datastores(core, name)
         self.quota = Quota(core, name)
+        self.activities = Activities(core, name)
         self.secrets = Secrets(core, name)
 
     def start_run(

@@ -1,13 +1,18 @@
 """`stellwerk events|trace|compute`: what happened, and where."""
 
 import json
+import sys
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import click
 
 from stellwerk import names
-from stellwerk.cli import output
+from stellwerk.cli import output, subscribers
 from stellwerk.cli.base import Command, Group, Session
+from stellwerk.cli.positions import Position
+from stellwerk.cli.times import Start
 
 _BAR_WIDTH = 30
 
@@ -17,21 +22,50 @@ def events() -> None:
     """The journal: every transition of every resource."""
 
 
-@events.command("watch", example="stellwerk events watch --type 'stellwerk.runs.*'")
+events.add_command(subscribers.credentials)
+
+
+@events.command("watch", example="stellwerk events watch --since 10m --type 'stellwerk.runs.*'")
 @click.option(
-    "--since", type=click.IntRange(0), default=0, help="First sequence; 0 starts with the next event."
+    "--since",
+    type=Start(),
+    default=0,
+    help="First event: a sequence, or 10m, 2h, a date.  [default: the next]",
 )
 @click.option("--type", "pattern", default="", help="Pattern of the type, for example 'stellwerk.runs.*'.")
 @click.option("--resource", default="", help="Only this resource and what lies below it: runs/RUN.")
 @click.option("--limit", type=click.IntRange(1), help="End after so many events.")
-def events_watch(session: Session, since: int, pattern: str, resource: str, limit: int | None) -> None:
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Keep the position in this file, and go on there the next time.",
+)
+def events_watch(
+    session: Session,
+    since: int | datetime,
+    pattern: str,
+    resource: str,
+    limit: int | None,
+    resume: Path | None,
+) -> None:
     """Print events as they come.
 
-    Until Ctrl-C; with --output json one CloudEvent a line.
+    Until Ctrl-C; with --output json one CloudEvent a line. Each line begins with the event's sequence;
+    restarts of the platform lose and repeat nothing.
     """
-    watched = session.workspace().events.watch(since=since, type=pattern, resource=resource)
+    position = Position(resume) if resume is not None else None
+    kept = position.read() if position is not None else None
+    watched = session.workspace().events.watch(
+        since=since if kept is None else kept,
+        type=pattern,
+        resource=resource,
+        on_start=position.keep if position is not None else None,
+    )
     for count, event in enumerate(watched, 1):
         _print_event(session, event)
+        if position is not None:
+            sys.stdout.flush()
+            position.keep(event.sequence + 1)
         if count == limit:
             return
 

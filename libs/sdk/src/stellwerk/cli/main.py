@@ -3,6 +3,7 @@
 import click
 
 from stellwerk.cli import (  # noqa: F401  # they add their commands to `run`
+    activity,
     assets,
     config,
     datastore,
@@ -49,6 +50,7 @@ for command in (
     *(assets.dataset, assets.environment, run.run, experiment.experiment),
     *(assets.model, secret.secret, why.why),
     *(inference.endpoint, inference.deployment, events.compute, events.events, events.trace),
+    activity.activity,
     *(config.config, completion),
 ):
     main.add_command(command)

@@ -9,13 +9,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from google.protobuf import json_format
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from stellwerk_platform import names
 from stellwerk_platform.documents import Document
 from stellwerk_platform.errors import InvalidArgument
 from stellwerk_protos.telemetry.v1 import activity_pb2 as pb
-from stellwerk_telemetry.events.domain import check_resource
+from stellwerk_telemetry.events.domain import check_resource, check_time
 
 _COLUMNS = (
     *("time", "actor", "action", "resource", "address", "result", "reason", "message"),
@@ -53,16 +52,9 @@ def check_query(parent: str, given: pb.ActivityFilter) -> Query:
         action=given.action,
         resource=check_resource(given.resource),
         result=pb.ActivityResult.Name(given.result).removeprefix(_PREFIX) if given.result else "",
-        start=_moment(given.start_time) if given.HasField("start_time") else None,
-        end=_moment(given.end_time) if given.HasField("end_time") else None,
+        start=check_time(given.start_time) if given.HasField("start_time") else None,
+        end=check_time(given.end_time) if given.HasField("end_time") else None,
     )
-
-
-def _moment(time: Timestamp) -> datetime:
-    try:
-        return time.ToDatetime(UTC)
-    except (ValueError, OverflowError):
-        raise InvalidArgument("INVALID_TIME", "The time cannot be read.", "Use RFC 3339.") from None
 
 
 def position(time: datetime) -> str:

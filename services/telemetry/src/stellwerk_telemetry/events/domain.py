@@ -1,6 +1,8 @@
 """Journal events as they are indexed and as they are read. Pure."""
 
 import json
+from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 from bson import Binary
@@ -10,6 +12,8 @@ from stellwerk_platform import names
 from stellwerk_platform.documents import Document
 from stellwerk_platform.errors import InvalidArgument
 from stellwerk_protos.telemetry.v1 import telemetry_pb2
+
+_PATTERN_CHARACTERS = 300
 
 
 def check_parent(parent: str) -> str:
@@ -34,6 +38,45 @@ def check_sequence(sequence: int) -> int:
     if sequence < 0:
         raise InvalidArgument("INVALID_SEQUENCE", f"The sequence {sequence} is negative.", "Use 0 or more.")
     return sequence
+
+
+def check_time(time: Timestamp) -> datetime:
+    """Raises `InvalidArgument` for a time that there cannot be."""
+    try:
+        return time.ToDatetime(UTC)
+    except (ValueError, OverflowError):
+        raise InvalidArgument("INVALID_TIME", "The time cannot be read.", "Use RFC 3339.") from None
+
+
+def check_selection(pattern: str, resource: str) -> Callable[[telemetry_pb2.Event], bool]:
+    """Whether an event is wanted; "" means all. Raises `InvalidArgument`."""
+    if len(pattern) > _PATTERN_CHARACTERS:
+        raise InvalidArgument("INVALID_FILTER", "The pattern is too long.", "Use up to 300 characters.")
+    # Pieces in order instead of a regular expression: no pattern takes long.
+    pieces = pattern.split("*")
+    below = f"{check_resource(resource)}/"
+
+    def wanted(event: telemetry_pb2.Event) -> bool:
+        if resource and event.resource != resource and not event.resource.startswith(below):
+            return False
+        return not pattern or _matches(pieces, event.type)
+
+    return wanted
+
+
+def _matches(pieces: list[str], text: str) -> bool:
+    if len(pieces) == 1:
+        return text == pieces[0]
+    first, *middle, last = pieces
+    if not text.startswith(first) or not text[len(first) :].endswith(last):
+        return False
+    place, end = len(first), len(text) - len(last)
+    for piece in middle:
+        place = text.find(piece, place, end)
+        if place < 0:
+            return False
+        place += len(piece)
+    return place <= end
 
 
 def to_document(sequence: int, body: bytes) -> Document:

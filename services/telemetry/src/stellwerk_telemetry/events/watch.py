@@ -9,14 +9,16 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
+from datetime import datetime
 from typing import Any
 
 import nats.errors
 import nats.js.errors
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
+from stellwerk_platform import positions
 from stellwerk_platform.bus import Bus
-from stellwerk_platform.errors import ResourceExhausted, Unavailable
+from stellwerk_platform.errors import ResourceExhausted
 from stellwerk_platform.names import WILDCARD
 from stellwerk_protos.telemetry.v1 import telemetry_pb2
 from stellwerk_telemetry.events.domain import to_proto
@@ -40,11 +42,11 @@ class Journal:
 
     async def next_sequence(self) -> int:
         """The sequence that the next event will have at least; raises `Unavailable`."""
-        try:
-            info = await self._bus.jetstream.stream_info(self._stream)
-        except _NATS_ERRORS as error:
-            raise Unavailable("NATS_UNAVAILABLE", "The journal does not answer.", "Try again.") from error
-        return int(info.state.last_seq) + 1
+        return await positions.next_sequence(self._bus, _STREAM)
+
+    async def sequence_since(self, time: datetime) -> int:
+        """The sequence of the first event from this time on; raises `Unavailable`."""
+        return await positions.sequence_since(self._bus, _STREAM, time)
 
     async def watch(self, workspace: str, sequence: int) -> AsyncGenerator[telemetry_pb2.Event, None]:
         """Events of a workspace ("-" for all) from `sequence` on, for ever.

@@ -254,19 +254,37 @@ class WatchEventsRequest(_message.Message):
 
     PARENT_FIELD_NUMBER: _builtins.int
     START_SEQUENCE_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    RESOURCE_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """workspaces/{workspace}"""
     start_sequence: _builtins.int
-    """First sequence wanted; 0 starts with the next event."""
+    """First sequence wanted; 0 starts by start_time, or without one with the next event. The initial
+    metadata stellwerk-start-sequence says what came of it.
+    """
+    type: _builtins.str
+    """Only types that match this pattern, in which * stands for any text: stellwerk.runs.*; empty
+    means all.
+    """
+    resource: _builtins.str
+    """Only this resource and what lies below it; empty means all."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """First time wanted, as the journal stored it."""
+
     def __init__(
         self,
         *,
         parent: _builtins.str = ...,
         start_sequence: _builtins.int = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        type: _builtins.str = ...,
+        resource: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent", "start_sequence", b"start_sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent", "resource", b"resource", "start_sequence", b"start_sequence", "start_time", b"start_time", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
