@@ -1,19 +1,12 @@
-"""A client that others wrote: `tritonclient` over HTTP and gRPC.
-
-It is no dependency of ours, for it asks for an older protobuf. To run this test:
-`uv venv triton && uv pip install -p triton/bin/python "tritonclient[http,grpc]"`,
-then set STELLWERK_TEST_TRITON_PYTHON to that interpreter.
-"""
+"""A client that others wrote: `tritonclient` over HTTP and gRPC, in an environment of its own,
+for it asks for an older protobuf than ours."""
 
 import asyncio
-import os
 from pathlib import Path
 
-import pytest
-
+from services.scorer.tests.environments import python_with
 from services.scorer.tests.support import StartScorer
 
-PYTHON = os.environ.get("STELLWERK_TEST_TRITON_PYTHON", "")
 SCRIPT = """
     import json
     import numpy as np
@@ -23,16 +16,18 @@ SCRIPT = """
 
     def run(raw):
         rows = np.asarray(json.loads(raw)["data"])
-        return {"y": rows * 2}
+        if rows.dtype.kind == "U":
+            return {"y": [text + text for text in rows.ravel().tolist()]}
+        return {"y": rows if rows.dtype.kind == "b" else rows * 2, "kind": [rows.dtype.kind]}
 """
 
 
-@pytest.mark.skipif(not PYTHON, reason="STELLWERK_TEST_TRITON_PYTHON names no interpreter with tritonclient")
 async def test_tritonclient(scorer: StartScorer) -> None:
+    python = await python_with("tritonclient[http,grpc]==2.63.0", "numpy>=2")
     async with scorer(SCRIPT) as running:
         await running.ready()
         client = await asyncio.create_subprocess_exec(
-            PYTHON,
+            python,
             str(Path(__file__).with_name("triton_client.py")),
             running.http_address,
             running.grpc_address,
