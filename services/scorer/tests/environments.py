@@ -21,7 +21,14 @@ async def python_with(*packages: str) -> str:
         # Several test runs may want it at once: each makes its own, and the first to be ready stays.
         fresh = folder.with_name(f"{key}-{os.getpid()}")
         await _uv("venv", "--quiet", "--clear", "--relocatable", "--python", sys.executable, str(fresh))
-        install = ("pip", "install", "--quiet", "--compile-bytecode", "--python", str(fresh / "bin" / "python"))
+        install = (
+            "pip",
+            "install",
+            "--quiet",
+            "--compile-bytecode",
+            "--python",
+            str(fresh / "bin" / "python"),
+        )
         await _uv(*install, *packages)
         (fresh / "complete").touch()
         try:

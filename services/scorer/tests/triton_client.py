@@ -13,7 +13,6 @@ import tritonclient.grpc  # type: ignore[import-not-found]  # see above: not whe
 import tritonclient.http  # type: ignore[import-not-found]
 from tritonclient.utils import InferenceServerException  # type: ignore[import-not-found]
 
-
 DATATYPES = {
     "bool": "BOOL",
     "float16": "FP16",

@@ -135,10 +135,6 @@ class Connection(asyncio.Protocol):
         self._exchanges.clear()
         self._current = None
 
-    def eof_received(self) -> bool:
-        """The client sends no more, but may wait for answers."""
-        return bool(self._exchanges)
-
     def pause_writing(self) -> None:
         """The client does not read: neither do we."""
         self._is_writable = False

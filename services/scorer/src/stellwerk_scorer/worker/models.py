@@ -71,7 +71,12 @@ class Predictor:
     """A loaded model; `methods` are what can be asked of it, each gets an array or a table of rows."""
 
     def __init__(
-        self, methods: dict[str, Callable[[Any], Any]], platform: str, columns: list[str], width: int | None
+        self,
+        methods: dict[str, Callable[[Any], Any]],
+        platform: str,
+        columns: list[str],
+        width: int | None,
+        types: dict[str, Any] | None = None,
     ) -> None:
         import numpy
 
@@ -80,6 +85,8 @@ class Predictor:
         self._platform = platform
         self._columns = columns
         self._width = width
+        # numpy's type of each column, where the model is particular about it
+        self._types = types or {}
         self._known: dict[bytes, Any] = {}
 
     @property
@@ -131,7 +138,14 @@ class Predictor:
         return None
 
     def _call(self, rows: Any, wanted: Sequence[str]) -> dict[str, Any]:
+        self._convert(rows)
         return {name: self._array(self._methods[name](rows)) for name in wanted}
+
+    def _convert(self, table: Any) -> None:
+        """Whole numbers to the type that a column has: JSON does not tell 1 from 1.0."""
+        for name, dtype in self._types.items():
+            if name in table and table[name].dtype.kind in "iu" and dtype.kind in "iuf":
+                table[name] = table[name].astype(dtype)
 
     def _array(self, value: Any) -> Any:
         array = self._numpy.asarray(value)
@@ -240,9 +254,12 @@ def _mlflow(folder: str) -> Predictor:
         return _mlflow_without_mlflow(folder)
     model = mlflow.pyfunc.load_model(folder)
     schema = model.metadata.get_input_schema()
-    columns = [] if schema is None or not schema.has_input_names() else list(map(str, schema.input_names()))
-    width = len(columns) or None
-    return Predictor({"predict": model.predict}, "mlflow", columns, width)
+    columns: list[str] = []
+    types: dict[str, Any] = {}
+    if schema is not None and schema.has_input_names() and not schema.is_tensor_spec():
+        columns = [str(name) for name in schema.input_names()]
+        types = dict(zip(columns, schema.numpy_types()))  # noqa: B905  # Python 3.9 has no strict=
+    return Predictor({"predict": model.predict}, "mlflow", columns, len(columns) or None, types)
 
 
 def _mlflow_without_mlflow(folder: str) -> Predictor:
