@@ -179,5 +179,6 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("STELLWERK_DATA_DIR", str(tmp_path / "no-stack"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "configuration"))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

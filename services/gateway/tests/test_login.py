@@ -1,7 +1,12 @@
 """Browsers sign in at a real OpenID provider, before the real `secrets` and `registry`."""
 
+import asyncio
+import json
+import os
+import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
@@ -25,9 +30,10 @@ OWN = {**JSON, "sec-fetch-site": "same-origin"}
 
 @dataclass
 class Site:
-    """The gateway as a browser sees it."""
+    """The gateway as a browser and a terminal see it."""
 
     url: str
+    grpc_address: str
     secrets: Secrets
     provider: OpenIdProvider
 
@@ -65,7 +71,7 @@ async def site(servers: Servers, openid: Callable[..., OpenIdProvider]) -> Async
             )
             app = App("gateway")
             await compose(app, settings)
-            yield Site(url, registry.secrets, provider)
+            yield Site(url, settings.listen, registry.secrets, provider)
             await app.leave()
 
 
@@ -169,3 +175,73 @@ async def test_who_may_not_come_in_reads_why(site: Site) -> None:
         for path in ("/login", "/login/callback"):
             assert (await browser.post(path)).status_code == 405
         assert (await browser.get("/login/callback")).json()["reason"] == "LOGIN_EXPIRED"
+
+
+async def terminal(site: Site, home: Path, *words: str, said: str = "") -> tuple[int, str]:
+    """Runs the command line with a home of its own; signs in where it says so. Exit code and output."""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "XDG_CONFIG_HOME": str(home),
+        "HOME": str(home),
+        "STELLWERK_DATA_DIR": str(home),
+        "PYTHON_KEYRING_BACKEND": "keyring.backends.fail.Keyring",
+    }
+    process = await asyncio.create_subprocess_exec(
+        str(Path(sys.executable).parent / "stellwerk"),
+        *words,
+        "--grpc-address",
+        site.grpc_address,
+        env=environment,
+        cwd=home,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(said.encode())
+    process.stdin.close()
+    text = ""
+    async for line in process.stdout:
+        text += line.decode()
+        if line.startswith(b"Open http"):
+            async with site.browser() as browser:
+                await sign_in(browser, line.decode().split()[1], "bob", until="")
+    return await process.wait(), text
+
+
+async def test_a_terminal_signs_in_with_a_browser_elsewhere(site: Site, tmp_path: Path) -> None:
+    code, text = await terminal(site, tmp_path, "login")
+    assert (code, "check that it shows the code" in text) == (0, True), text
+    assert "as users/bob" in text
+    code, text = await terminal(site, tmp_path, "whoami", "--output", "json")
+    shown = json.loads(text)
+    assert (shown["subject"], shown["key_from"]) == ("users/bob", "stellwerk login (users/bob)")
+    code, text = await terminal(site, tmp_path, "logout")
+    assert (code, "the session has ended" in text) == (0, True), text
+    code, text = await terminal(site, tmp_path, "whoami")
+    assert (code, "KEY_MISSING" in text) == (4, True), text
+
+
+async def test_a_terminal_takes_invitations_and_keys(site: Site, tmp_path: Path) -> None:
+    owner, carol, program = tmp_path / "owner", tmp_path / "carol", tmp_path / "program"
+    for home in (owner, carol, program):
+        home.mkdir()
+    code, text = await terminal(site, owner, "login", "--key", said=site.secrets.owner_key)
+    assert (code, "as users/owner" in text) == (0, True), text
+    code, text = await terminal(site, owner, "user", "create", "carol", "--output", "json")
+    invitation = json.loads(text)["invitation"]
+    code, text = await terminal(site, carol, "login", "--invitation", said=invitation)
+    assert (code, "as users/carol" in text) == (0, True), text
+    code, text = await terminal(site, program, "login", "--invitation", said=invitation)
+    assert (code, "INVITATION_INVALID" in text) == (4, True), text
+    code, text = await terminal(site, carol, "key", "create", "ci", "--expires", "30d", "--output", "json")
+    key = json.loads(text)["key"]
+    code, text = await terminal(site, program, "login", "--key", said=key)
+    assert code == 0, text
+    code, text = await terminal(site, owner, "key", "list", "--user", "carol")
+    assert ("ci" in text, key[:10] in text, key in text) == (True, True, False)
+    code, text = await terminal(site, owner, "user", "disable", "carol", "--yes")
+    assert (code, "disabled" in text) == (0, True), text
+    code, text = await terminal(site, owner, "user", "disable", "owner", "--yes")
+    assert (code, "LAST_ADMINISTRATOR" in text) == (1, True), text

@@ -1,5 +1,7 @@
 """Where Stellwerk is and who calls: flag, then variable, then `.stellwerk/config.json`, then the stack.
 
+The key is never in `.stellwerk/config.json`: in its place counts what `stellwerk login` has kept.
+
 docs/interfaces.md ("Stack state") has the rule. Standard library only and cheap: the command line
 reads it before anything else.
 """
@@ -11,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from stellwerk import logins
 from stellwerk.errors import StellwerkError
 
 CONFIG_PATH = Path(".stellwerk") / "config.json"
@@ -33,6 +36,8 @@ class Flags:
     api_key_file: Path | None = None
     workspace: str | None = None
     data_dir: Path | None = None
+    # Shows no key: for what a person without one asks.
+    anonymous: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,8 @@ class Settings:
     data_dir: Path | None = None
     # Where the key is the token of the run that this process belongs to: its agent renews the file.
     token_file: Path | None = None
+    # Whether no key is to be shown.
+    anonymous: bool = False
 
 
 def default_data_dir(environment: Mapping[str, str] = os.environ) -> Path:
@@ -105,16 +112,25 @@ def resolve(
         origin, value = next(((o, v) for o, v in places if isinstance(v, str) and v), ("", ""))
         values[key], origins[key] = value, origin
     values["workspace"] = values["workspace"].removeprefix("workspaces/")
-    api_key, origins["api_key"] = _api_key(flags, environment, stack)
+    # The key of the stack on this machine goes to no address that a project's file names.
+    own = origins["grpc_address"] != str(config_path) or values["grpc_address"] == stack.get("grpc_address")
+    owner = stack.get("owner_key_file") if own else None
+    api_key, origins["api_key"] = "", ""
+    if not flags.anonymous:
+        api_key, origins["api_key"] = _api_key(flags, environment, owner, values["grpc_address"])
     token_file = Path(environment[_TOKEN_FILE]) if origins["api_key"] == _TOKEN_FILE else None
     return Settings(
-        **values, api_key=api_key, origins=origins, data_dir=flags.data_dir, token_file=token_file
+        **values,
+        api_key=api_key,
+        origins=origins,
+        data_dir=flags.data_dir,
+        token_file=token_file,
+        anonymous=flags.anonymous,
     )
 
 
-def _api_key(flags: Flags, environment: Mapping[str, str], stack: Mapping[str, object]) -> tuple[str, str]:
+def _api_key(flags: Flags, environment: Mapping[str, str], owner: object, address: str) -> tuple[str, str]:
     """The key and where it came from. A named file that cannot be read is an error, not a reason to go on."""
-    owner = stack.get("owner_key_file")
     files = [
         ("flag", flags.api_key_file),
         ("STELLWERK_API_KEY_FILE", environment.get("STELLWERK_API_KEY_FILE")),
@@ -129,9 +145,11 @@ def _api_key(flags: Flags, environment: Mapping[str, str], stack: Mapping[str, o
     for origin, path in files:
         if variable and origin == "STELLWERK_API_KEY_FILE":
             return variable, "STELLWERK_API_KEY"
+        if origin == str(owner) and not flags.data_dir and (login := logins.find(address, environment)):
+            return login.key, f"stellwerk login ({login.user})"
         if path:
             return _read_key(Path(path)), origin
-    return variable, "STELLWERK_API_KEY" if variable else ""
+    return "", ""
 
 
 def _read_key(path: Path) -> str:
@@ -152,7 +170,7 @@ def _data_dir_option(settings: Settings) -> str:
 
 
 def require(settings: Settings) -> Settings:
-    """Raises `StellwerkError` when address or key are not known."""
+    """Raises `StellwerkError` when the address is not known, or the key where one is needed."""
     if not settings.grpc_address:
         raise StellwerkError(
             "ADDRESS_MISSING",
@@ -161,12 +179,12 @@ def require(settings: Settings) -> Settings:
             "--grpc-address.",
             code="UNAVAILABLE",
         )
-    if not settings.api_key:
+    if not settings.api_key and not settings.anonymous:
         raise StellwerkError(
             "KEY_MISSING",
             "There is no API key.",
-            f"Set STELLWERK_API_KEY_FILE; `stellwerk status{_data_dir_option(settings)}` names the owner's "
-            "key file.",
+            "Sign in with `stellwerk login`, or set STELLWERK_API_KEY_FILE; `stellwerk status"
+            f"{_data_dir_option(settings)}` names the owner's key file.",
             code="UNAUTHENTICATED",
         )
     return settings

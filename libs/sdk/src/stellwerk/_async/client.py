@@ -7,6 +7,7 @@ from types import TracebackType
 from stellwerk import names
 from stellwerk._async.activities import AsyncActivities
 from stellwerk._async.core import AsyncCore
+from stellwerk._async.people import AsyncKeys, AsyncSessions, AsyncUsers
 from stellwerk._async.run import AsyncRun
 from stellwerk._async.subscriptions import AsyncSubscriptions
 from stellwerk._async.workspace import AsyncWorkspace
@@ -15,6 +16,7 @@ from stellwerk.errors import invalid
 from stellwerk.settings import Flags, resolve
 from stellwerk_protos.compute.v1 import computes_pb2, computes_pb2_grpc
 from stellwerk_protos.runs.v1 import runs_pb2, runs_pb2_grpc
+from stellwerk_protos.secrets.v1 import tokens_pb2, tokens_pb2_grpc
 from stellwerk_protos.telemetry.v1 import telemetry_pb2, telemetry_pb2_grpc
 
 
@@ -43,6 +45,9 @@ class AsyncClient:
         self.subscriptions = AsyncSubscriptions(self._core)
         # Of what lies in no workspace.
         self.activities = AsyncActivities(self._core, "")
+        self.users = AsyncUsers(self._core)
+        self.keys = AsyncKeys(self._core)
+        self.sessions = AsyncSessions(self._core)
 
     async def __aenter__(self) -> "AsyncClient":
         return self
@@ -66,6 +71,11 @@ class AsyncClient:
                 "Give -w NAME, set STELLWERK_WORKSPACE, or run `stellwerk config set workspace NAME`.",
             )
         return AsyncWorkspace(self._core, names.workspace(name))
+
+    async def whoami(self) -> tokens_pb2.Caller:
+        """Who this client is: the person, service or run, and by which key."""
+        stub = tokens_pb2_grpc.TokenServiceStub(self._core.channel)
+        return await self._core.call(stub.GetCaller, tokens_pb2.GetCallerRequest())
 
     async def ship(self, folder: Path) -> runs_pb2.Run:
         """Delivers what a killed interactive run left on this machine (its folder), and ends the run."""

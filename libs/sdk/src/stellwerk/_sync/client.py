@@ -8,6 +8,7 @@ from types import TracebackType
 from stellwerk import names
 from stellwerk._sync.activities import Activities
 from stellwerk._sync.core import Core
+from stellwerk._sync.people import Keys, Sessions, Users
 from stellwerk._sync.run import Run
 from stellwerk._sync.subscriptions import Subscriptions
 from stellwerk._sync.workspace import Workspace
@@ -16,6 +17,7 @@ from stellwerk.errors import invalid
 from stellwerk.settings import Flags, resolve
 from stellwerk_protos.compute.v1 import computes_pb2, computes_pb2_grpc
 from stellwerk_protos.runs.v1 import runs_pb2, runs_pb2_grpc
+from stellwerk_protos.secrets.v1 import tokens_pb2, tokens_pb2_grpc
 from stellwerk_protos.telemetry.v1 import telemetry_pb2, telemetry_pb2_grpc
 
 
@@ -44,6 +46,9 @@ class Client:
         self.subscriptions = Subscriptions(self._core)
         # Of what lies in no workspace.
         self.activities = Activities(self._core, "")
+        self.users = Users(self._core)
+        self.keys = Keys(self._core)
+        self.sessions = Sessions(self._core)
 
     def __enter__(self) -> "Client":
         return self
@@ -67,6 +72,11 @@ class Client:
                 "Give -w NAME, set STELLWERK_WORKSPACE, or run `stellwerk config set workspace NAME`.",
             )
         return Workspace(self._core, names.workspace(name))
+
+    def whoami(self) -> tokens_pb2.Caller:
+        """Who this client is: the person, service or run, and by which key."""
+        stub = tokens_pb2_grpc.TokenServiceStub(self._core.channel)
+        return self._core.call(stub.GetCaller, tokens_pb2.GetCallerRequest())
 
     def ship(self, folder: Path) -> runs_pb2.Run:
         """Delivers what a killed interactive run left on this machine (its folder), and ends the run."""

@@ -8,7 +8,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -43,6 +43,10 @@ class Session:
     def settings(self) -> Settings:
         """Addresses and key, whether known or not."""
         return resolve(self.flags)
+
+    def settings_without_key(self) -> Settings:
+        """Addresses alone: neither file nor keyring is asked for a key."""
+        return resolve(replace(self.flags, anonymous=True))
 
     @property
     def data_dir(self) -> Path:

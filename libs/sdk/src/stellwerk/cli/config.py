@@ -30,6 +30,11 @@ def config_set(session: Session, key: str, value: str) -> None:
     """
     if key == "workspace":
         value = _workspace(value)
+    remember(session, key, value)
+
+
+def remember(session: Session, key: str, value: str) -> None:
+    """Writes a value beside the code and says where."""
     path = find_config(Path.cwd()) or Path.cwd() / CONFIG_PATH
     stored = read_json(path) | {key: value}
     path.parent.mkdir(exist_ok=True)

@@ -10,6 +10,8 @@ from stellwerk.cli import (  # noqa: F401  # they add their commands to `run`
     events,
     experiment,
     inference,
+    login,
+    people,
     quota,
     run,
     run_manage,
@@ -51,6 +53,7 @@ for command in (
     *(assets.model, secret.secret, why.why),
     *(inference.endpoint, inference.deployment, events.compute, events.events, events.trace),
     activity.activity,
+    *(login.login, login.logout, login.whoami, people.user, people.key),
     *(config.config, completion),
 ):
     main.add_command(command)

@@ -55,7 +55,12 @@ def facts(message: "Message", as_json: bool, pairs: Iterable[tuple[str, object]]
     """One message: its facts in lines, or an object. Empty facts are left out."""
     if as_json:
         document(to_json(message))
-        return
+    else:
+        lines(pairs)
+
+
+def lines(pairs: Iterable[tuple[str, object]]) -> None:
+    """Facts in lines; empty ones are left out."""
     shown = [(name, _text(value)) for name, value in pairs if value not in ("", None, [], {})]
     width = max((len(name) for name, _ in shown), default=0) + 1
     for name, value in shown:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stellwerk import names
-from stellwerk.cli import arguments, output, quota
+from stellwerk.cli import arguments, config, output, quota
 from stellwerk.cli.base import Group, Session, traced
 from stellwerk.errors import invalid
 
@@ -59,6 +59,17 @@ def show(session: Session, name: str) -> None:
     if found is not None:
         click.echo()
         quota.show_table(found)
+
+
+@workspace.command("use", example="stellwerk workspace use demo")
+@click.argument("name")
+def use(session: Session, name: str) -> None:
+    """Let commands here and below mean a workspace.
+
+    It must exist, and is remembered in .stellwerk/config.json beside the code.
+    """
+    found = session.client().workspaces.get(name)
+    config.remember(session, "workspace", names.last(found.name))
 
 
 @workspace.command(
