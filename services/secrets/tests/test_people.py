@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable
 from datetime import UTC, datetime, timedelta
 
 import grpc
+import jwt
 import pytest
 
 from services.secrets.tests.support import Secrets, new_key
@@ -211,6 +212,11 @@ async def test_a_change_of_administrator_ends_earlier_tokens(fresh: Secrets) -> 
         assert after.token != before.token
         listed = (await service.ListRevocations(tokens_pb2.ListRevocationsRequest())).revocations
         assert [item.subject for item in listed] == ["users/ada"]
+        ended = listed[0].before_time.ToMilliseconds() / 1_000
+        issued = [
+            jwt.decode(token.token, options={"verify_signature": False})["iat"] for token in (before, after)
+        ]
+        assert issued[0] <= ended < issued[1]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ A key that has opened before is known by its digest, so a flood of guesses keeps
 out who has been in; no address and no person is ever locked.
 """
 
+import asyncio
 from collections import OrderedDict
 from datetime import UTC, datetime
 
@@ -46,7 +47,7 @@ class Admission:
             if identity is None:
                 raise domain.key_invalid()
             return identity, domain.API_KEY_TOKEN_SECONDS
-        user, key = found
+        user, key = found.user, found.key
         moment = datetime.now(UTC)
         if key.HasField("revoke_time"):
             raise domain.key_invalid(f"The key {key.name} was revoked.")
@@ -54,6 +55,9 @@ class Admission:
             raise domain.key_invalid(f"The key {key.name} has ended.")
         if user.disabled:
             raise domain.key_invalid(f"{user.name} is disabled.")
+        if found.tokens_after is not None and found.tokens_after >= moment:
+            # A token of this moment would be refused.
+            await asyncio.sleep((found.tokens_after - moment).total_seconds() + 0.001)
         self._uses.note(key.name)
         life = float(domain.API_KEY_TOKEN_SECONDS)
         if key.HasField("expire_time"):

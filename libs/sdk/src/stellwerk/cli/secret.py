@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @click.group(cls=Group)
 def secret() -> None:
-    """Passwords and keys that runs may read; they lie in Vault and appear nowhere else."""
+    """Passwords and keys that runs may read, kept in Vault."""
 
 
 @secret.command("set", example="pass show db | stellwerk secret set db-password")
@@ -30,7 +30,9 @@ def secret() -> None:
 )
 @traced
 def set_(session: Session, name: str, file: BinaryIO | None, expected_version: int | None) -> None:
-    """Write a new version, from a prompt unless a file is named or standard input is one.
+    """Write a new version.
+
+    The value comes from a prompt unless a file is named or standard input is one.
 
     The line end that a pipe or a prompt adds is not part of the value; of a file everything is.
     """
@@ -84,7 +86,10 @@ def list_(session: Session, deleted: bool, limit: int) -> None:
 @click.argument("name", metavar="SECRET")
 @click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="At most so many.")
 def versions(session: Session, name: str, limit: int) -> None:
-    """List the versions of a secret, newest first; the newest 100 are kept."""
+    """List the versions of a secret, newest first.
+
+    The newest 100 are kept.
+    """
     output.listing(
         session.workspace().secrets.versions(name, limit=limit),
         session.json,

@@ -23,6 +23,7 @@ from stellwerk_secrets.revocations.store import Revocations
 
 _DIGEST = "digest"
 _OWNER = "owner"
+_TOKENS_AFTER = "tokens_after"
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,15 @@ class Invitation:
 
     text: str
     expire_time: datetime
+
+
+@dataclass(frozen=True)
+class Found:
+    """A key and its person; tokens are good only when they are issued after `tokens_after`."""
+
+    user: User
+    key: ApiKey
+    tokens_after: datetime | None
 
 
 class People:
@@ -168,13 +178,15 @@ class People:
 
         return await self._database.commit(work)
 
-    async def find_by_digest(self, digest: str) -> tuple[User, ApiKey] | None:
+    async def find_by_digest(self, digest: str) -> Found | None:
         """Whose key this is, and what is known of it."""
         document = await self.keys.raw.find_one({_DIGEST: digest})
         if document is None:
             return None
-        user = await self.users.find(document[_OWNER])
-        return None if user is None else (user, from_document(ApiKey, document))
+        owner = await self.users.raw.find_one({"_id": document[_OWNER]})
+        if owner is None:
+            return None
+        return Found(from_document(User, owner), from_document(ApiKey, document), owner.get(_TOKENS_AFTER))
 
     async def find_user(self, where: Document) -> User | None:
         """The person with an e-mail address or OIDC account."""
@@ -248,7 +260,12 @@ class People:
 
     async def _end_tokens(self, tx: Transaction, subject: str, code: str, cause: str = "") -> None:
         fact = Fact("created", code, f"Earlier tokens of {subject} end.", cause=cause or tx.last_event())
-        await self._revocations.revoke_in(tx, subject, datetime.now(UTC), API_KEY_TOKEN_SECONDS, fact)
+        revocation = await self._revocations.revoke_in(
+            tx, subject, datetime.now(UTC), API_KEY_TOKEN_SECONDS, fact
+        )
+        if subject.count("/") == 1:  # a person; a key that was revoked never comes back
+            after = {"$set": {_TOKENS_AFTER: revocation.before_time.ToDatetime(UTC)}}
+            await self.users.raw.update_one({"_id": subject}, after, session=tx.session)
 
     async def _invite(self, tx: Transaction, user: str, invitation: Issued) -> Invitation:
         expire_time = datetime.now(UTC) + timedelta(days=domain.INVITATION_DAYS)

@@ -34,5 +34,8 @@ class EndedWorkloads:
         moment = ended.ToDatetime(UTC)
         if (datetime.now(UTC) - moment).total_seconds() > WORKLOAD_TOKEN_SECONDS:
             return
+        if not event.type.startswith("stellwerk.inference.endpoint."):
+            # Its name never comes back; that of an endpoint may, and with it tokens that are good.
+            moment = max(moment, datetime.now(UTC))
         fact = Fact("created", "WORKLOAD_ENDED", f"{event.resource} has {event.verb}.", cause=event.id)
         await self._revocations.revoke_once(event.id, event.resource, moment, WORKLOAD_TOKEN_SECONDS, fact)

@@ -12,7 +12,8 @@ from stellwerk_platform.journal import Fact
 from stellwerk_platform.mongo import Collection, Database, Transaction
 from stellwerk_protos.secrets.v1.tokens_pb2 import Revocation
 
-# A token that is being made while its subject is revoked may carry the moment after.
+# A token that is being made while its subject is revoked may carry a moment after it.
+_SETTLE = timedelta(seconds=1)
 _MARGIN = timedelta(minutes=5)
 # What fits into one answer.
 _LISTED = 50_000
@@ -35,7 +36,10 @@ class Revocations(Collection[Revocation]):
     async def revoke_in(
         self, tx: Transaction, subject: str, moment: datetime, life_seconds: float, fact: Fact
     ) -> Revocation:
-        """Ends the tokens of a subject that were issued up to `moment` and live `life_seconds` at most."""
+        """Ends the tokens of a subject that were issued until a second after `moment`.
+
+        They live `life_seconds` at most.
+        """
         return await self.create_in(tx, _made(str(uuid_utils.uuid7()), subject, moment, life_seconds), fact)
 
     async def revoke_once(
@@ -51,6 +55,7 @@ class Revocations(Collection[Revocation]):
 
 
 def _made(identity: str, subject: str, moment: datetime, life_seconds: float) -> Revocation:
+    moment += _SETTLE
     return Revocation(
         name=f"revocations/{identity}",
         subject=subject,
