@@ -88,7 +88,10 @@ def user_update(
 @_yes
 @traced
 def user_disable(session: Session, name: str, yes: bool) -> None:
-    """Lock a person out: every key, login and token ends within a second."""
+    """Lock a person out.
+
+    Every key, login and token ends within a second.
+    """
     client = session.client()
     if not yes:
         living = [key for key in client.keys.list(name) if not _ended(key)]
