@@ -1,4 +1,8 @@
-"""Every secret that a stack needs, made at the first start and kept in one file of mode 0600."""
+"""What a start must know before Vault answers, kept in one file of mode 0600.
+
+That is the launcher's own login at Vault, and the passwords of those who look in by hand. Every
+other secret is in Vault: see `identities.py`.
+"""
 
 import hashlib
 import json
@@ -9,29 +13,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nkeys
-
 from stellwerk_launcher.errors import LauncherError
 
 SERVICES = ("secrets", "registry", "runs", "compute", "inference", "telemetry", "gateway")
-VAULT_ROLES = (*SERVICES, "agent")
 WITH_STORE = ("secrets", "registry", "runs", "compute", "inference", "telemetry")
+WITH_BLOBS = ("registry",)
+LAUNCHER = "launcher"
+INSPECTOR = "inspector"
 
 
 @dataclass(frozen=True)
 class Credentials:
-    """Passwords by server and user; `otlp_key` is the API key with which everyone sends telemetry."""
+    """By server: the launcher's secret id (`vault`), and passwords of people and tests by user."""
 
+    vault: dict[str, str]
     mongodb: dict[str, str]
     nats: dict[str, str]
-    vault: dict[str, str]
-    s3: dict[str, str]
-    otlp_key: str
-    nats_callout_seed: str
 
     @classmethod
     def load_or_create(cls, path: Path, *, extra_nats_users: Iterable[str] = ()) -> "Credentials":
-        """Reads the file and adds what is missing, so that a newer version can bring a new service."""
+        """Reads the file and adds what is missing; raises `LauncherError` for one of an older kind."""
         try:
             found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
         except ValueError as error:
@@ -40,13 +41,17 @@ class Credentials:
                 f"{path} is not readable as JSON: {error}.",
                 "Restore it from a copy, or start with another --data-dir.",
             ) from error
+        if found and LAUNCHER not in found.get("vault", {}):
+            raise LauncherError(
+                "DATA_DIR_OUTDATED",
+                f"{path.parent} was made by a version that kept the services' passwords in a file.",
+                "Start with a new folder (--data-dir); get what you need out of this one with the version "
+                "that made it.",
+            )
         complete = cls(
-            mongodb=_fill(found.get("mongodb", {}), ("admin", "inspector", *WITH_STORE)),
-            nats=_fill(found.get("nats", {}), ("system", "inspector", *SERVICES, *extra_nats_users)),
-            vault=_fill(found.get("vault", {}), VAULT_ROLES),
-            s3=_fill(found.get("s3", {}), ("access_key", "secret_key")),
-            otlp_key=found.get("otlp_key") or new_api_key(),
-            nats_callout_seed=found.get("nats_callout_seed") or new_account_seed(),
+            vault=_fill(found.get("vault", {}), (LAUNCHER,)),
+            mongodb=_fill(found.get("mongodb", {}), (INSPECTOR,)),
+            nats=_fill(found.get("nats", {}), (INSPECTOR, *extra_nats_users)),
         )
         if complete.__dict__ != found:
             write_private(path, json.dumps(complete.__dict__, indent=2))
@@ -54,13 +59,12 @@ class Credentials:
 
 
 def _fill(found: dict[str, str], names: Iterable[str]) -> dict[str, str]:
-    return found | {name: secrets.token_hex(20) for name in names if name not in found}
+    return found | {name: new_password() for name in names if name not in found}
 
 
-def new_account_seed() -> str:
-    """The secret half of a fresh key of a NATS account."""
-    seed: bytes = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_ACCOUNT)
-    return seed.decode()
+def new_password() -> str:
+    """A fresh password: 160 random bits in hex, good in URLs and configuration files."""
+    return secrets.token_hex(20)
 
 
 def new_api_key() -> str:

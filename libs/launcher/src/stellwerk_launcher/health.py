@@ -15,6 +15,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
+from stellwerk_launcher.vault import Certificate
+
 CHECK_TIMEOUT_SECONDS = 2.0
 _LONGEST_GREETING_BYTES = 65_536
 
@@ -45,8 +47,16 @@ def _http(target: str) -> bool:
 
 
 def _grpc(target: str) -> bool:
-    """`target` is host:port of a server with grpc.health.v1."""
-    with grpc.insecure_channel(target) as channel:
+    """`target` is host:port, the name in the server's certificate, and the file with our own, for
+    grpc.health.v1 over mutual TLS."""
+    address, name, file = target.split(" ", 2)
+    try:
+        own = Certificate.read(Path(file))
+    except (OSError, ValueError, TypeError):
+        return False
+    credentials = grpc.ssl_channel_credentials(own.authority.encode(), own.key.encode(), own.chain.encode())
+    options = [("grpc.ssl_target_name_override", name)]
+    with grpc.secure_channel(address, credentials, options) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         try:
             answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=CHECK_TIMEOUT_SECONDS)

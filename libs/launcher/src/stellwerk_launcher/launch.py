@@ -5,10 +5,15 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from stellwerk_launcher import folder, ports, services
+from hvac.exceptions import VaultError
+from requests import RequestException
+
+from stellwerk_launcher import folder, identities, ports, services
 from stellwerk_launcher.binaries import Binary
 from stellwerk_launcher.context import PORT_NAMES, Context, external_servers, host_and_port
 from stellwerk_launcher.credentials import Credentials, load_or_create_owner_key
@@ -16,10 +21,14 @@ from stellwerk_launcher.errors import LauncherError
 from stellwerk_launcher.process import create_time
 from stellwerk_launcher.report import Reporter
 from stellwerk_launcher.servers import mongod, nats, openbao, versitygw
-from stellwerk_launcher.supervisor import Supervisor
+from stellwerk_launcher.supervisor import Supervisor, together
 from stellwerk_launcher.tied import tied_to_parent
+from stellwerk_launcher.vault import Certificate
 
 SERVERS = {"nats": nats, "mongod": mongod, "openbao": openbao, "versitygw": versitygw}
+# mongod takes longest, and needs Vault only once it runs.
+BEFORE_VAULT = ("mongod", "openbao")
+AFTER_VAULT = ("nats", "versitygw")
 STOP_ORDER = (
     ("agent",),
     ("gateway",),
@@ -28,6 +37,7 @@ STOP_ORDER = (
     ("secrets",),
 )
 SWEEP_TIMEOUT_SECONDS = 20.0
+RENEWAL_RETRY_SECONDS = 1.0
 INTERRUPTED = 130
 
 
@@ -39,6 +49,7 @@ class Launch:
         self._reporter = reporter
         self._servers_only = servers_only
         self._state = "starting"
+        self._vault_ready = asyncio.Event()
         earlier = folder.read_state(data_dir)
         ended = folder.end_leftovers(earlier)
         if ended:
@@ -85,7 +96,10 @@ class Launch:
             loop.add_signal_handler(number, stop.set)
         starting = asyncio.create_task(self._start())
         stopping = asyncio.create_task(stop.wait())
-        logs = asyncio.create_task(self._supervisor.keep_logs_short())
+        keeping = [
+            asyncio.create_task(self._supervisor.keep_logs_short()),
+            asyncio.create_task(self._keep_certificate()),
+        ]
         try:
             await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if not starting.done():
@@ -97,17 +111,17 @@ class Launch:
         finally:
             starting.cancel()
             stopping.cancel()
-            logs.cancel()
-            await asyncio.gather(starting, stopping, logs, return_exceptions=True)
+            for task in keeping:
+                task.cancel()
+            await asyncio.gather(starting, stopping, *keeping, return_exceptions=True)
             await self._stop()
 
     async def _start(self) -> None:
         began = time.monotonic()
         self._save()
         context = self._context
-        specs = [SERVERS[name].specify(context, binary) for name, binary in self._binaries.items()]
-        self._reporter.line("starting " + ", ".join(spec.name for spec in specs))
-        await self._supervisor.start(specs, self._initialise)
+        self._reporter.line("starting " + ", ".join(self._binaries))
+        await together(self._start_servers(BEFORE_VAULT), self._start_after_vault())
         for group in () if self._servers_only else services.START_ORDER:
             self._reporter.line("starting " + ", ".join(group))
             await self._supervisor.start([services.specify(context, name) for name in group])
@@ -120,9 +134,28 @@ class Launch:
                 self._reporter.line(f"  {name}: {document[name]}")
         self._reporter.ready()
 
+    async def _start_servers(self, names: tuple[str, ...]) -> None:
+        specs = [SERVERS[n].specify(self._context, b) for n, b in self._binaries.items() if n in names]
+        await self._supervisor.start(specs, self._initialise)
+
+    async def _start_after_vault(self) -> None:
+        """What cannot even start without the secrets that Vault keeps."""
+        if "openbao" in self._context.external:
+            await self._set_up("openbao", identities.prepare)
+        await self._vault_ready.wait()
+        await self._start_servers(AFTER_VAULT)
+
     async def _initialise(self, name: str) -> None:
+        if name != "openbao":
+            await self._vault_ready.wait()
+        await self._set_up(name, SERVERS[name].initialise)
+
+    async def _set_up(self, name: str, work: Callable[[Context], None]) -> None:
+        """Sets a server up in a thread; once Vault is, the others may go on."""
         try:
-            await asyncio.to_thread(SERVERS[name].initialise, self._context)
+            await asyncio.to_thread(work, self._context)
+            if name == "openbao":
+                self._vault_ready.set()
         except LauncherError:
             raise
         except Exception as error:
@@ -131,6 +164,17 @@ class Launch:
                 f"{name} answers, but setting it up failed: {error}.",
                 f"Its output is in {self._data_dir / folder.LOGS_FOLDER / name}.log",
             ) from error
+
+    async def _keep_certificate(self) -> None:
+        """Renews the launcher's certificate at half its life; while Vault is away, tries again."""
+        await self._vault_ready.wait()
+        while True:
+            renew_time = datetime.fromisoformat(Certificate.read(self._context.certificate_file).renew_time)
+            await asyncio.sleep(max(RENEWAL_RETRY_SECONDS, (renew_time - datetime.now(UTC)).total_seconds()))
+            try:
+                await asyncio.to_thread(identities.renew_certificate, self._context)
+            except (LauncherError, OSError, RequestException, VaultError) as error:
+                self._reporter.line(f"the launcher's certificate could not be renewed: {error}")
 
     async def _stop(self) -> None:
         self._state = "stopping"
@@ -184,11 +228,11 @@ class Launch:
             "data_dir": str(self._data_dir),
             "gateway_url": f"http://{context.address('gateway_http')}" if services_up else "",
             "grpc_address": context.address("gateway") if services_up else "",
-            "nats_url": context.nats_url("inspector"),
-            "mongodb_uri": context.mongodb_uri("inspector"),
+            "nats_url": context.nats_url,
+            "mongodb_uri": context.inspector_uri,
             "s3_url": context.s3_url,
             "vault_url": context.vault_url,
-            "otlp_endpoint": f"http://{context.address('telemetry')}" if services_up else "",
+            "otlp_endpoint": f"http://{context.address('gateway')}" if services_up else "",
             "owner_key_file": str(self._data_dir / services.OWNER_KEY_FILE),
             "credentials_file": str(self._data_dir / "credentials.json"),
             "processes": [

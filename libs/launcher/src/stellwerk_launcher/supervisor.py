@@ -2,8 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
 from stellwerk_launcher.context import ProcessSpec
 from stellwerk_launcher.errors import LauncherError
@@ -17,6 +18,19 @@ LOG_INTERVAL_SECONDS = 30.0
 SLOW_STOP_SECONDS = 2.0
 
 Report = Callable[[str], None]
+
+
+async def together(*work: Coroutine[Any, Any, None]) -> None:
+    """Does all side by side; raises the first `LauncherError`, after the rest was cancelled."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for part in work:
+                group.create_task(part)
+    except BaseExceptionGroup as errors:
+        for error in errors.exceptions:
+            if isinstance(error, LauncherError):
+                raise error from None
+        raise errors.exceptions[0] from errors
 
 
 class Supervisor:
@@ -39,15 +53,7 @@ class Supervisor:
 
         Raises the first `LauncherError`; the caller then calls `stop`, which ends what was started.
         """
-        try:
-            async with asyncio.TaskGroup() as group:
-                for spec in specs:
-                    group.create_task(self._start_one(spec, initialise))
-        except BaseExceptionGroup as errors:
-            for error in errors.exceptions:
-                if isinstance(error, LauncherError):
-                    raise error from None
-            raise errors.exceptions[0] from errors
+        await together(*(self._start_one(spec, initialise) for spec in specs))
 
     async def _start_one(
         self, spec: ProcessSpec, initialise: Callable[[str], Awaitable[None]] | None

@@ -20,11 +20,12 @@ import pytest
 
 from stellwerk_launcher import folder
 from stellwerk_launcher.context import EXTERNAL_VARIABLES
-from stellwerk_launcher.credentials import Credentials
+from stellwerk_launcher.credentials import LAUNCHER, Credentials
 from stellwerk_launcher.servers import versitygw
 from stellwerk_launcher.servers.nats import TEST_USER
 from stellwerk_launcher.stack import status
 from stellwerk_launcher.tied import tied_to_parent
+from stellwerk_launcher.vault import Operator
 from stellwerk_platform.access import Guard, Verify
 from stellwerk_platform.memberships import Memberships
 
@@ -197,6 +198,35 @@ class Servers:
     # What the server's auth callout trusts.
     nats_callout_seed: str
     process: StackProcess
+    # The AppRole of the launcher: it makes secret ids for the others.
+    launcher_secret_id: str
+
+    def secret_id(self, role: str) -> str:
+        """A further secret id of an AppRole, beside the ones that there are."""
+        with operator(self) as vault:
+            return vault.new_secret_id(role, only=False)
+
+    def secrets_of(self, service: str) -> dict[str, str]:
+        """What Vault keeps for a service: `mongodb_uri`, `nats_url`, `nats_seed`, `s3_…`."""
+        with operator(self) as vault:
+            return vault.read(f"services/{service}")
+
+
+@contextmanager
+def operator(servers: Servers) -> Iterator[Operator]:
+    """A login of the launcher's AppRole."""
+    with _logged_in(servers.vault_url, servers.launcher_secret_id) as found:
+        yield found
+
+
+@contextmanager
+def _logged_in(vault_url: str, secret_id: str) -> Iterator[Operator]:
+    found = Operator(vault_url, secret_id)
+    found.log_in()
+    try:
+        yield found
+    finally:
+        found.close()
 
 
 @contextmanager
@@ -205,18 +235,24 @@ def running_servers(data_dir: Path) -> Iterator[Servers]:
     with StackProcess(data_dir, servers_only=True) as process:
         state = process.status()
         credentials = Credentials.load_or_create(data_dir / "credentials.json")
+        launcher_secret_id = credentials.vault[LAUNCHER]
+        with _logged_in(state["vault_url"], launcher_secret_id) as vault:
+            own = vault.read(LAUNCHER)
+            secret_id = vault.new_secret_id("secrets", only=False)
+            callout_seed = vault.read("services/secrets")["nats_callout_seed"]
         yield Servers(
             data_dir=data_dir,
             nats_url=_as_user(state["nats_url"], TEST_USER, credentials.nats[TEST_USER]),
-            mongodb_uri=_as_user(state["mongodb_uri"], "admin", credentials.mongodb["admin"]),
+            mongodb_uri=_as_user(state["mongodb_uri"], "admin", own["mongodb_password"]),
             s3_url=state["s3_url"],
-            s3_access_key=credentials.s3["access_key"],
-            s3_secret_key=credentials.s3["secret_key"],
+            s3_access_key=own["s3_access_key"],
+            s3_secret_key=own["s3_secret_key"],
             vault_url=state["vault_url"],
             vault_role_id="secrets",
-            vault_secret_id=credentials.vault["secrets"],
-            nats_callout_seed=credentials.nats_callout_seed,
+            vault_secret_id=secret_id,
+            nats_callout_seed=callout_seed,
             process=process,
+            launcher_secret_id=launcher_secret_id,
         )
 
 

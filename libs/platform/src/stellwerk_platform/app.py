@@ -21,23 +21,38 @@ from stellwerk_platform.access import Guard
 from stellwerk_platform.auth import CallerCredentials, TokenSource, TokenVerifier
 from stellwerk_platform.bus import Bus, ensure_streams
 from stellwerk_platform.errors import PlatformError
-from stellwerk_platform.grpc_client import connect
+from stellwerk_platform.grpc_client import Credentials, connect
 from stellwerk_platform.grpc_server import Registration, Server
+from stellwerk_platform.hardening import keep_memory_private
+from stellwerk_platform.identity import Identity
 from stellwerk_platform.journal import Relay
 from stellwerk_platform.memberships import Memberships, Registry, RoleSource
 from stellwerk_platform.mongo import Database
 from stellwerk_platform.revocations import Revocations, from_secrets
-from stellwerk_platform.settings import ServiceSettings, Settings, SettingsError, StoreSettings
+from stellwerk_platform.settings import (
+    IdentitySettings,
+    ServiceSettings,
+    Settings,
+    SettingsError,
+    StoreSettings,
+)
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+S = TypeVar("S", bound=Settings)
 
 
 class App:
-    """What a service process holds."""
+    """What a service process holds.
 
-    def __init__(self, name: str) -> None:
+    Without an identity nothing is encrypted: that is for tests of single parts, and for the scorer,
+    which serves this machine only. `run` gives one to every service.
+    """
+
+    def __init__(self, name: str, identity: Identity | None = None, health_listen: str = "") -> None:
         self.name = name
+        self.identity = identity
+        self._health_listen = health_listen
         self._stack = AsyncExitStack()
         self._stop = asyncio.Event()
         self._tasks: list[asyncio.Task[Any]] = []
@@ -69,9 +84,17 @@ class App:
             self._failure = self._failure or error
             self._stop.set()
 
+    def connect(self, service: str, address: str, credentials: Credentials | None = None) -> grpc.aio.Channel:
+        """A channel to another service, closed at the end; anonymous without credentials."""
+        channel = connect(address, credentials, identity=self.identity, service=service)
+        self.defer(channel.close)
+        return channel
+
     async def serve(self, listen: str, guard: Guard, registrations: list[Registration]) -> Server:
         """Serves gRPC until the process stops."""
-        server = Server(listen, guard, registrations)
+        server = Server(
+            listen, guard, registrations, identity=self.identity, health_listen=self._health_listen
+        )
         await server.start()
         log.info("%s listens on port %d", self.name, server.port)
         self.defer(server.stop)
@@ -102,7 +125,7 @@ async def open_journal(app: App, settings: StoreSettings) -> tuple[Database, Bus
     database = Database(settings.mongodb_uri, settings.namespace, app.name)
     app.close(database.close)
     await database.open()
-    bus = await app.enter(Bus.connect(settings.nats_url, settings.namespace, app.name))
+    bus = await app.enter(Bus.connect(settings.nats_url, settings.namespace, app.name, settings.nats_seed))
     app.background(bus.lasts())
     await ensure_streams(bus)
     database.maximum_event_bytes = bus.maximum_body_bytes
@@ -135,8 +158,16 @@ class Service:
 
     guard: Guard
 
-    def __init__(self, app: App, database: Database, bus: Bus, credentials: CallerCredentials) -> None:
+    def __init__(
+        self,
+        app: App,
+        settings: ServiceSettings,
+        database: Database,
+        bus: Bus,
+        credentials: CallerCredentials,
+    ) -> None:
         self.app = app
+        self._settings = settings
         self.database = database
         self.bus = bus
         self.credentials = credentials
@@ -153,44 +184,69 @@ class Service:
         `members` is for who keeps the members of workspaces itself; everybody else asks `registry`.
         """
         database, bus = await open_journal(app, settings)
-        anonymous = connect(settings.secrets_address)
-        app.defer(anonymous.close)
+        anonymous = app.connect("secrets", settings.secrets_address)
         credentials = CallerCredentials(anonymous, settings.vault_role_id, settings.vault_secret_id)
-        service = cls(app, database, bus, credentials)
+        service = cls(app, settings, database, bus, credentials)
         source = members(database) if members else Registry(service.channel(settings.registry_address))
         revocations = Revocations(from_secrets(service.channel(settings.secrets_address)))
         service.guard = await open_guard(app, bus, anonymous, revocations, source)
         return service
 
     def channel(self, address: str) -> Any:
-        """A channel to another service, closed at the end."""
-        channel = connect(address, self.credentials)
-        self.app.defer(channel.close)
-        return channel
+        """A channel to another service, closed at the end.
+
+        Which one, its certificate must prove: the one whose `…_address` in the settings this is.
+        """
+        values = vars(self._settings)
+        names = [name for name, value in values.items() if name.endswith("_address") and value == address]
+        if not names:
+            raise ValueError(f"{address} is the address of no service in the settings")
+        return self.app.connect(names[0].removesuffix("_address"), address, self.credentials)
 
 
-def run(name: str, settings_type: type[Settings], compose: Callable[[App, Any], Awaitable[None]]) -> None:
-    """Runs a service: reads settings, composes, serves until stopped. Exit code 2: settings, 1: failure."""
+def run(
+    name: str,
+    settings_type: type[S],
+    compose: Callable[[App, S], Awaitable[None]],
+    *,
+    plaintext: bool = False,
+) -> None:
+    """Runs a service: reads settings, gets its identity, composes, serves until stopped.
+
+    Exit code 2: settings, 1: failure. `plaintext` is for tests that start a single part as a process.
+    """
+    keep_memory_private()
     try:
         settings = settings_type.from_environment()
+        if isinstance(settings, IdentitySettings) and not plaintext and not settings.vault_url:
+            raise SettingsError("STELLWERK_VAULT_URL is not set")
+        telemetry.start_log(settings)
+        uvloop.run(_live(name, settings, compose, plaintext))
     except SettingsError as error:
         print(f"{name}: {error}. See docs/interfaces.md.", file=sys.stderr)
         sys.exit(2)
-    telemetry.start(name, settings)
-
-    async def main() -> None:
-        app = App(name)
-        try:
-            await compose(app, settings)
-        except BaseException:
-            await app.leave()
-            raise
-        await app.wait()
-
-    try:
-        uvloop.run(main())
     except PlatformError as error:
         log.critical("%s stops: %s %s %s", name, error.reason, error.message, error.cure)
         sys.exit(1)
     finally:
         telemetry.stop()
+
+
+async def _live(
+    name: str, settings: S, compose: Callable[[App, S], Awaitable[None]], plaintext: bool
+) -> None:
+    identity = None
+    if isinstance(settings, IdentitySettings) and not plaintext:
+        identity = await Identity.open(name, settings)
+        if settings.kept_in_vault():
+            settings = settings.completed(await identity.secrets())
+    telemetry.start(name, settings, identity)
+    app = App(name, identity, settings.health_listen)
+    if identity is not None:
+        app.background(identity.keep())
+    try:
+        await compose(app, settings)
+    except BaseException:
+        await app.leave()
+        raise
+    await app.wait()

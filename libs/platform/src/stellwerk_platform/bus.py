@@ -86,8 +86,11 @@ class Bus:
 
     @classmethod
     @asynccontextmanager
-    async def connect(cls, url: str, namespace: str, name: str) -> AsyncIterator["Bus"]:
-        """Raises `Unavailable` if the server does not answer at the start."""
+    async def connect(cls, url: str, namespace: str, name: str, seed: str = "") -> AsyncIterator["Bus"]:
+        """Logs in with the nkey of `seed`, else with what `url` says.
+
+        Raises `Unavailable` if the server does not answer at the start.
+        """
 
         closed = asyncio.Event()
         reconnected: list[Callable[[], None]] = []
@@ -106,6 +109,7 @@ class Bus:
             client = await nats.connect(
                 url,
                 name=name,
+                nkeys_seed_str=seed or None,
                 error_cb=on_error,
                 closed_cb=on_closed,
                 reconnected_cb=on_reconnected,
@@ -142,7 +146,7 @@ class Bus:
         raise Unavailable(
             "NATS_UNAVAILABLE",
             f"NATS has closed the connection: {self.client.last_error or 'no reason given'}",
-            "Check its log, and user and password in STELLWERK_NATS_URL.",
+            "Check its log, and the service's nkey in Vault or user and password in STELLWERK_NATS_URL.",
         )
 
     @property

@@ -2,11 +2,14 @@
 where a repeated call is harmless."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import grpc
 from opentelemetry.instrumentation.grpc import aio_client_interceptors
+
+from stellwerk_platform.identity import DOMAIN, Identity
+from stellwerk_platform.renewed_channel import RenewedChannel
 
 OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_receive_message_length", 16 * 1024 * 1024),
@@ -29,12 +32,40 @@ class Credentials(Protocol):
         """A living token."""
 
 
-def connect(address: str, credentials: Credentials | None = None) -> grpc.aio.Channel:
-    """A channel to `host:port`. Without credentials only public methods answer."""
+def connect(
+    address: str,
+    credentials: Credentials | None = None,
+    *,
+    identity: Identity | None = None,
+    service: str = "",
+) -> grpc.aio.Channel:
+    """A channel to `host:port`. Without credentials only public methods answer.
+
+    With an identity both sides show certificates, and the other's must be that of `service`. Without
+    one nothing is encrypted: for the doors of the gateway on this machine, and for tests of single parts.
+    """
     interceptors: list[grpc.aio.ClientInterceptor] = [*_tracing(), _Deadline()]
     if credentials is not None:
         interceptors += [_UnaryAuth(credentials), _StreamAuth(credentials), _BidiAuth(credentials)]
-    return grpc.aio.insecure_channel(address, options=OPTIONS, interceptors=interceptors)
+    return open_channel(address, OPTIONS, interceptors, identity, service)
+
+
+def open_channel(
+    address: str,
+    options: Sequence[tuple[str, Any]] = OPTIONS,
+    interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
+    identity: Identity | None = None,
+    service: str = "",
+) -> grpc.aio.Channel:
+    """The same, bare: no deadline, token or trace but what the interceptors bring."""
+    if identity is None:
+        return grpc.aio.insecure_channel(address, options=options, interceptors=interceptors)
+    named = [*options, ("grpc.ssl_target_name_override", f"{service}.{DOMAIN}")]
+
+    def make(credentials: grpc.ChannelCredentials) -> grpc.aio.Channel:
+        return grpc.aio.secure_channel(address, credentials, options=named, interceptors=interceptors)
+
+    return RenewedChannel(identity, make)
 
 
 def _tracing() -> list[grpc.aio.ClientInterceptor]:

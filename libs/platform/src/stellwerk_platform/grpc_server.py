@@ -28,6 +28,7 @@ from stellwerk_platform.errors import (
     as_platform_error,
     to_status,
 )
+from stellwerk_platform.identity import Identity, check_peer
 from stellwerk_platform.limits import Limits
 from stellwerk_platform.roles import PUBLIC, TABLE
 from stellwerk_platform.streams import Streams
@@ -74,7 +75,17 @@ def permissions(registration: Registration) -> dict[str, str]:
 class Server:
     """A grpc.aio server behind the platform's interceptors."""
 
-    def __init__(self, listen: str, guard: Guard, registrations: list[Registration]) -> None:
+    def __init__(
+        self,
+        listen: str,
+        guard: Guard,
+        registrations: list[Registration],
+        *,
+        identity: Identity | None = None,
+        health_listen: str = "",
+    ) -> None:
+        """`identity` makes it TLS that wants a certificate of every client; without one nothing is
+        encrypted, which is for tests of single parts. `health_listen` answers probes, and only them."""
         self._permissions: dict[str, str] = {}
         for registration in registrations:
             self._permissions |= permissions(registration)
@@ -92,11 +103,14 @@ class Server:
             self._server,
         )
         self._names = ["", *names]
-        self.port = self._server.add_insecure_port(listen)
+        self.port = _add_port(self._server, listen, identity)
+        self._probes = _probe_server(health_listen, self._health) if health_listen else None
 
     async def start(self) -> None:
         """Starts to answer and reports SERVING."""
         await self._server.start()
+        if self._probes is not None:
+            await self._probes.start()
         for name in self._names:
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
 
@@ -104,6 +118,22 @@ class Server:
         """Reports NOT_SERVING, lets running calls end for some seconds, then stops."""
         await self._health.enter_graceful_shutdown()
         await self._server.stop(_DRAIN_SECONDS)
+        if self._probes is not None:
+            await self._probes.stop(None)
+
+
+def _add_port(server: grpc.aio.Server, listen: str, identity: Identity | None) -> int:
+    if identity is None:
+        return server.add_insecure_port(listen)
+    return server.add_secure_port(listen, identity.server_credentials())
+
+
+def _probe_server(listen: str, health: Any) -> grpc.aio.Server:
+    """Health alone, without TLS: a kubelet has no certificate of ours."""
+    server = grpc.aio.server()
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    server.add_insecure_port(listen)
+    return server
 
 
 def _tracing() -> grpc.aio.ServerInterceptor:
@@ -228,6 +258,7 @@ class _Method:
         metadata = context.invocation_metadata()
         message = request if isinstance(request, Message) else None
         caller = await self.guard.authenticate(metadata)
+        check_peer(context, caller.subject, caller.role)
         caller = replace(caller, address=address_of(context))
         auth.set_caller(caller)
         await self.guard.authorise(caller, self.permission, message)

@@ -3,20 +3,20 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from stellwerk_platform.settings import Settings as PlatformSettings
+from stellwerk_platform.settings import IdentitySettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(PlatformSettings):
+class Settings(IdentitySettings):
     """`agent_node` is `nodes/…`, `agent_slots` the number of runs at a time.
 
+    `agent_address` is the gateway's door for agents, `grpc_address` the one for everybody, which runs use.
     `system_metrics_seconds` is the period of the standard metrics of runs, 0 turns them off;
     `collect_seconds` how long the blob store may take no byte of the outputs before a run fails.
     """
 
     grpc_address: str
-    vault_role_id: str
-    vault_secret_id: str
+    agent_address: str = ""
     agent_dir: str
     gateway_url: str = ""
     agent_node: str = "nodes/local"

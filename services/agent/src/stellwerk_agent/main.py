@@ -13,7 +13,6 @@ from stellwerk_agent.node import Node
 from stellwerk_platform import app
 from stellwerk_platform.auth import CallerCredentials
 from stellwerk_platform.errors import FailedPrecondition
-from stellwerk_platform.grpc_client import connect
 from stellwerk_protos.compute.v1 import agents_pb2_grpc
 
 _HTTP_TIMEOUT_SECONDS = 30
@@ -25,11 +24,10 @@ async def compose(process: app.App, settings: Settings) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     settings.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     _take(settings)
-    anonymous = connect(settings.grpc_address)
+    door = settings.agent_address or settings.grpc_address
+    anonymous = process.connect("gateway", door)
     credentials = CallerCredentials(anonymous, settings.vault_role_id, settings.vault_secret_id)
-    channel = connect(settings.grpc_address, AgentCredentials(credentials))
-    process.defer(anonymous.close)
-    process.defer(channel.close)
+    channel = process.connect("gateway", door, AgentCredentials(credentials))
     client = await process.enter(httpx.AsyncClient(timeout=_HTTP_TIMEOUT_SECONDS))
     node = await Node.open(settings, channel, client)
     process.background(Agent(node, agents_pb2_grpc.AgentServiceStub(channel)).run())

@@ -11,7 +11,8 @@ from typing import Any
 import grpc
 
 from stellwerk_platform.errors import Unavailable
-from stellwerk_platform.grpc_client import OPTIONS
+from stellwerk_platform.grpc_client import OPTIONS, open_channel
+from stellwerk_platform.identity import Identity
 
 # A service that was killed is back within moments; its callers wait that long before they see an error.
 _PATIENCE_SECONDS = 3.0
@@ -25,12 +26,19 @@ _CHANNEL_OPTIONS: list[tuple[str, Any]] = [
 class Backend:
     """One address, with a connection for unary calls and one for streams."""
 
-    def __init__(self, name: str, address: str, patience_seconds: float = _PATIENCE_SECONDS) -> None:
+    def __init__(
+        self,
+        name: str,
+        address: str,
+        patience_seconds: float = _PATIENCE_SECONDS,
+        identity: Identity | None = None,
+    ) -> None:
         self.name = name
         self._patience_seconds = patience_seconds
         self._address = address
-        self._unary = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
-        self._streams = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        self._unary, self._streams = (
+            open_channel(address, _CHANNEL_OPTIONS, identity=identity, service=name) for _ in range(2)
+        )
         self._calls: dict[tuple[str, bool], Any] = {}
 
     async def unary(self, method: str) -> Any:
@@ -78,9 +86,14 @@ class Backend:
 class Backends:
     """All backends by name."""
 
-    def __init__(self, addresses: Mapping[str, str], patience_seconds: float = _PATIENCE_SECONDS) -> None:
+    def __init__(
+        self,
+        addresses: Mapping[str, str],
+        patience_seconds: float = _PATIENCE_SECONDS,
+        identity: Identity | None = None,
+    ) -> None:
         self._backends = {
-            name: Backend(name, address, patience_seconds) for name, address in addresses.items()
+            name: Backend(name, address, patience_seconds, identity) for name, address in addresses.items()
         }
 
     def __getitem__(self, name: str) -> Backend:

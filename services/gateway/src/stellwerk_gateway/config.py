@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from stellwerk_platform.settings import Settings as PlatformSettings
+from stellwerk_platform.settings import BusSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(PlatformSettings):
+class Settings(BusSettings):
     """Addresses as `host:port`, sizes in bytes, times in seconds."""
 
     http_listen: str = "127.0.0.1:0"
@@ -16,16 +16,14 @@ class Settings(PlatformSettings):
     secrets_address: str
     inference_address: str
     telemetry_address: str
-    vault_role_id: str
-    vault_secret_id: str
-    # Where the activity log gets to know what the doors refuse; without it they only refuse.
-    nats_url: str = ""
     # Addresses of proxies, with commas between them, whose X-Forwarded-For is believed.
     trusted_proxies: str = ""
     # Of the client with which browsers sign in; a public client has none.
     oidc_client_secret: str = ""
     # https://host[:port] under which browsers see the HTTP door; else what they ask for.
     public_url: str = ""
+    # The door for agents, which wants their certificates; empty where there is none.
+    agent_listen: str = ""
     # A little more than the scorer's own time-out, so that its error is the one that is seen.
     scoring_timeout_seconds: float = 65.0
     scoring_max_body_bytes: int = 100_000_000

@@ -9,6 +9,7 @@ from grpc_reflection.v1alpha import reflection
 
 from stellwerk_gateway import catalog
 from stellwerk_platform.grpc_server import OPTIONS
+from stellwerk_platform.identity import Identity
 
 _DRAIN_SECONDS = 5.0
 _HEALTH: str = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
@@ -17,7 +18,14 @@ _HEALTH: str = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 class GrpcDoor:
     """Answers health and reflection itself; everything else is for the handlers."""
 
-    def __init__(self, listen: str, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+    def __init__(
+        self,
+        listen: str,
+        handlers: Sequence[grpc.GenericRpcHandler],
+        agent_listen: str = "",
+        identity: Identity | None = None,
+    ) -> None:
+        """`agent_listen` is a second port for agents, behind TLS that wants their certificates."""
         self._server = grpc.aio.server(options=OPTIONS)
         self._health = health_aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -26,6 +34,8 @@ class GrpcDoor:
         )
         self._server.add_generic_rpc_handlers(tuple(handlers))
         self.port = self._server.add_insecure_port(listen)
+        if agent_listen and identity is not None:
+            self._server.add_secure_port(agent_listen, identity.server_credentials())
 
     async def start(self) -> None:
         """Starts to answer and reports SERVING."""

@@ -1,6 +1,7 @@
 """Composition of the gateway: two doors over the same channels."""
 
 import logging
+from contextlib import AbstractAsyncContextManager
 
 from stellwerk_gateway.backends import Backends
 from stellwerk_gateway.config import Settings
@@ -20,7 +21,6 @@ from stellwerk_platform import app
 from stellwerk_platform.access import Guard
 from stellwerk_platform.auth import CallerCredentials, TokenVerifier
 from stellwerk_platform.bus import Bus
-from stellwerk_platform.grpc_client import connect
 from stellwerk_platform.memberships import Memberships, Registry
 from stellwerk_protos.secrets.v1 import tokens_pb2_grpc
 
@@ -30,22 +30,15 @@ log = logging.getLogger(__name__)
 async def compose(process: app.App, settings: Settings) -> None:
     """Opens the doors."""
     if settings.nats_url:
-        process.background(
-            process.activity.run_apart(
-                lambda: Bus.connect(settings.nats_url, settings.namespace, process.name)
-            )
-        )
-    backends = Backends(settings.backends())
+        process.background(process.activity.run_apart(lambda: _bus(process, settings)))
+    backends = Backends(settings.backends(), identity=process.identity)
     process.defer(backends.close)
-    secrets, inference = connect(settings.secrets_address), connect(settings.inference_address)
-    process.defer(secrets.close)
-    process.defer(inference.close)
+    secrets = process.connect("secrets", settings.secrets_address)
+    inference = process.connect("inference", settings.inference_address)
     credentials = CallerCredentials(secrets, settings.vault_role_id, settings.vault_secret_id)
-    trusted = connect(settings.secrets_address, credentials)
-    process.defer(trusted.close)
+    trusted = process.connect("secrets", settings.secrets_address, credentials)
     tokens = InvokeTokens(tokens_pb2_grpc.TokenServiceStub(trusted))
-    registry = connect(settings.registry_address, credentials)
-    process.defer(registry.close)
+    registry = process.connect("registry", settings.registry_address, credentials)
     guard = Guard(TokenVerifier(secrets).verify, Memberships(Registry(registry)))
     admission = Access(guard, tokens.issue)
     routes = RouteTable(default_timeout_seconds=settings.scoring_timeout_seconds)
@@ -60,7 +53,8 @@ async def compose(process: app.App, settings: Settings) -> None:
     )
     router = Router(routes, admission, limits, Tracer(settings.scoring_traces_per_second))
     process.close(Metrics(settings, routes).close)
-    grpc_door = GrpcDoor(settings.listen, [forwarder, ScoringHandler(router)])
+    handlers = [forwarder, ScoringHandler(router)]
+    grpc_door = GrpcDoor(settings.listen, handlers, settings.agent_listen, process.identity)
     await grpc_door.start()
 
     async def stop_grpc() -> None:
@@ -77,6 +71,10 @@ async def compose(process: app.App, settings: Settings) -> None:
     http_server.start()
     process.defer(http_server.stop)
     log.info("The gateway answers HTTP on port %d and gRPC on port %d", http_server.port, grpc_door.port)
+
+
+def _bus(process: app.App, settings: Settings) -> AbstractAsyncContextManager[Bus]:
+    return Bus.connect(settings.nats_url, settings.namespace, process.name, settings.nats_seed)
 
 
 def main() -> None:

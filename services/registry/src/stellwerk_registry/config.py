@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from stellwerk_platform.settings import ServiceSettings
+from stellwerk_platform.settings import ServiceSettings, kept_in_vault
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,9 +15,9 @@ class RegistrySettings(ServiceSettings):
     compute_address: str
     inference_address: str
     telemetry_address: str
-    s3_url: str
-    s3_access_key: str
-    s3_secret_key: str
+    s3_url: str = kept_in_vault()
+    s3_access_key: str = kept_in_vault()
+    s3_secret_key: str = kept_in_vault()
     blob_grace_seconds: float = 3600.0
     # Blobs of more than four of these travel in parts of this size. S3 takes no less than 5 MiB.
     blob_part_bytes: int = 64 * 1024 * 1024

@@ -1,7 +1,9 @@
 """What `secrets` reads from the environment (docs/interfaces.md)."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Self
 from urllib.parse import urlsplit
 
 from stellwerk_platform.settings import SettingsError, StoreSettings
@@ -17,8 +19,6 @@ class SecretsSettings(StoreSettings):
     means that there is no such key.
     """
 
-    vault_url: str
-    registry_address: str
     owner_key_sha256: str
     otlp_key_sha256: str = ""
     # An empty issuer means that nobody signs in by OpenID Connect.
@@ -33,6 +33,11 @@ class SecretsSettings(StoreSettings):
     nats_callout_seed: str = ""
     # Where subscribers find NATS, if not where this service does.
     subscriber_nats_url: str = ""
+
+    def completed(self, kept: Mapping[str, str]) -> Self:
+        """The seed of the callout too is of the NATS that Vault knows of."""
+        seed = self.nats_callout_seed or ("" if self.nats_url else str(kept.get("nats_callout_seed", "")))
+        return replace(super().completed(kept), nats_callout_seed=seed)
 
     def __post_init__(self) -> None:
         for variable in ("owner_key_sha256", "otlp_key_sha256"):

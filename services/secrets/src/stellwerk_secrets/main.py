@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from stellwerk_platform.access import Guard
 from stellwerk_platform.app import App, open_guard, open_journal, run
 from stellwerk_platform.bus import Bus
-from stellwerk_platform.grpc_client import connect
 from stellwerk_platform.grpc_server import Registration
 from stellwerk_platform.memberships import Registry
 from stellwerk_platform.mongo import Database
@@ -130,15 +129,13 @@ async def compose_sessions(base: Base, people: People) -> Registration:
 
 async def compose_guard(base: Base, exchange: Exchange, ended: Revocations) -> Guard:
     """Who may do what here; `registry` knows the members of workspaces."""
-    registry = connect(base.settings.registry_address, OwnCredentials(base.issuer))
-    base.app.defer(registry.close)
+    registry = base.app.connect("registry", base.settings.registry_address, OwnCredentials(base.issuer))
     return await open_guard(base.app, base.bus, exchange, Ended(ended.living), Registry(registry))
 
 
 async def compose_subscriptions(base: Base, people: People) -> Registration:
     """Event subscribers; `registry` knows what they may read."""
-    registry = connect(base.settings.registry_address, OwnCredentials(base.issuer))
-    base.app.defer(registry.close)
+    registry = base.app.connect("registry", base.settings.registry_address, OwnCredentials(base.issuer))
     return await subscriptions.compose(base.app, base.settings, base.database, base.bus, people, registry)
 
 

