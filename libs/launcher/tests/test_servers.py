@@ -6,28 +6,27 @@ import os
 import re
 import subprocess
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import boto3  # type: ignore[import-untyped]
+import httpx
 import hvac
 import nats
 import psutil
 import pytest
 from botocore.config import Config
-from hvac.exceptions import Forbidden
+from botocore.exceptions import ClientError
+from hvac.exceptions import Forbidden, InvalidRequest
 from pymongo import AsyncMongoClient
 from pymongo.errors import OperationFailure
 
-from stellwerk_launcher.credentials import VAULT_ROLES, Credentials
+from stellwerk_launcher.credentials import SERVICES
+from stellwerk_launcher.identities import password_in
+from stellwerk_launcher.policies import AGENT, IDENTITIES
 from stellwerk_launcher.servers import mongod
 from stellwerk_launcher.testing import Servers
-
-
-@pytest.fixture
-def credentials(servers: Servers) -> Credentials:
-    return Credentials.load_or_create(servers.data_dir / "credentials.json")
 
 
 def _as(url: str, user: str, password: str) -> str:
@@ -47,7 +46,7 @@ async def journal(servers: Servers) -> AsyncIterator[Any]:
     await connection.close()
 
 
-async def _denied(url: str, subject: str) -> bool:
+async def _denied(url: str, subject: str, seed: str | None = None) -> bool:
     """True when the server refuses a publish: the reason comes only by the error callback.
 
     A second subject that everybody is refused marks the end of the errors of the first.
@@ -57,7 +56,7 @@ async def _denied(url: str, subject: str) -> bool:
     async def remember(error: Exception) -> None:
         await errors.put(str(error).lower())
 
-    connection = await nats.connect(url, error_cb=remember)
+    connection = await nats.connect(url, error_cb=remember, nkeys_seed_str=seed)
     try:
         await connection.publish(subject, b"{}")
         await connection.publish("refused.to.all", b"{}")
@@ -69,21 +68,18 @@ async def _denied(url: str, subject: str) -> bool:
         await connection.close()
 
 
-async def test_nats_service_publishes_only_in_its_own_name(
-    servers: Servers, credentials: Credentials, journal: Any
-) -> None:
-    url = _as(servers.nats_url, "runs", credentials.nats["runs"])
-    assert not await _denied(url, "stellwerk.journal.demo.runs.run.completed")
-    assert not await _denied(url, "stellwerk.metrics.demo.abc")
-    assert not await _denied(url, "stellwerk.stored.run")
-    assert await _denied(url, "stellwerk.journal.demo.registry.model.created")
-    assert await _denied(url, "$JS.API.STREAM.DELETE.JOURNAL")
-    assert await _denied(url, "$JS.API.STREAM.PURGE.JOURNAL")
+async def test_nats_service_publishes_only_in_its_own_name(servers: Servers, journal: Any) -> None:
+    kept = servers.secrets_of("runs")
+    url, seed = kept["nats_url"], kept["nats_seed"]
+    assert not await _denied(url, "stellwerk.journal.demo.runs.run.completed", seed)
+    assert not await _denied(url, "stellwerk.metrics.demo.abc", seed)
+    assert not await _denied(url, "stellwerk.stored.run", seed)
+    assert await _denied(url, "stellwerk.journal.demo.registry.model.created", seed)
+    assert await _denied(url, "$JS.API.STREAM.DELETE.JOURNAL", seed)
+    assert await _denied(url, "$JS.API.STREAM.PURGE.JOURNAL", seed)
 
 
-async def test_nats_inspector_reads_the_journal_and_changes_nothing(
-    servers: Servers, credentials: Credentials, journal: Any
-) -> None:
+async def test_nats_inspector_reads_the_journal_and_changes_nothing(servers: Servers, journal: Any) -> None:
     url = servers.process.status()["nats_url"]
     connection = await nats.connect(url)
     try:
@@ -136,8 +132,8 @@ def test_servers_listen_on_loopback_and_nats_without_its_monitor(servers: Server
             assert [f"{ip}:{port}" for ip, port in listening] == [process["address"]]
 
 
-async def test_mongodb_service_is_limited_to_its_database(servers: Servers, credentials: Credentials) -> None:
-    uri = _as(servers.mongodb_uri, "runs", credentials.mongodb["runs"])
+async def test_mongodb_service_is_limited_to_its_database(servers: Servers) -> None:
+    uri = _as(servers.mongodb_uri, "runs", password_in(servers.secrets_of("runs")["mongodb_uri"]))
     async with AsyncMongoClient[dict[str, Any]](uri) as client:
         collection = client["stellwerk_runs"][uuid.uuid4().hex]
         await collection.insert_one({"x": 1})
@@ -147,6 +143,14 @@ async def test_mongodb_service_is_limited_to_its_database(servers: Servers, cred
         with pytest.raises(OperationFailure):
             await client["stellwerk_registry"]["models"].find_one({})
         await collection.drop()
+
+
+async def test_mongodb_refuses_strangers(servers: Servers) -> None:
+    address = servers.mongodb_uri.rpartition("@")[2]
+    for user in ("", "runs:wrong@"):
+        async with AsyncMongoClient[dict[str, Any]](f"mongodb://{user}{address}") as client:
+            with pytest.raises(OperationFailure):
+                await client["stellwerk_runs"]["runs"].find_one({})
 
 
 async def test_mongodb_inspector_reads_all_and_writes_nothing(servers: Servers) -> None:
@@ -174,15 +178,60 @@ def test_vault_secrets_role_signs_rotates_and_verifies(servers: Servers) -> None
     client.adapter.close()
 
 
-def test_vault_every_role_logs_in_and_the_others_may_not_sign(
-    servers: Servers, credentials: Credentials
+@pytest.mark.parametrize("role", IDENTITIES)
+def test_vault_a_role_reads_its_own_secrets_and_takes_its_own_certificate_only(
+    servers: Servers, role: str
 ) -> None:
-    for role in VAULT_ROLES:
-        client = _login(servers, role, credentials.vault[role])
-        if role != "secrets":
-            with pytest.raises(Forbidden):
-                client.secrets.transit.sign_data("stellwerk-tokens", hash_input="YWJj")
-        client.adapter.close()
+    client = _login(servers, role, servers.secret_id(role))
+    other = "runs" if role != "runs" else "registry"
+
+    def allowed(method: str, path: str, body: dict[str, Any] | None = None) -> bool:
+        try:
+            getattr(client.adapter, method)(f"/v1/{path}", **({"json": body} if body else {}))
+        except Forbidden:
+            return False
+        return True
+
+    def certificate(name: str) -> bool:
+        return allowed("post", f"pki/issue/{name}", {"common_name": f"{name}.stellwerk"})
+
+    is_service = role not in (AGENT, "launcher", "versitygw")
+    assert certificate(role) == (role != "versitygw")
+    assert not certificate(other)
+    # The launcher fills them in and hands them out.
+    assert allowed("get", f"secret/data/stellwerk/services/{other}") == (role == "launcher")
+    if is_service:
+        assert allowed("get", f"secret/data/stellwerk/services/{role}")
+        assert not allowed("post", f"secret/data/stellwerk/services/{role}", {"data": {"x": "y"}})
+    sign = "transit/sign/stellwerk-tokens"
+    assert allowed("post", sign, {"input": "YWJj"}) == (role == "secrets")
+    workspace = f"secret/data/stellwerk/workspaces/demo/secrets/{uuid.uuid4().hex}"
+    assert allowed("post", workspace, {"data": {"value": "x"}}) == (role == "secrets")
+    assert not allowed("post", "pki/root/generate/internal", {"common_name": "mine"})
+    client.adapter.close()
+
+
+def test_vault_signs_no_certificate_in_the_name_of_another(servers: Servers) -> None:
+    client = _login(servers, "runs", servers.secret_id("runs"))
+    for wrong in (
+        {"common_name": "registry.stellwerk"},
+        {"common_name": "runs.stellwerk", "alt_names": "x.y"},
+    ):
+        with pytest.raises(InvalidRequest):
+            client.adapter.post("/v1/pki/issue/runs", json=wrong)
+    client.adapter.close()
+
+
+def test_no_password_of_a_service_is_in_a_file(servers: Servers) -> None:
+    secrets: list[str | None] = [servers.s3_secret_key, password_in(servers.mongodb_uri)]
+    for service in SERVICES:
+        kept = servers.secrets_of(service)
+        secrets += [kept["nats_seed"], kept.get("s3_secret_key"), password_in(kept.get("mongodb_uri", ""))]
+    files = [*servers.data_dir.glob("*"), *(servers.data_dir / "logs").iterdir()]
+    files += [*(servers.data_dir / "nats").glob("*.conf"), *(servers.data_dir / "openbao").glob("*.*")]
+    for file in (file for file in files if file.is_file()):
+        text = file.read_bytes()
+        assert not [secret for secret in secrets if secret and secret.encode() in text], file
 
 
 def test_vault_keeps_no_root_token_and_audits(servers: Servers) -> None:
@@ -196,26 +245,44 @@ def test_vault_keeps_no_root_token_and_audits(servers: Servers) -> None:
     assert not [file for file in readable if token.search(file.read_bytes())]
 
 
-def test_s3_bucket_exists_and_keys_are_needed(servers: Servers) -> None:
-    def client(secret: str) -> Any:
-        return boto3.client(
-            "s3",
-            endpoint_url=servers.s3_url,
-            aws_access_key_id=servers.s3_access_key,
-            aws_secret_access_key=secret,
-            region_name="us-east-1",
-            config=Config(signature_version="s3v4"),
-        )
+def _s3(servers: Servers, access_key: str, secret_key: str) -> Any:
+    return boto3.client(
+        "s3",
+        endpoint_url=servers.s3_url,
+        aws_access_key_id=access_key,
+        aws_secret_access_key=secret_key,
+        region_name="us-east-1",
+        config=Config(signature_version="s3v4", retries={"total_max_attempts": 1}),
+    )
 
-    key = f"launcher-test-{uuid.uuid4().hex}"
-    good, bad = client(servers.s3_secret_key), client("wrong")
-    good.put_object(Bucket="stellwerk", Key=key, Body=b"abc")
-    assert good.get_object(Bucket="stellwerk", Key=key)["Body"].read() == b"abc"
-    with pytest.raises(bad.exceptions.ClientError):
-        bad.get_object(Bucket="stellwerk", Key=key)
-    good.delete_object(Bucket="stellwerk", Key=key)
-    good.close()
-    bad.close()
+
+def test_s3_serves_who_has_keys_and_only_below_its_prefixes(servers: Servers) -> None:
+    kept = servers.secrets_of("registry")
+    key = f"launcher-test/{uuid.uuid4().hex}"
+    registry = _s3(servers, kept["s3_access_key"], kept["s3_secret_key"])
+    registry.put_object(Bucket="stellwerk", Key=key, Body=b"abc")
+    assert registry.get_object(Bucket="stellwerk", Key=key)["Body"].read() == b"abc"
+    wrong = _s3(servers, kept["s3_access_key"], "wrong")
+    with pytest.raises(ClientError):
+        wrong.get_object(Bucket="stellwerk", Key=key)
+    assert httpx.get(f"{servers.s3_url}/stellwerk/{key}").status_code == 403
+    registry.delete_object(Bucket="stellwerk", Key=key)
+    root = _s3(servers, servers.s3_access_key, servers.s3_secret_key)
+    other = f"other-{uuid.uuid4().hex[:8]}"
+    root.create_bucket(Bucket=other)
+    attempts: list[Callable[[], Any]] = [
+        lambda: registry.put_object(Bucket=other, Key=key, Body=b"x"),
+        lambda: registry.list_objects_v2(Bucket=other),
+        lambda: registry.create_bucket(Bucket=f"{other}-more"),
+        lambda: registry.delete_bucket_policy(Bucket="stellwerk"),
+        lambda: registry.delete_bucket(Bucket="stellwerk"),
+    ]
+    for refused in attempts:
+        with pytest.raises(ClientError, match=r"AccessDenied"):
+            refused()
+    root.delete_bucket(Bucket=other)
+    for client in (registry, wrong, root):
+        client.close()
 
 
 def test_mongod_runs_where_the_system_has_no_libcurl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -29,13 +29,18 @@ note("started")
 """
 GRPC = """
 from concurrent.futures import ThreadPoolExecutor
-import grpc
+import grpc, hvac
+vault = hvac.Client(os.environ["STELLWERK_VAULT_URL"])
+vault.auth.approle.login(os.environ["STELLWERK_VAULT_ROLE_ID"], os.environ["STELLWERK_VAULT_SECRET_ID"])
+own = vault.secrets.pki.generate_certificate(NAME, f"{NAME}.stellwerk")["data"]
+key, chain, authority = (own[part].encode() for part in ("private_key", "certificate", "issuing_ca"))
 from grpc_health.v1 import health, health_pb2_grpc
 server = grpc.server(ThreadPoolExecutor(2))
 servicer = health.HealthServicer()
 health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
 servicer.set("", 1)
-server.add_insecure_port(os.environ["STELLWERK_LISTEN"])
+credentials = grpc.ssl_server_credentials([(key, chain)], authority, require_client_auth=True)
+server.add_secure_port(os.environ["STELLWERK_LISTEN"], credentials)
 server.start()
 while True: signal.pause()
 """
@@ -84,6 +89,7 @@ def acted(tmp_path: Path, servers: Servers) -> Iterator[StackProcess]:
             "STELLWERK_NATS_URL": servers.nats_url,
             "STELLWERK_MONGODB_URI": servers.mongodb_uri,
             "STELLWERK_VAULT_URL": servers.vault_url,
+            "STELLWERK_VAULT_SECRET_ID": servers.launcher_secret_id,
             "STELLWERK_S3_URL": servers.s3_url,
         },
     )
@@ -115,7 +121,10 @@ def test_services_start_and_stop_in_order_with_their_variables(acted: StackProce
     assert variables["secrets"]["STELLWERK_VAULT_URL"] == servers.vault_url
     assert variables["runs"]["STELLWERK_SECRETS_ADDRESS"] == variables["secrets"]["STELLWERK_LISTEN"]
     assert variables["agent"]["STELLWERK_GRPC_ADDRESS"] == status["grpc_address"]
-    assert status["otlp_endpoint"] == "http://" + variables["telemetry"]["STELLWERK_LISTEN"]
+    assert status["otlp_endpoint"] == "http://" + status["grpc_address"]
+    assert variables["runs"]["STELLWERK_OTLP_ENDPOINT"] == (
+        "https://" + variables["telemetry"]["STELLWERK_LISTEN"]
+    )
 
 
 @pytest.mark.parametrize("name", ["runs", "gateway", "agent"])

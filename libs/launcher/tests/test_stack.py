@@ -17,7 +17,7 @@ from pymongo import MongoClient
 
 from stellwerk_launcher import folder, stack
 from stellwerk_launcher.errors import LauncherError
-from stellwerk_launcher.testing import Servers, StackProcess
+from stellwerk_launcher.testing import Servers, StackProcess, logged_in
 
 
 def _processes_of(data_dir: Path) -> list[psutil.Process]:
@@ -37,12 +37,18 @@ def _wait(condition: Callable[[], bool], timeout_seconds: float = 30) -> None:
         time.sleep(0.02)
 
 
+def borrowed_vault(servers: Servers) -> dict[str, str]:
+    """Variables that have a stack use the session's Vault."""
+    return {
+        "STELLWERK_VAULT_URL": servers.vault_url,
+        "STELLWERK_VAULT_SECRET_ID": servers.launcher_secret_id,
+    }
+
+
 @pytest.fixture
 def own(tmp_path: Path, servers: Servers) -> Iterator[StackProcess]:
     """Servers of its own but for Vault, whose first start takes 8 s; in a folder with a space."""
-    process = StackProcess(
-        tmp_path / "a stack", servers_only=True, environment={"STELLWERK_VAULT_URL": servers.vault_url}
-    )
+    process = StackProcess(tmp_path / "a stack", servers_only=True, environment=borrowed_vault(servers))
     yield process
     process.stop()
     assert _processes_of(process.data_dir) == []
@@ -80,17 +86,18 @@ def test_a_killed_server_comes_back_on_its_address(servers: Servers, name: str) 
     assert after["last_reason"] == "killed by SIGKILL"
 
 
-def _admin(data_dir: Path) -> MongoClient[dict[str, Any]]:
-    import json
-
-    password = json.loads((data_dir / "credentials.json").read_text())["mongodb"]["admin"]
+def _admin(data_dir: Path, servers: Servers) -> MongoClient[dict[str, Any]]:
+    with logged_in(servers.vault_url, servers.launcher_secret_id) as vault:
+        password = vault.read("launcher")["mongodb_password"]
     address = folder.read_state(data_dir)["mongodb_uri"].rpartition("@")[2]
     return MongoClient(f"mongodb://admin:{password}@{address}", serverSelectionTimeoutMS=20_000)
 
 
-def test_a_killed_supervisor_leaves_nothing_and_the_next_start_has_ports_and_data(own: StackProcess) -> None:
+def test_a_killed_supervisor_leaves_nothing_and_the_next_start_has_ports_and_data(
+    own: StackProcess, servers: Servers
+) -> None:
     first = own.start()
-    with _admin(own.data_dir) as client:
+    with _admin(own.data_dir, servers) as client:
         client["stellwerk_runs"]["kept"].insert_one({"x": 1})
     own.stop(signal.SIGKILL)
     _wait(lambda: _processes_of(own.data_dir) == [])
@@ -100,11 +107,11 @@ def test_a_killed_supervisor_leaves_nothing_and_the_next_start_has_ports_and_dat
     second = own.start()
     for name in ("nats_url", "mongodb_uri", "s3_url"):
         assert second[name] == first[name]
-    with _admin(own.data_dir) as client:
+    with _admin(own.data_dir, servers) as client:
         assert client["stellwerk_runs"]["kept"].count_documents({}) == 1
 
 
-def test_a_port_that_somebody_took_is_replaced(own: StackProcess) -> None:
+def test_a_port_that_somebody_took_is_replaced(own: StackProcess, servers: Servers) -> None:
     first = own.start()
     own.stop()
     host, port = first["processes"][1]["address"].split(":")
@@ -113,7 +120,7 @@ def test_a_port_that_somebody_took_is_replaced(own: StackProcess) -> None:
         owner.bind((host, int(port)))
         second = own.start()
         assert second["mongodb_uri"] != first["mongodb_uri"]
-        with _admin(own.data_dir) as client:
+        with _admin(own.data_dir, servers) as client:
             client["stellwerk_runs"]["moved"].insert_one({"x": 1})
 
 
@@ -145,7 +152,7 @@ def test_a_first_start_of_vault_that_was_cut_short_is_begun_anew(tmp_path: Path)
 
 def test_up_detach_and_down_by_command(tmp_path: Path, servers: Servers) -> None:
     data_dir = tmp_path / "detached"
-    environment = os.environ | {"STELLWERK_VAULT_URL": servers.vault_url}
+    environment = os.environ | borrowed_vault(servers)
 
     def launcher(*arguments: str) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-m", "stellwerk_launcher", *arguments, "--data-dir", str(data_dir)]
@@ -180,10 +187,12 @@ def test_a_second_start_waits_for_the_first_and_shares_its_fate(own: StackProces
     assert ready == ["called"]
 
 
-def test_a_second_start_fails_as_the_first_does(tmp_path: Path) -> None:
+def test_a_second_start_fails_as_the_first_does(tmp_path: Path, servers: Servers) -> None:
     slow = '[ "$1" = --version ] && echo v2.15.0 && exit\nsleep 2; echo broken; exit 3'
     process = StackProcess(
-        tmp_path / "data", servers_only=True, environment=_fake(tmp_path / "bin", "nats-server", slow)
+        tmp_path / "data",
+        servers_only=True,
+        environment=_fake(tmp_path / "bin", "nats-server", slow) | borrowed_vault(servers),
     )
     process.launch()
     process.wait_for(lambda: folder.read_state(process.data_dir).get("state") == "starting")
@@ -194,10 +203,12 @@ def test_a_second_start_fails_as_the_first_does(tmp_path: Path) -> None:
         process.wait_for(lambda: False)
 
 
-def test_a_second_start_says_when_the_first_was_stopped(tmp_path: Path) -> None:
+def test_a_second_start_says_when_the_first_was_stopped(tmp_path: Path, servers: Servers) -> None:
     slow = '[ "$1" = --version ] && echo v2.15.0 && exit\nexec sleep 60'
     process = StackProcess(
-        tmp_path / "data", servers_only=True, environment=_fake(tmp_path / "bin", "nats-server", slow)
+        tmp_path / "data",
+        servers_only=True,
+        environment=_fake(tmp_path / "bin", "nats-server", slow) | borrowed_vault(servers),
     )
     process.launch()
     process.wait_for(lambda: "starting nats" in process.output.read_text())
@@ -238,11 +249,11 @@ def _failed_start(tmp_path: Path, environment: dict[str, str]) -> str:
     return process.output.read_text()
 
 
-def test_a_server_that_dies_at_start_is_named_with_its_log(tmp_path: Path) -> None:
+def test_a_server_that_dies_at_start_is_named_with_its_log(tmp_path: Path, servers: Servers) -> None:
     dying = _fake(
         tmp_path / "bin", "nats-server", '[ "$1" = --version ] && echo v2.15.0 && exit\necho broken; exit 3'
     )
-    output = _failed_start(tmp_path, dying)
+    output = _failed_start(tmp_path, dying | borrowed_vault(servers))
     assert "PROCESS_DIED" in output
     assert "nats.log" in output
     assert "broken" in output

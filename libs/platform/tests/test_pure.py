@@ -107,8 +107,20 @@ def test_a_document_keeps_nested_messages_enums_and_presence() -> None:
 
 
 def test_settings_name_every_variable_that_is_missing() -> None:
-    with pytest.raises(SettingsError, match=r"STELLWERK_MONGODB_URI.*STELLWERK_VAULT_SECRET_ID"):
-        ServiceSettings.from_environment({"STELLWERK_NATS_URL": "nats://x"})
+    with pytest.raises(SettingsError, match=r"STELLWERK_VAULT_ROLE_ID.*STELLWERK_SECRETS_ADDRESS"):
+        ServiceSettings.from_environment({"STELLWERK_VAULT_SECRET_ID": "x"})
+
+
+def test_a_variable_wins_over_what_vault_keeps_and_what_is_in_neither_is_named() -> None:
+    required = {f"STELLWERK_{name}": "x" for name in ("VAULT_ROLE_ID", "VAULT_SECRET_ID", "SECRETS_ADDRESS")}
+    kept = {"mongodb_uri": "mongodb://kept", "nats_url": "nats://kept", "nats_seed": "SU"}
+    settings = ServiceSettings.from_environment(required)
+    with pytest.raises(SettingsError, match=r"STELLWERK_NATS_URL, STELLWERK_MONGODB_URI"):
+        settings.completed({})
+    assert vars(settings.completed(kept)).items() >= kept.items()
+    own = ServiceSettings.from_environment(required | {"STELLWERK_NATS_URL": "nats://own"}).completed(kept)
+    # The seed in Vault is no user of a server of one's own.
+    assert (own.nats_url, own.nats_seed, own.mongodb_uri) == ("nats://own", "", "mongodb://kept")
 
 
 def filled(message: Message) -> Message:

@@ -13,8 +13,7 @@ from services.runs.tests.support import running as running_services
 from stellwerk_gateway.config import Settings as GatewaySettings
 from stellwerk_gateway.main import compose as compose_gateway
 from stellwerk_launcher import ports
-from stellwerk_launcher.credentials import Credentials
-from stellwerk_launcher.testing import Servers
+from stellwerk_launcher.testing import Servers, plaintext_command
 from stellwerk_platform.app import App
 
 _WAIT_SECONDS = 30
@@ -36,9 +35,7 @@ class Node:
         (self.folder / "ready").unlink(missing_ok=True)
         with log:
             process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "stellwerk_agent.main",
+                *plaintext_command("agent", "Settings"),
                 env=self._environment(failpoint),
                 stdout=log,
                 stderr=log,
@@ -74,7 +71,6 @@ class Node:
 async def running(servers: Servers, folder: Path) -> AsyncIterator[Node]:
     """Real services and a gateway in this process."""
     async with running_services(servers) as platform:
-        vault = Credentials.load_or_create(servers.data_dir / "credentials.json").vault
         address = f"127.0.0.1:{ports.choose(['gateway'], {})['gateway']}"
         of_runs = platform.settings
         gateway = App("gateway")
@@ -88,9 +84,9 @@ async def running(servers: Servers, folder: Path) -> AsyncIterator[Node]:
             inference_address="127.0.0.1:9",
             telemetry_address="127.0.0.1:9",
             vault_role_id="gateway",
-            vault_secret_id=vault["gateway"],
+            vault_secret_id=servers.secret_id("gateway"),
         )
-        node = Node(platform, folder / "an agent", address, vault["agent"])
+        node = Node(platform, folder / "an agent", address, servers.secret_id("agent"))
         node.folder.mkdir()
         try:
             await compose_gateway(gateway, settings)

@@ -18,7 +18,6 @@ from stellwerk_compute.allocations import domain
 from stellwerk_compute.config import Settings
 from stellwerk_compute.main import compose
 from stellwerk_launcher import ports
-from stellwerk_launcher.credentials import Credentials
 from stellwerk_launcher.testing import Servers
 from stellwerk_platform.app import App
 from stellwerk_platform.auth import CallerCredentials, StaticCredentials
@@ -220,7 +219,6 @@ class Compute:
 async def running(servers: Servers, lease_seconds: float = 30) -> AsyncIterator[Compute]:
     """Everything in a namespace of its own, which is removed at the end."""
     secrets = Secrets(servers)
-    vault = Credentials.load_or_create(servers.data_dir / "credentials.json").vault
     chosen = ports.choose(["registry", "compute"], {})
     address = {name: f"127.0.0.1:{port}" for name, port in chosen.items()}
     async with AsyncExitStack() as stack:
@@ -229,15 +227,15 @@ async def running(servers: Servers, lease_seconds: float = 30) -> AsyncIterator[
         await stack.enter_async_context(secrets.run())
         registry_app = App("registry")
         stack.push_async_callback(registry_app.leave)
-        await compose_registry(registry_app, _registry_settings(servers, secrets, address, vault))
+        await compose_registry(registry_app, _registry_settings(servers, secrets, address))
         owner = StaticCredentials(secrets.owner_key)
         anonymous = await stack.enter_async_context(connect(secrets.address))
-        node = CallerCredentials(anonymous, "agent", vault["agent"])
+        node = CallerCredentials(anonymous, "agent", servers.secret_id("agent"))
         channels = [
             await stack.enter_async_context(connect(address[name], as_whom))
             for name, as_whom in (("compute", owner), ("compute", node), ("registry", owner))
         ]
-        settings = _settings(servers, secrets, address, vault, lease_seconds)
+        settings = _settings(servers, secrets, address, lease_seconds)
         compute = Compute(secrets, bus, await _follow(bus), settings, *channels)
         try:
             await compute.start()
@@ -247,9 +245,7 @@ async def running(servers: Servers, lease_seconds: float = 30) -> AsyncIterator[
                 await compute.stop()
 
 
-def _settings(
-    servers: Servers, secrets: Secrets, address: dict[str, str], vault: dict[str, str], lease_seconds: float
-) -> Settings:
+def _settings(servers: Servers, secrets: Secrets, address: dict[str, str], lease_seconds: float) -> Settings:
     return Settings(
         namespace=secrets.namespace,
         listen=address["compute"],
@@ -257,15 +253,13 @@ def _settings(
         nats_url=servers.nats_url,
         secrets_address=secrets.address,
         vault_role_id="compute",
-        vault_secret_id=vault["compute"],
+        vault_secret_id=servers.secret_id("compute"),
         registry_address=address["registry"],
         lease_seconds=lease_seconds,
     )
 
 
-def _registry_settings(
-    servers: Servers, secrets: Secrets, address: dict[str, str], vault: dict[str, str]
-) -> RegistrySettings:
+def _registry_settings(servers: Servers, secrets: Secrets, address: dict[str, str]) -> RegistrySettings:
     return RegistrySettings(
         namespace=secrets.namespace,
         listen=address["registry"],
@@ -273,7 +267,7 @@ def _registry_settings(
         nats_url=servers.nats_url,
         secrets_address=secrets.address,
         vault_role_id="registry",
-        vault_secret_id=vault["registry"],
+        vault_secret_id=servers.secret_id("registry"),
         runs_address="127.0.0.1:9",
         compute_address=address["compute"],
         inference_address="127.0.0.1:9",

@@ -11,7 +11,6 @@ import httpx
 
 from services.secrets.tests.support import Secrets
 from stellwerk_launcher import ports
-from stellwerk_launcher.credentials import Credentials
 from stellwerk_launcher.testing import Servers
 from stellwerk_platform.app import App
 from stellwerk_platform.auth import StaticCredentials
@@ -86,7 +85,6 @@ async def running(
     secrets = Secrets(servers, settings=secrets_settings or {})
     port = ports.choose(["registry"], {})["registry"]
     app = App("registry")
-    vault = Credentials.load_or_create(servers.data_dir / "credentials.json").vault
     settings = RegistrySettings(
         namespace=secrets.namespace,
         listen=f"127.0.0.1:{port}",
@@ -94,7 +92,7 @@ async def running(
         nats_url=servers.nats_url,
         secrets_address=secrets.address,
         vault_role_id="registry",
-        vault_secret_id=vault["registry"],
+        vault_secret_id=servers.secret_id("registry"),
         runs_address="127.0.0.1:9",
         compute_address="127.0.0.1:9",
         inference_address="127.0.0.1:9",

@@ -20,7 +20,6 @@ from services.secrets.tests.support import Secrets
 from stellwerk_compute.config import Settings as ComputeSettings
 from stellwerk_compute.main import compose as compose_compute
 from stellwerk_launcher import ports
-from stellwerk_launcher.credentials import Credentials
 from stellwerk_launcher.testing import Servers
 from stellwerk_platform.app import App
 from stellwerk_platform.auth import StaticCredentials
@@ -290,7 +289,6 @@ async def running(servers: Servers) -> AsyncIterator[Platform]:
 
 def settings_of(servers: Servers, secrets: Secrets, chosen: dict[str, int]) -> RunsSettings:
     """Settings of a runs service beside these."""
-    vault = Credentials.load_or_create(servers.data_dir / "credentials.json").vault
     return RunsSettings(
         namespace=secrets.namespace,
         listen=f"127.0.0.1:{chosen['runs']}",
@@ -298,7 +296,7 @@ def settings_of(servers: Servers, secrets: Secrets, chosen: dict[str, int]) -> R
         nats_url=servers.nats_url,
         secrets_address=secrets.address,
         vault_role_id="runs",
-        vault_secret_id=vault["runs"],
+        vault_secret_id=servers.secret_id("runs"),
         registry_address=f"127.0.0.1:{chosen['registry']}",
         compute_address=f"127.0.0.1:{chosen['compute']}",
         stream_bytes=STREAM_BYTES,

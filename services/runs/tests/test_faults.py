@@ -8,7 +8,6 @@ play no part here and do not run.
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import fields
@@ -30,7 +29,7 @@ from services.runs.tests.support import (
 )
 from services.secrets.tests.support import Secrets
 from stellwerk_launcher import ports
-from stellwerk_launcher.testing import Servers
+from stellwerk_launcher.testing import Servers, plaintext_command
 from stellwerk_platform.auth import StaticCredentials
 from stellwerk_platform.bus import Bus
 from stellwerk_platform.documents import now
@@ -84,7 +83,7 @@ class Child:
         """All lives, one after the other."""
         for failpoint in self._lives:
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "stellwerk_runs.main"),
+                *plaintext_command("runs", "RunsSettings"),
                 env=self._environment(failpoint),
                 stderr=asyncio.subprocess.DEVNULL,
             )

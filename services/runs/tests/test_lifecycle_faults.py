@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import fields, replace
@@ -12,7 +11,7 @@ from services.runs.tests.support import STREAMS, Client, settings_of
 from services.runs.tests.test_faults import secrets
 from services.secrets.tests.support import Secrets
 from stellwerk_launcher import ports
-from stellwerk_launcher.testing import Servers
+from stellwerk_launcher.testing import Servers, plaintext_command
 from stellwerk_platform.auth import StaticCredentials
 from stellwerk_platform.bus import Bus
 from stellwerk_platform.grpc_client import connect
@@ -36,7 +35,7 @@ async def start(settings: RunsSettings, failpoint: str) -> asyncio.subprocess.Pr
         f"STELLWERK_{one.name.upper()}": str(getattr(settings, one.name)) for one in fields(settings)
     }
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "stellwerk_runs.main"),
+        *plaintext_command("runs", "RunsSettings"),
         env={**os.environ, **variables, "STELLWERK_FAILPOINT": failpoint},
         stderr=asyncio.subprocess.DEVNULL,
     )

@@ -211,8 +211,7 @@ async def test_only_services_issue_workload_tokens(secrets: Secrets) -> None:
 
 async def test_a_vault_without_the_key_is_explained(secrets: Secrets) -> None:
     # The AppRole of the telemetry service may log in, but not use the key.
-    credentials = json.loads((secrets.servers.data_dir / "credentials.json").read_text())
-    vault = Vault(secrets.servers.vault_url, "telemetry", credentials["vault"]["telemetry"])
+    vault = Vault(secrets.servers.vault_url, "telemetry", secrets.servers.secret_id("telemetry"))
     with pytest.raises(FailedPrecondition) as raised:
         await SigningKeys(vault).versions()
     assert raised.value.reason == "SIGNING_KEY_MISSING"

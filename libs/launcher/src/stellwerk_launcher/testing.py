@@ -203,24 +203,31 @@ class Servers:
 
     def secret_id(self, role: str) -> str:
         """A further secret id of an AppRole, beside the ones that there are."""
-        with operator(self) as vault:
+        with logged_in(self.vault_url, self.launcher_secret_id) as vault:
             return vault.new_secret_id(role, only=False)
 
     def secrets_of(self, service: str) -> dict[str, str]:
         """What Vault keeps for a service: `mongodb_uri`, `nats_url`, `nats_seed`, `s3_…`."""
-        with operator(self) as vault:
+        with logged_in(self.vault_url, self.launcher_secret_id) as vault:
             return vault.read(f"services/{service}")
 
 
-@contextmanager
-def operator(servers: Servers) -> Iterator[Operator]:
-    """A login of the launcher's AppRole."""
-    with _logged_in(servers.vault_url, servers.launcher_secret_id) as found:
-        yield found
+def plaintext_command(service: str, settings: str) -> list[str]:
+    """Runs one service as a process without certificates, for tests of that part alone.
+
+    Only code can ask for this; no variable can. `settings` is the name of its settings class.
+    """
+    package = f"stellwerk_{service}"
+    code = (
+        f"from stellwerk_platform.app import run; from {package}.config import {settings}; "
+        f"from {package}.main import compose; run({service!r}, {settings}, compose, plaintext=True)"
+    )
+    return [sys.executable, "-c", code]
 
 
 @contextmanager
-def _logged_in(vault_url: str, secret_id: str) -> Iterator[Operator]:
+def logged_in(vault_url: str, secret_id: str) -> Iterator[Operator]:
+    """A login of the launcher's AppRole at the Vault of a stack."""
     found = Operator(vault_url, secret_id)
     found.log_in()
     try:
@@ -236,7 +243,7 @@ def running_servers(data_dir: Path) -> Iterator[Servers]:
         state = process.status()
         credentials = Credentials.load_or_create(data_dir / "credentials.json")
         launcher_secret_id = credentials.vault[LAUNCHER]
-        with _logged_in(state["vault_url"], launcher_secret_id) as vault:
+        with logged_in(state["vault_url"], launcher_secret_id) as vault:
             own = vault.read(LAUNCHER)
             secret_id = vault.new_secret_id("secrets", only=False)
             callout_seed = vault.read("services/secrets")["nats_callout_seed"]
