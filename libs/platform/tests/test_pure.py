@@ -112,7 +112,8 @@ def test_settings_name_every_variable_that_is_missing() -> None:
 
 
 def test_a_variable_wins_over_what_vault_keeps_and_what_is_in_neither_is_named() -> None:
-    required = {f"STELLWERK_{name}": "x" for name in ("VAULT_ROLE_ID", "VAULT_SECRET_ID", "SECRETS_ADDRESS")}
+    names = ("VAULT_ROLE_ID", "VAULT_SECRET_ID", "SECRETS_ADDRESS", "REGISTRY_ADDRESS")
+    required = {f"STELLWERK_{name}": "x" for name in names}
     kept = {"mongodb_uri": "mongodb://kept", "nats_url": "nats://kept", "nats_seed": "SU"}
     settings = ServiceSettings.from_environment(required)
     with pytest.raises(SettingsError, match=r"STELLWERK_NATS_URL, STELLWERK_MONGODB_URI"):
