@@ -118,7 +118,8 @@ async def test_nats_refuses_strangers(servers: Servers) -> None:
     reader, writer = await asyncio.open_connection(host, int(port))
     assert (await reader.readline()).startswith(b"INFO")
     writer.write(b'CONNECT {"verbose":false,"user":"runs","pass":"wrong"}\r\nPING\r\n')
-    assert b"Authorization Violation" in await reader.readline()
+    # Nobody answers the server's question who this is (`secrets` does in a whole stack).
+    assert (await reader.readline()).startswith(b"-ERR 'Auth")
     writer.close()
     await writer.wait_closed()
 

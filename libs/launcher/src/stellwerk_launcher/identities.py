@@ -10,7 +10,7 @@ from functools import partial
 from secrets import token_hex
 from urllib.parse import urlsplit
 
-import nkeys  # type: ignore[import-untyped]
+import nkeys
 
 from stellwerk_launcher.context import Context
 from stellwerk_launcher.credentials import (
