@@ -115,13 +115,17 @@ async def test_nats_inspector_takes_no_delivery_from_a_service(servers: Servers)
 async def test_nats_refuses_strangers(servers: Servers) -> None:
     # On a plain socket: a refused nats-py client leaves its connection open.
     host, _, port = servers.nats_url.rpartition("@")[2].partition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    assert (await reader.readline()).startswith(b"INFO")
-    writer.write(b'CONNECT {"verbose":false,"user":"runs","pass":"wrong"}\r\nPING\r\n')
-    # Nobody answers the server's question who this is (`secrets` does in a whole stack).
-    assert (await reader.readline()).startswith(b"-ERR 'Auth")
-    writer.close()
-    await writer.wait_closed()
+    for login in ('"user":"inspector","pass":"wrong"', '"user":"stranger","pass":"x"', '"name":"nobody"'):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        try:
+            assert (await reader.readline()).startswith(b"INFO")
+            writer.write(f'CONNECT {{"verbose":false,{login}}}\r\nPING\r\n'.encode())
+            # Whom the server does not know it asks `secrets` about, which is not there.
+            async with asyncio.timeout(10):
+                assert b"-ERR 'Auth" in await reader.read()
+        finally:
+            writer.close()
+            await writer.wait_closed()
 
 
 def test_servers_listen_on_loopback_and_nats_without_its_monitor(servers: Servers) -> None:
