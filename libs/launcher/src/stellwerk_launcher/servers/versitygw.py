@@ -34,6 +34,7 @@ _OBJECT_ACTIONS = (
     *("s3:GetObject", "s3:GetObjectVersion", "s3:PutObject", "s3:DeleteObject"),
     *("s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"),
 )
+_BUCKET_ACTIONS = ("s3:ListBucket", "s3:ListBucketMultipartUploads")
 
 
 def cached_path() -> Path:
@@ -196,6 +197,11 @@ def bucket_policy(context: Context) -> str:
                 "Action": list(_OBJECT_ACTIONS),
                 "Resource": [f"{bucket}/{prefix}" for prefix in prefixes],
             },
-            {"Effect": "Allow", "Principal": principal, "Action": ["s3:ListBucket"], "Resource": [bucket]},
+            {
+                "Effect": "Allow",
+                "Principal": principal,
+                "Action": list(_BUCKET_ACTIONS),
+                "Resource": [bucket],
+            },
         ]
     return json.dumps({"Version": "2012-10-17", "Statement": statements})
