@@ -27,6 +27,7 @@ setup: ## Make .venv as uv.lock says (needs Python 3.11 or newer; fetches uv whe
 generate: setup ## Write anew what is generated: the code of protos/, the blocking face of the SDK
 	$(PYTHON) scripts/generate.py
 	$(PYTHON) scripts/errors.py
+	$(PYTHON) scripts/roles.py
 	$(PYTHON) scripts/generate_sync.py
 
 format: setup ## Format and repair what ruff can repair
@@ -57,6 +58,7 @@ check-deployment: setup ## Validate docker-compose.yml and k8s/ without a networ
 
 check-docs: setup ## Find dead links between the pages
 	$(PYTHON) scripts/errors.py --check
+	$(PYTHON) scripts/roles.py --check
 	$(PYTHON) scripts/check_docs.py
 
 test: setup ## Run all tests against real servers (ARGS="-k name" for some)

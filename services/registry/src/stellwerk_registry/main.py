@@ -23,6 +23,7 @@ from stellwerk_protos.registry.v1 import (
     workspaces_pb2_grpc,
 )
 from stellwerk_protos.runs.v1.artifacts_pb2_grpc import ArtifactServiceStub
+from stellwerk_protos.secrets.v1.users_pb2_grpc import UserServiceStub
 from stellwerk_registry.blobs.service import BlobService
 from stellwerk_registry.blobs.store import BlobIndex
 from stellwerk_registry.config import RegistrySettings
@@ -105,7 +106,7 @@ async def compose(app: App, settings: RegistrySettings) -> None:
             ),
             own.registration(),
             Registration(
-                MemberService(members, service.guard.memberships),
+                MemberService(members, service.guard.memberships, UserServiceStub(channels["secrets"])),
                 members_pb2_grpc.add_MemberServiceServicer_to_server,
                 members_pb2.DESCRIPTOR.services_by_name["MemberService"],
             ),

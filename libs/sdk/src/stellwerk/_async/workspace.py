@@ -10,6 +10,7 @@ from stellwerk._async.datastores import AsyncDatastores, AsyncQuota
 from stellwerk._async.events import AsyncEvents
 from stellwerk._async.experiments import AsyncExperiments
 from stellwerk._async.inference import AsyncDeployments, AsyncEndpoints
+from stellwerk._async.members import AsyncMembers
 from stellwerk._async.run import AsyncRun
 from stellwerk._async.runs import AsyncRuns
 from stellwerk._async.secrets import AsyncSecrets
@@ -41,6 +42,7 @@ class AsyncWorkspace:
         self.quota = AsyncQuota(core, name)
         self.activities = AsyncActivities(core, name)
         self.secrets = AsyncSecrets(core, name)
+        self.members = AsyncMembers(core, name)
 
     def start_run(
         self,

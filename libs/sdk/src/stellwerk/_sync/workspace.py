@@ -11,6 +11,7 @@ from stellwerk._sync.datastores import Datastores, Quota
 from stellwerk._sync.events import Events
 from stellwerk._sync.experiments import Experiments
 from stellwerk._sync.inference import Deployments, Endpoints
+from stellwerk._sync.members import Members
 from stellwerk._sync.run import Run
 from stellwerk._sync.runs import Runs
 from stellwerk._sync.secrets import Secrets
@@ -42,6 +43,7 @@ class Workspace:
         self.quota = Quota(core, name)
         self.activities = Activities(core, name)
         self.secrets = Secrets(core, name)
+        self.members = Members(core, name)
 
     def start_run(
         self,

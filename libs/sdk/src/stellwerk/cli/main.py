@@ -11,6 +11,7 @@ from stellwerk.cli import (  # noqa: F401  # they add their commands to `run`
     experiment,
     inference,
     login,
+    member,
     people,
     quota,
     run,
@@ -48,7 +49,7 @@ def completion(session: Session, shell: str) -> None:
 
 for command in (
     *(stack.up, stack.down, stack.status, stack.logs),
-    *(workspace.workspace, datastore.datastore, quota.quota),
+    *(workspace.workspace, member.member, datastore.datastore, quota.quota),
     *(assets.dataset, assets.environment, run.run, experiment.experiment),
     *(assets.model, secret.secret, why.why),
     *(inference.endpoint, inference.deployment, events.compute, events.events, events.trace),

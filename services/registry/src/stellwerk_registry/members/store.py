@@ -42,10 +42,12 @@ class MemberStore(Collection[pb.Member]):
         super().__init__(database, "members", pb.Member, indexes=indexes, extra=_extra)
         self._workspaces = database.raw["workspaces"]
 
-    async def find(self, name: str, session: Session | None = None) -> pb.Member | None:
-        """The member, or None, also for who was removed."""
-        member = await super().find(name, session)
-        return member if member is not None and member.role else None
+    async def member(self, name: str, session: Session | None = None) -> pb.Member:
+        """Somebody who has a role; raises `NotFound`."""
+        member = await self.find(name, session)
+        if member is None or not member.role:
+            raise missing(pb.Member, name)
+        return member
 
     async def role(self, user: str, workspace: str) -> str:
         """The role of a person; "" for none."""
@@ -73,7 +75,7 @@ class MemberStore(Collection[pb.Member]):
 
     async def _put_in(self, tx: Transaction, name: str, role: "pb.Role.ValueType") -> pb.Member:
         workspace = await self._lock(tx, name)
-        known = await super().find(name, tx.session)
+        known = await self.find(name, tx.session)
         if known is None:
             return await self.create_in(tx, _member(workspace, user_of(name), role), _added("REQUESTED"))
         if known.role == pb.ROLE_OWNER != role:
@@ -93,7 +95,7 @@ class MemberStore(Collection[pb.Member]):
 
         async def work(tx: Transaction) -> pb.Member:
             workspace = await self._lock(tx, name)
-            member = await self.get(name, tx.session)
+            member = await self.member(name, tx.session)
             if member.role == pb.ROLE_OWNER:
                 await self._check_not_last(tx, workspace)
             return await self.update_in(tx, name, _removed)

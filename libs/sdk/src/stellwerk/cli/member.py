@@ -1,0 +1,72 @@
+"""`stellwerk member`: who may do what in a workspace."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from stellwerk import names
+from stellwerk.cli import output
+from stellwerk.cli.base import Group, Session, traced
+from stellwerk.roles import ROLES, role_name
+
+if TYPE_CHECKING:
+    from stellwerk_protos.registry.v1 import members_pb2
+
+_ROLE = click.Choice(ROLES)
+
+
+@click.group(cls=Group)
+def member() -> None:
+    """People and their roles in a workspace; docs/security.md says what each role may do."""
+
+
+@member.command("add", example="stellwerk member add alice --role data-scientist")
+@click.argument("user", metavar="PERSON")
+@click.option("--role", type=_ROLE, default="reader", show_default=True, help="What the person may do.")
+@traced
+def add(session: Session, user: str, role: str) -> None:
+    """Let a person into the workspace. Who is a member already gets this role."""
+    _show(session, session.workspace().members.set(user, role))
+
+
+@member.command("role", example="stellwerk member role alice contributor")
+@click.argument("user", metavar="PERSON")
+@click.argument("role", type=_ROLE)
+@traced
+def role_(session: Session, user: str, role: str) -> None:
+    """Change the role of a member."""
+    members = session.workspace().members
+    members.get(user)
+    _show(session, members.set(user, role))
+
+
+@member.command("list", example="stellwerk member list")
+@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="At most so many.")
+def list_(session: Session, limit: int) -> None:
+    """List the members and their roles."""
+    output.listing(
+        session.workspace().members.list(limit=limit),
+        session.json,
+        ("PERSON", "ROLE", "SINCE"),
+        lambda item: (names.last(item.user), role_name(item.role), output.when(item.update_time)),
+    )
+
+
+@member.command("remove", example="stellwerk member remove alice")
+@click.argument("user", metavar="PERSON")
+@traced
+def remove(session: Session, user: str) -> None:
+    """Take a person's role away; what the person has open in the workspace ends within a second.
+
+    Undo it with `stellwerk member add`.
+    """
+    _show(session, session.workspace().members.remove(user))
+
+
+def _show(session: Session, found: "members_pb2.Member") -> None:
+    facts = [
+        ("person", names.last(found.user)),
+        ("role", role_name(found.role) or "none any more"),
+        ("changed", output.when(found.update_time)),
+    ]
+    output.facts(found, session.json, facts)
