@@ -5,6 +5,7 @@ import base64
 import json
 import logging
 import time
+import uuid
 from collections.abc import Awaitable
 
 import grpc
@@ -141,26 +142,58 @@ async def test_forged_and_foreign_tokens_are_refused(secrets: Secrets) -> None:
         assert raised.value.reason == "TOKEN_EXPIRED"
 
 
-async def test_a_rotated_key_breaks_nobody(fresh: Secrets) -> None:
-    vault = fresh.vault()
-
-    async def exchanged() -> str:
-        return (await exchange(fresh, fresh.owner_key)).token
-
-    async with fresh.run(), fresh.channel() as channel:
+async def test_a_rotated_key_breaks_nobody_at_work(fresh: Secrets) -> None:
+    """Tokens of one replica, verified with the keys that another one publishes, under load."""
+    other = Secrets(fresh.servers, fresh.owner_key, fresh.otlp_key, fresh.namespace)
+    seen: set[str] = set()
+    async with fresh.run(), other.run(), other.channel() as channel, fresh.stub(fresh.owner_key) as owner:
         verifier = TokenVerifier(channel)
-        before = await exchanged()
-        assert (await verifier.verify(before)).role == "User"
-        await vault.call(lambda client: client.secrets.transit.rotate_key(name=KEY))
-        newest = key_id(KEY, max(await vault.public_keys(KEY)))
-        async with asyncio.timeout(20):
-            while newest != jwt.get_unverified_header(token := await exchanged())["kid"]:
-                pass
-        async with fresh.stub() as stub:
-            published = await stub.ListSigningKeys(tokens_pb2.ListSigningKeysRequest())
+        before = (await exchange(fresh, fresh.owner_key)).token
+        ended = asyncio.Event()
+
+        async def work() -> int:
+            done = 0
+            while not ended.is_set():
+                token = (await exchange(fresh, fresh.owner_key)).token
+                assert (await verifier.verify(token)).role == "User"
+                seen.add(jwt.get_unverified_header(token)["kid"])
+                done += 1
+            return done
+
+        async with asyncio.timeout(60), asyncio.TaskGroup() as workers:
+            tasks = [workers.create_task(work()) for _ in range(4)]
+            for _ in range(2):
+                newest = (await owner.RotateSigningKey(tokens_pb2.RotateSigningKeyRequest())).key_id
+            published = await owner.ListSigningKeys(tokens_pb2.ListSigningKeysRequest())
             assert newest in {key.key_id for key in published.keys}
-        assert (await verifier.verify(token)).role == "User"
-        assert (await TokenVerifier(channel).verify(before)).role == "User"
+            while newest not in seen:
+                await exchange(fresh, fresh.otlp_key)
+            ended.set()
+        assert all(task.result() > 10 for task in tasks)
+        assert (await TokenVerifier(channel).verify(before)).subject == "users/owner"
+
+
+async def test_only_an_administrator_rotates_the_key(secrets: Secrets) -> None:
+    key = await secrets.join(f"p{uuid.uuid4().hex[:8]}")
+    async with secrets.stub(key) as stub:
+        request = tokens_pb2.RotateSigningKeyRequest()
+        assert await reason_of(stub.RotateSigningKey(request)) == "PERMISSION_DENIED"
+
+
+async def test_guesses_are_bounded_and_lock_nobody_out(secrets: Secrets) -> None:
+    await exchange(secrets, secrets.owner_key)
+
+    async def guess() -> str:
+        async with secrets.stub() as stub:
+            request = tokens_pb2.ExchangeApiKeyRequest(api_key=new_key())
+            return await reason_of(stub.ExchangeApiKey(request))
+
+    guesses = [asyncio.create_task(guess()) for _ in range(600)]
+    # Whoever has been in before comes in meanwhile, and a new key as soon as there is room.
+    await asyncio.gather(*(exchange(secrets, secrets.owner_key) for _ in range(20)))
+    assert set(await asyncio.gather(*guesses)) <= {"KEY_INVALID", "SECRETS_BUSY"}
+    key = await secrets.join(f"p{uuid.uuid4().hex[:8]}")
+    assert (await exchange(secrets, key)).token
 
 
 async def test_a_service_logs_in_with_its_approle(secrets: Secrets) -> None:
@@ -213,7 +246,7 @@ async def test_a_vault_without_the_key_is_explained(secrets: Secrets) -> None:
     # The AppRole of the telemetry service may log in, but not use the key.
     vault = Vault(secrets.servers.vault_url, "telemetry", secrets.servers.secret_id("telemetry"))
     with pytest.raises(FailedPrecondition) as raised:
-        await SigningKeys(vault).versions()
+        await SigningKeys(vault).signing_version()
     assert raised.value.reason == "SIGNING_KEY_MISSING"
     assert "transit/keys/stellwerk-tokens" in raised.value.cure
 

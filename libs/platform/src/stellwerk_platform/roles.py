@@ -106,6 +106,7 @@ TABLE: dict[str, Rule] = {
     "subscription.read": _rule(platform="Self Administrator"),
     "subscription.write": _rule(platform="Self Administrator"),
     # The platform itself.
+    "signing_key.rotate": _rule(platform="Administrator"),
     "platform.diagnose": _rule(platform="Administrator"),
     "internal": _rule(),
 }

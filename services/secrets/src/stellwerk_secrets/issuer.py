@@ -6,12 +6,16 @@ than half its life is left, and what waits for Vault is bounded.
 """
 
 import asyncio
+import base64
+import math
 import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 
+import hvac
 import hvac.exceptions
 
 from stellwerk_platform.errors import FailedPrecondition, Unavailable
@@ -21,25 +25,31 @@ from stellwerk_secrets.domain import LOGIN_TOKEN_SECONDS, SELF, Identity, key_id
 from stellwerk_secrets.limits import Gate, patiently
 
 KEY = "stellwerk-tokens"
-_KEYS_SECONDS = 5.0
+_KEYS_SECONDS = 2.0
+_SETTLE_SECONDS = 5.0
 _SHARED_IDENTITIES = 10_000
 
 
 class SigningKeys:
-    """The versions of the signing key, remembered for some seconds."""
+    """The versions of the signing key, remembered for some seconds.
+
+    A new version is published at once and signs some seconds later, when every replica has
+    published it: else a token could meet somebody who asks a replica that does not know its key yet.
+    """
 
     def __init__(self, vault: Vault) -> None:
         self._vault = vault
-        self._keys: dict[int, bytes] = {}
-        self._read_time = 0.0
+        # By version: the raw public key, and when it was made in seconds since 1970.
+        self._keys: dict[int, tuple[bytes, float]] = {}
+        self._read_time = -math.inf
         self._lock = asyncio.Lock()
 
-    async def versions(self) -> Mapping[int, bytes]:
-        """Raw public keys by version; the last known ones while Vault does not answer."""
+    async def _versions(self) -> Mapping[int, tuple[bytes, float]]:
+        """The last known ones while Vault does not answer."""
         async with self._lock:
-            if not self._keys or time.monotonic() - self._read_time > _KEYS_SECONDS:
+            if time.monotonic() - self._read_time > _KEYS_SECONDS:
                 try:
-                    self._keys = await self._vault.public_keys(KEY)
+                    self._keys = await self._vault.call(_read)
                 except hvac.exceptions.VaultError as error:
                     raise _no_key(error) from error
                 except Unavailable:
@@ -48,13 +58,39 @@ class SigningKeys:
                 self._read_time = time.monotonic()
             return self._keys
 
+    async def signing_version(self) -> int:
+        """The version that signs now."""
+        versions = await self._versions()
+        known = time.time() - _SETTLE_SECONDS
+        return max(
+            (version for version, (_, made) in versions.items() if made < known), default=min(versions)
+        )
+
     async def published(self) -> dict[str, bytes]:
         """Raw public keys by key id."""
-        return {key_id(KEY, version): raw for version, raw in (await self.versions()).items()}
+        return {key_id(KEY, version): raw for version, (raw, _) in (await self._versions()).items()}
+
+    async def rotate(self) -> tuple[str, bytes]:
+        """Has Vault make a new version; its id and public key. Older ones stay published."""
+        await self._vault.call(lambda client: client.secrets.transit.rotate_key(name=KEY))
+        self.forget()
+        versions = await self._versions()
+        return key_id(KEY, max(versions)), versions[max(versions)][0]
 
     def forget(self) -> None:
         """Has the next question reach Vault."""
-        self._keys = {}
+        self._read_time = -math.inf
+
+
+def _read(client: hvac.Client) -> dict[int, tuple[bytes, float]]:
+    versions = client.secrets.transit.read_key(name=KEY)["data"]["keys"]
+    return {
+        int(number): (
+            base64.b64decode(value["public_key"]),
+            datetime.fromisoformat(value["creation_time"]).timestamp(),
+        )
+        for number, value in versions.items()
+    }
 
 
 @dataclass
@@ -85,7 +121,7 @@ class Issuer:
         if len(self._shared) > _SHARED_IDENTITIES:
             self._shared.popitem(last=False)
         async with shared.lock:
-            version = max(await self._keys.versions())
+            version = await self._keys.signing_version()
             signed_by, token = shared.version, shared.token
             left = token.expire_time.seconds - time.time()
             if signed_by == version and left > life_seconds / 2:
@@ -104,7 +140,7 @@ class Issuer:
         issue_time = round(time.time(), 3)
         token = tokens_pb2.Token()
         token.expire_time.seconds = int(issue_time + life_seconds)
-        version = max(await self._keys.versions())
+        version = await self._keys.signing_version()
         payload = signing_input(
             key_id(KEY, version), identity, str(uuid.uuid4()), issue_time, token.expire_time.seconds
         )

@@ -56,7 +56,7 @@ async def open_base(app: App, settings: SecretsSettings) -> Base:
     """Raises `PlatformError` when MongoDB, NATS, Vault or the signing key is not there."""
     vault = Vault(settings.vault_url, settings.vault_role_id, settings.vault_secret_id)
     keys = SigningKeys(vault)
-    await keys.versions()
+    await keys.signing_version()
     database, bus = await open_journal(app, settings)
     return Base(app, settings, vault, keys, Issuer(vault, keys), database, bus)
 

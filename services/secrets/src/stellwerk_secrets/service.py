@@ -1,5 +1,6 @@
 """The gRPC face of `secrets`."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,8 @@ from stellwerk_secrets.logins import Logins
 from stellwerk_secrets.named.service import SecretService
 from stellwerk_secrets.revocations.store import Revocations
 
+log = logging.getLogger(__name__)
+
 
 class Exchange:
     """API keys for tokens; also the source of this service's own `TokenVerifier`."""
@@ -26,6 +29,10 @@ class Exchange:
     async def signing_keys(self) -> Mapping[str, bytes]:
         """Raw public keys by key id."""
         return await self._keys.published()
+
+    async def rotate(self) -> tuple[str, bytes]:
+        """Has a new key sign from some seconds on; its id and public key."""
+        return await self._keys.rotate()
 
     async def exchange(self, api_key: str) -> str:
         """The token of the key's identity, as text."""
@@ -92,6 +99,13 @@ class TokenService(tokens_pb2_grpc.TokenServiceServicer):
         return tokens_pb2.ListSigningKeysResponse(
             keys=[tokens_pb2.SigningKey(key_id=key, public_key=raw) for key, raw in sorted(keys.items())]
         )
+
+    async def RotateSigningKey(
+        self, request: tokens_pb2.RotateSigningKeyRequest, context: Any
+    ) -> tokens_pb2.SigningKey:
+        key, raw = await self._exchange.rotate()
+        log.warning("%s rotated the signing key: it is %s now", current_caller().subject, key)
+        return tokens_pb2.SigningKey(key_id=key, public_key=raw)
 
     async def GetCaller(self, request: tokens_pb2.GetCallerRequest, context: Any) -> tokens_pb2.Caller:
         caller = current_caller()

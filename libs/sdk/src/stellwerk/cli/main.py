@@ -54,7 +54,7 @@ for command in (
     *(assets.model, secret.secret, why.why),
     *(inference.endpoint, inference.deployment, events.compute, events.events, events.trace),
     activity.activity,
-    *(login.login, login.logout, login.whoami, people.user, people.key),
+    *(login.login, login.logout, login.whoami, people.user, people.key, people.signing_key),
     *(config.config, completion),
 ):
     main.add_command(command)

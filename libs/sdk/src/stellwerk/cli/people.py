@@ -1,4 +1,4 @@
-"""`stellwerk user|key`."""
+"""`stellwerk user|key|signing-key`."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -196,6 +196,22 @@ def key_revoke(session: Session, name: str, owner: str, yes: bool) -> None:
         click.confirm(f"Whatever uses the key {name} stops.{warning} Revoke it?", abort=True, err=True)
     revoked = client.keys.revoke(name, user=owner)
     output.facts(revoked, session.json, [("name", revoked.name), ("state", _ended(revoked))])
+
+
+@click.group("signing-key", cls=Group)
+def signing_key() -> None:
+    """The key in Vault that signs all tokens."""
+
+
+@signing_key.command("rotate", example="stellwerk signing-key rotate")
+@traced
+def signing_key_rotate(session: Session) -> None:
+    """Have new tokens signed by a new key.
+
+    It signs within ten seconds. Tokens that the old one signed stay good, so nobody is cut off.
+    """
+    made = session.client().rotate_signing_key()
+    output.facts(made, session.json, [("new key", made.key_id)])
 
 
 def _ended(item: Any) -> str:

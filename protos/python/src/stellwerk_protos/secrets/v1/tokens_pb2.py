@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from stellwerk_protos.access.v1 import access_pb2 as stellwerk_dot_access_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!stellwerk/secrets/v1/tokens.proto\x12\x14stellwerk.secrets.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a stellwerk/access/v1/access.proto\"G\n\x05Token\x12\r\n\x05token\x18\x01 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"(\n\x15\x45xchangeApiKeyRequest\x12\x0f\n\x07\x61pi_key\x18\x01 \x01(\t\"9\n\x13LoginServiceRequest\x12\x0f\n\x07role_id\x18\x01 \x01(\t\x12\x11\n\tsecret_id\x18\x02 \x01(\t\";\n\x19IssueWorkloadTokenRequest\x12\r\n\x05owner\x18\x01 \x01(\t\x12\x0f\n\x07secrets\x18\x02 \x03(\t\"\x18\n\x16ListRevocationsRequest\"P\n\x17ListRevocationsResponse\x12\x35\n\x0brevocations\x18\x01 \x03(\x0b\x32 .stellwerk.secrets.v1.Revocation\"\x81\x02\n\nRevocation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07subject\x18\x05 \x01(\t\x12/\n\x0b\x62\x65\x66ore_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x18\n\x16ListSigningKeysRequest\"I\n\x17ListSigningKeysResponse\x12.\n\x04keys\x18\x01 \x03(\x0b\x32 .stellwerk.secrets.v1.SigningKey\"0\n\nSigningKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\"\x12\n\x10GetCallerRequest\"K\n\x06\x43\x61ller\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x15\n\radministrator\x18\x03 \x01(\x08\x12\x0b\n\x03key\x18\x04 \x01(\t2\xac\x05\n\x0cTokenService\x12\x66\n\x0e\x45xchangeApiKey\x12+.stellwerk.secrets.v1.ExchangeApiKeyRequest\x1a\x1b.stellwerk.secrets.v1.Token\"\n\xa2\xbb\x18\x06public\x12\x62\n\x0cLoginService\x12).stellwerk.secrets.v1.LoginServiceRequest\x1a\x1b.stellwerk.secrets.v1.Token\"\n\xa2\xbb\x18\x06public\x12p\n\x12IssueWorkloadToken\x12/.stellwerk.secrets.v1.IssueWorkloadTokenRequest\x1a\x1b.stellwerk.secrets.v1.Token\"\x0c\xa2\xbb\x18\x08internal\x12|\n\x0fListRevocations\x12,.stellwerk.secrets.v1.ListRevocationsRequest\x1a-.stellwerk.secrets.v1.ListRevocationsResponse\"\x0c\xa2\xbb\x18\x08internal\x12z\n\x0fListSigningKeys\x12,.stellwerk.secrets.v1.ListSigningKeysRequest\x1a-.stellwerk.secrets.v1.ListSigningKeysResponse\"\n\xa2\xbb\x18\x06public\x12\x64\n\tGetCaller\x12&.stellwerk.secrets.v1.GetCallerRequest\x1a\x1c.stellwerk.secrets.v1.Caller\"\x11\xa2\xbb\x18\ridentity.readb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!stellwerk/secrets/v1/tokens.proto\x12\x14stellwerk.secrets.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a stellwerk/access/v1/access.proto\"G\n\x05Token\x12\r\n\x05token\x18\x01 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"(\n\x15\x45xchangeApiKeyRequest\x12\x0f\n\x07\x61pi_key\x18\x01 \x01(\t\"9\n\x13LoginServiceRequest\x12\x0f\n\x07role_id\x18\x01 \x01(\t\x12\x11\n\tsecret_id\x18\x02 \x01(\t\";\n\x19IssueWorkloadTokenRequest\x12\r\n\x05owner\x18\x01 \x01(\t\x12\x0f\n\x07secrets\x18\x02 \x03(\t\"\x18\n\x16ListRevocationsRequest\"P\n\x17ListRevocationsResponse\x12\x35\n\x0brevocations\x18\x01 \x03(\x0b\x32 .stellwerk.secrets.v1.Revocation\"\x81\x02\n\nRevocation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07subject\x18\x05 \x01(\t\x12/\n\x0b\x62\x65\x66ore_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x18\n\x16ListSigningKeysRequest\"I\n\x17ListSigningKeysResponse\x12.\n\x04keys\x18\x01 \x03(\x0b\x32 .stellwerk.secrets.v1.SigningKey\"0\n\nSigningKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\"\x19\n\x17RotateSigningKeyRequest\"\x12\n\x10GetCallerRequest\"K\n\x06\x43\x61ller\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x15\n\radministrator\x18\x03 \x01(\x08\x12\x0b\n\x03key\x18\x04 \x01(\t2\xa9\x06\n\x0cTokenService\x12\x66\n\x0e\x45xchangeApiKey\x12+.stellwerk.secrets.v1.ExchangeApiKeyRequest\x1a\x1b.stellwerk.secrets.v1.Token\"\n\xa2\xbb\x18\x06public\x12\x62\n\x0cLoginService\x12).stellwerk.secrets.v1.LoginServiceRequest\x1a\x1b.stellwerk.secrets.v1.Token\"\n\xa2\xbb\x18\x06public\x12p\n\x12IssueWorkloadToken\x12/.stellwerk.secrets.v1.IssueWorkloadTokenRequest\x1a\x1b.stellwerk.secrets.v1.Token\"\x0c\xa2\xbb\x18\x08internal\x12|\n\x0fListRevocations\x12,.stellwerk.secrets.v1.ListRevocationsRequest\x1a-.stellwerk.secrets.v1.ListRevocationsResponse\"\x0c\xa2\xbb\x18\x08internal\x12z\n\x0fListSigningKeys\x12,.stellwerk.secrets.v1.ListSigningKeysRequest\x1a-.stellwerk.secrets.v1.ListSigningKeysResponse\"\n\xa2\xbb\x18\x06public\x12{\n\x10RotateSigningKey\x12-.stellwerk.secrets.v1.RotateSigningKeyRequest\x1a .stellwerk.secrets.v1.SigningKey\"\x16\xa2\xbb\x18\x12signing_key.rotate\x12\x64\n\tGetCaller\x12&.stellwerk.secrets.v1.GetCallerRequest\x1a\x1c.stellwerk.secrets.v1.Caller\"\x11\xa2\xbb\x18\ridentity.readb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,6 +43,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOKENSERVICE'].methods_by_name['ListRevocations']._serialized_options = b'\242\273\030\010internal'
   _globals['_TOKENSERVICE'].methods_by_name['ListSigningKeys']._loaded_options = None
   _globals['_TOKENSERVICE'].methods_by_name['ListSigningKeys']._serialized_options = b'\242\273\030\006public'
+  _globals['_TOKENSERVICE'].methods_by_name['RotateSigningKey']._loaded_options = None
+  _globals['_TOKENSERVICE'].methods_by_name['RotateSigningKey']._serialized_options = b'\242\273\030\022signing_key.rotate'
   _globals['_TOKENSERVICE'].methods_by_name['GetCaller']._loaded_options = None
   _globals['_TOKENSERVICE'].methods_by_name['GetCaller']._serialized_options = b'\242\273\030\ridentity.read'
   _globals['_TOKEN']._serialized_start=126
@@ -65,10 +67,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTSIGNINGKEYSRESPONSE']._serialized_end=828
   _globals['_SIGNINGKEY']._serialized_start=830
   _globals['_SIGNINGKEY']._serialized_end=878
-  _globals['_GETCALLERREQUEST']._serialized_start=880
-  _globals['_GETCALLERREQUEST']._serialized_end=898
-  _globals['_CALLER']._serialized_start=900
-  _globals['_CALLER']._serialized_end=975
-  _globals['_TOKENSERVICE']._serialized_start=978
-  _globals['_TOKENSERVICE']._serialized_end=1662
+  _globals['_ROTATESIGNINGKEYREQUEST']._serialized_start=880
+  _globals['_ROTATESIGNINGKEYREQUEST']._serialized_end=905
+  _globals['_GETCALLERREQUEST']._serialized_start=907
+  _globals['_GETCALLERREQUEST']._serialized_end=925
+  _globals['_CALLER']._serialized_start=927
+  _globals['_CALLER']._serialized_end=1002
+  _globals['_TOKENSERVICE']._serialized_start=1005
+  _globals['_TOKENSERVICE']._serialized_end=1814
 # @@protoc_insertion_point(module_scope)

@@ -60,6 +60,11 @@ class TokenServiceStub:
                 request_serializer=stellwerk_dot_secrets_dot_v1_dot_tokens__pb2.ListSigningKeysRequest.SerializeToString,
                 response_deserializer=stellwerk_dot_secrets_dot_v1_dot_tokens__pb2.ListSigningKeysResponse.FromString,
                 _registered_method=True)
+        self.RotateSigningKey = channel.unary_unary(
+                '/stellwerk.secrets.v1.TokenService/RotateSigningKey',
+                request_serializer=stellwerk_dot_secrets_dot_v1_dot_tokens__pb2.RotateSigningKeyRequest.SerializeToString,
+                response_deserializer=stellwerk_dot_secrets_dot_v1_dot_tokens__pb2.SigningKey.FromString,
+                _registered_method=True)
         self.GetCaller = channel.unary_unary(
                 '/stellwerk.secrets.v1.TokenService/GetCaller',
                 request_serializer=stellwerk_dot_secrets_dot_v1_dot_tokens__pb2.GetCallerRequest.SerializeToString,
@@ -107,6 +112,13 @@ class TokenServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RotateSigningKey(self, request, context):
+        """Has new tokens signed by a new key, within seconds; what the old ones signed stays good.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetCaller(self, request, context):
         """Who the caller is, as the token says.
         """
@@ -141,6 +153,11 @@ def add_TokenServiceServicer_to_server(servicer, server):
                     servicer.ListSigningKeys,
                     request_deserializer=stellwerk_dot_secrets_dot_v1_dot_tokens__pb2.ListSigningKeysRequest.FromString,
                     response_serializer=stellwerk_dot_secrets_dot_v1_dot_tokens__pb2.ListSigningKeysResponse.SerializeToString,
+            ),
+            'RotateSigningKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateSigningKey,
+                    request_deserializer=stellwerk_dot_secrets_dot_v1_dot_tokens__pb2.RotateSigningKeyRequest.FromString,
+                    response_serializer=stellwerk_dot_secrets_dot_v1_dot_tokens__pb2.SigningKey.SerializeToString,
             ),
             'GetCaller': grpc.unary_unary_rpc_method_handler(
                     servicer.GetCaller,
@@ -284,6 +301,33 @@ class TokenService:
             '/stellwerk.secrets.v1.TokenService/ListSigningKeys',
             stellwerk_dot_secrets_dot_v1_dot_tokens__pb2.ListSigningKeysRequest.SerializeToString,
             stellwerk_dot_secrets_dot_v1_dot_tokens__pb2.ListSigningKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateSigningKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stellwerk.secrets.v1.TokenService/RotateSigningKey',
+            stellwerk_dot_secrets_dot_v1_dot_tokens__pb2.RotateSigningKeyRequest.SerializeToString,
+            stellwerk_dot_secrets_dot_v1_dot_tokens__pb2.SigningKey.FromString,
             options,
             channel_credentials,
             insecure,

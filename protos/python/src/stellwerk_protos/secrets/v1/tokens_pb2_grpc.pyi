@@ -45,6 +45,8 @@ class TokenServiceStub:
     """What ended before its time, for services that have to refuse it."""
     ListSigningKeys: _grpc.UnaryUnaryMultiCallable[_tokens_pb2.ListSigningKeysRequest, _tokens_pb2.ListSigningKeysResponse]
     """The published keys that verify tokens."""
+    RotateSigningKey: _grpc.UnaryUnaryMultiCallable[_tokens_pb2.RotateSigningKeyRequest, _tokens_pb2.SigningKey]
+    """Has new tokens signed by a new key, within seconds; what the old ones signed stays good."""
     GetCaller: _grpc.UnaryUnaryMultiCallable[_tokens_pb2.GetCallerRequest, _tokens_pb2.Caller]
     """Who the caller is, as the token says."""
 
@@ -65,6 +67,8 @@ class TokenServiceAsyncStub(TokenServiceStub):
     """What ended before its time, for services that have to refuse it."""
     ListSigningKeys: _aio.UnaryUnaryMultiCallable[_tokens_pb2.ListSigningKeysRequest, _tokens_pb2.ListSigningKeysResponse]  # type: ignore[assignment]
     """The published keys that verify tokens."""
+    RotateSigningKey: _aio.UnaryUnaryMultiCallable[_tokens_pb2.RotateSigningKeyRequest, _tokens_pb2.SigningKey]  # type: ignore[assignment]
+    """Has new tokens signed by a new key, within seconds; what the old ones signed stays good."""
     GetCaller: _aio.UnaryUnaryMultiCallable[_tokens_pb2.GetCallerRequest, _tokens_pb2.Caller]  # type: ignore[assignment]
     """Who the caller is, as the token says."""
 
@@ -112,6 +116,14 @@ class TokenServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_tokens_pb2.ListSigningKeysResponse, _abc.Awaitable[_tokens_pb2.ListSigningKeysResponse]]:
         """The published keys that verify tokens."""
+
+    @_abc_1.abstractmethod
+    def RotateSigningKey(
+        self,
+        request: _tokens_pb2.RotateSigningKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tokens_pb2.SigningKey, _abc.Awaitable[_tokens_pb2.SigningKey]]:
+        """Has new tokens signed by a new key, within seconds; what the old ones signed stays good."""
 
     @_abc_1.abstractmethod
     def GetCaller(
