@@ -171,6 +171,9 @@ class _Blobs:
         uploads = [blobs_pb2.Upload(sha256=blob.sha256, url=self.url + blob.sha256) for blob in missing]
         return blobs_pb2.PrepareUploadsResponse(uploads=uploads)
 
+    async def pack(self, request: blobs_pb2.CreatePackRequest) -> blobs_pb2.CreatePackResponse:
+        raise AssertionError("nothing here is many")
+
     async def part(self, request: blobs_pb2.PreparePartRequest) -> blobs_pb2.PreparePartResponse:
         raise AssertionError("nothing here is large")
 
@@ -193,7 +196,7 @@ def blobs() -> Iterator[_Blobs]:
 
 async def _send(http: httpx.AsyncClient, blobs: _Blobs, folder: Path) -> int:
     todo = await transfer.missing(blobs.uploads, "workspaces/demo", pack(folder))
-    calls = Calls(blobs.part, blobs.complete)
+    calls = Calls(blobs.uploads, blobs.pack, blobs.part, blobs.complete)
     await transfer.upload(http, blobs.uploads, calls, "workspaces/demo", todo, lambda moved: None)
     return len(todo)
 

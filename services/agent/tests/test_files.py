@@ -32,7 +32,7 @@ class Registry:
     async def PreparePart(self, request: object, timeout: float) -> None:
         raise AssertionError("nothing here is large")
 
-    CompleteUpload = PreparePart
+    CompleteUpload = CreatePack = PreparePart
 
     async def PrepareUploads(
         self, request: blobs_pb2.PrepareUploadsRequest, timeout: float

@@ -21,7 +21,7 @@ from stellwerk_platform.errors import FailedPrecondition, PlatformError, Unavail
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
-    from types_aiobotocore_s3.type_defs import CompletedPartTypeDef
+    from types_aiobotocore_s3.type_defs import CompletedPartTypeDef, GetObjectRequestTypeDef
 
 log = logging.getLogger(__name__)
 URL_SECONDS = 900
@@ -239,10 +239,26 @@ class BlobStore:
                 for found in page.get("Uploads", []):
                     yield Begun(found["Key"], found["UploadId"], found["Initiated"])
 
-    async def read(self, workspace: str, sha256: str) -> AsyncIterator[bytes]:
-        """The bytes of a blob, a MiB at a time; raises `Unavailable`, also for one that is missing."""
+    async def put(self, workspace: str, sha256: str, content: bytes) -> None:
+        """Writes a small blob; raises `Unavailable`, also when the content has another digest."""
+        checksum = base64.b64encode(bytes.fromhex(sha256)).decode()
         with _translated():
-            answer = await self._client.get_object(Bucket=self._bucket, Key=key(workspace, sha256))
+            await self._client.put_object(
+                Bucket=self._bucket, Key=key(workspace, sha256), Body=content, ChecksumSHA256=checksum
+            )
+
+    async def read(
+        self, workspace: str, sha256: str, span: tuple[int, int] | None = None
+    ) -> AsyncIterator[bytes]:
+        """The bytes of a blob, or of its `span` (first byte, count), a MiB at a time.
+
+        Raises `Unavailable`, also for one that is missing.
+        """
+        with _translated():
+            wanted: GetObjectRequestTypeDef = {"Bucket": self._bucket, "Key": key(workspace, sha256)}
+            if span is not None:
+                wanted["Range"] = f"bytes={span[0]}-{span[0] + span[1] - 1}"
+            answer = await self._client.get_object(**wanted)
             with closing(answer["Body"]) as body:
                 while chunk := await body.read(_CHUNK_BYTES):
                     yield chunk

@@ -59,6 +59,8 @@ class Corrupt(Exception):
 class Calls:
     """How the registry is asked; each raises what its caller knows."""
 
+    prepare_uploads: Callable[[blobs_pb2.PrepareUploadsRequest], Awaitable[blobs_pb2.PrepareUploadsResponse]]
+    create_pack: Callable[[blobs_pb2.CreatePackRequest], Awaitable[blobs_pb2.CreatePackResponse]]
     prepare_part: Callable[[blobs_pb2.PreparePartRequest], Awaitable[blobs_pb2.PreparePartResponse]]
     complete: Callable[[blobs_pb2.CompleteUploadRequest], Awaitable[blobs_pb2.CompleteUploadResponse]]
 

@@ -6,13 +6,14 @@ The URLs come from `registry.BlobService`; the bytes never pass a service.
 import asyncio
 import hashlib
 import os
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+import secrets
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 import httpx
 
-from stellwerk import blob_store, translate
+from stellwerk import blob_store, packs, translate
 from stellwerk.blob_store import Calls, Changed, Corrupt, Meter, Refused, in_parallel
 from stellwerk.errors import StellwerkError
 from stellwerk.pack import LocalFile
@@ -22,7 +23,8 @@ from stellwerk_protos.registry.v1 import blobs_pb2
 
 T = TypeVar("T")
 PARALLEL = 8
-BATCH = 500
+BATCH = 1_000
+_PACKS_PARALLEL = 3
 _ATTEMPTS = 5
 
 PrepareUploads = Callable[[blobs_pb2.PrepareUploadsRequest], Awaitable[blobs_pb2.PrepareUploadsResponse]]
@@ -71,7 +73,21 @@ async def upload(
                 return meter.reach(file.size_bytes)
             offer = again[0][1]
 
-    await in_parallel((put(file, offer) for file, offer in todo), PARALLEL)
+    async def put_pack(files: Sequence[LocalFile]) -> None:
+        meter = Meter(advance)
+        for attempt in range(_ATTEMPTS):
+            try:
+                return await packs.put(http, calls, workspace, files, meter)
+            except (OSError, httpx.TransportError, Refused, Changed) as error:
+                failure = _put_error(error, str(error) if isinstance(error, Changed) else files[0].path)
+                if attempt == _ATTEMPTS - 1 or not _may_pass(error, failure):
+                    raise failure from error
+            await asyncio.sleep(0.2 * 2**attempt)
+
+    offers = {file.sha256: offer for file, offer in todo}
+    packed, single = packs.split([file for file, _ in todo])
+    await in_parallel((put_pack(files) for files in packed), _PACKS_PARALLEL)
+    await in_parallel((put(file, offers[file.sha256]) for file in single), PARALLEL)
 
 
 async def download(
@@ -116,15 +132,56 @@ async def download(
     wanted = [file for file in files if not file.link_target]
     there = await asyncio.to_thread(lambda: {file.path for file in wanted if _is_there(file, folder)})
     advance(sum(file.size_bytes for file in wanted if file.path in there))
+
+    async def get_pack(
+        members: Sequence[blobs_pb2.Download], named: Mapping[str, list[common_pb2.File]]
+    ) -> None:
+        for attempt in range(_ATTEMPTS):
+            try:
+                contents = await packs.get(http, members)
+                files = [file for digest in contents for file in named[digest]]
+                return await asyncio.to_thread(_write_all, files, contents, folder, advance)
+            except (OSError, httpx.TransportError, Refused, Corrupt) as error:
+                first = named[members[0].sha256][0].path
+                failure = _get_error(error, first, folder / first)
+                if attempt == _ATTEMPTS - 1 or not _may_pass(error, failure):
+                    raise failure from error
+            await asyncio.sleep(0.2 * 2**attempt)
+            digests = [member.sha256 for member in members]
+            request = blobs_pb2.PrepareDownloadsRequest(parent=workspace, sha256=digests, packs=True)
+            members = (await prepare(request)).downloads
+
     for batch in _batches([file for file in wanted if file.path not in there]):
         # One blob may be several files.
-        digests = list(dict.fromkeys(file.sha256 for file in batch))
-        answer = await prepare(blobs_pb2.PrepareDownloadsRequest(parent=workspace, sha256=digests))
-        urls = {item.sha256: item.url for item in answer.downloads}
-        await in_parallel((get(file, urls[file.sha256]) for file in batch), PARALLEL)
+        named: dict[str, list[common_pb2.File]] = {}
+        for file in batch:
+            named.setdefault(file.sha256, []).append(file)
+        request = blobs_pb2.PrepareDownloadsRequest(parent=workspace, sha256=list(named), packs=True)
+        found = (await prepare(request)).downloads
+        packed = packs.by_pack([item for item in found if item.packed])
+        await in_parallel((get_pack(members, named) for members in packed), _PACKS_PARALLEL)
+        single = [(file, item.url) for item in found if not item.packed for file in named[item.sha256]]
+        await in_parallel((get(file, url) for file, url in single), PARALLEL)
 
     for file in links:
         _link(file, folder)
+
+
+def _write_all(
+    files: Sequence[common_pb2.File], contents: Mapping[str, bytes], folder: Path, advance: Advance
+) -> None:
+    """Writes small files; each appears whole or not at all."""
+    for file in files:
+        place = folder / safe_path(file.path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        part = place.with_name(f".{place.name[:100]}.{secrets.token_hex(4)}.part")
+        try:
+            part.write_bytes(contents[file.sha256])
+            part.chmod(0o755 if file.executable else 0o644)
+            os.replace(part, place)
+        finally:
+            part.unlink(missing_ok=True)
+        advance(file.size_bytes)
 
 
 def _is_there(file: common_pb2.File, folder: Path) -> bool:

@@ -3,14 +3,16 @@
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 
-from stellwerk import blob_store
+from stellwerk import blob_store, packs
 from stellwerk.blob_store import Calls, Changed, Corrupt, Meter, Refused
 from stellwerk_agent.calls import FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS, call
 from stellwerk_agent.failure import StepFailed
@@ -21,8 +23,8 @@ from stellwerk_protos.registry.v1 import blobs_pb2, blobs_pb2_grpc
 
 log = logging.getLogger(__name__)
 PARALLEL = 8
-# So few that their URLs do not expire while they wait for each other.
-_BATCH = 100
+# As many as one call takes; a URL that expires while others travel is asked for again.
+_BATCH = 1_000
 _NAMED = 5
 _FULL_SIGNS = ("space", "full", "quota", "insufficientstorage")
 
@@ -56,7 +58,12 @@ class Blobs:
         self._client = client
         self._patience_seconds = patience_seconds
         self._silence_seconds = silence_seconds
-        self._calls = Calls(partial(call, registry.PreparePart), partial(call, registry.CompleteUpload))
+        self._calls = Calls(
+            partial(call, registry.PrepareUploads),
+            partial(call, registry.CreatePack),
+            partial(call, registry.PreparePart),
+            partial(call, registry.CompleteUpload),
+        )
         self._slots = asyncio.Semaphore(PARALLEL)
 
     async def fetch(
@@ -111,15 +118,44 @@ class Blobs:
         downloads = await self._prepare_downloads(workspace, list(sizes))
         try:
             async with asyncio.TaskGroup() as tasks:
-                for download in downloads:
+                for members in packs.by_pack([found for found in downloads if found.packed]):
+                    tasks.create_task(self._download_pack(workspace, members))
+                for download in (found for found in downloads if not found.packed):
                     tasks.create_task(self._download(workspace, download, sizes[download.sha256]))
         except ExceptionGroup as group:
             # One reason is what a run can have.
             raise group.exceptions[0] from group
 
     async def _prepare_downloads(self, workspace: str, digests: Sequence[str]) -> list[blobs_pb2.Download]:
-        request = blobs_pb2.PrepareDownloadsRequest(parent=f"workspaces/{workspace}", sha256=digests)
+        request = blobs_pb2.PrepareDownloadsRequest(
+            parent=f"workspaces/{workspace}", sha256=digests, packs=True
+        )
         return list((await call(self._registry.PrepareDownloads, request)).downloads)
+
+    async def _download_pack(self, workspace: str, members: Sequence[blobs_pb2.Download]) -> None:
+        delay = FIRST_DELAY_SECONDS
+        async with self._slots:
+            while True:
+                try:
+                    contents = await packs.get(self._client, members)
+                    return await asyncio.to_thread(self._keep_all, contents)
+                except (httpx.HTTPError, Refused, Corrupt) as error:
+                    log.warning("%d small blobs did not come: %r; trying again", len(members), error)
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, LONGEST_DELAY_SECONDS)
+                members = await self._prepare_downloads(workspace, [member.sha256 for member in members])
+
+    def _keep_all(self, contents: Mapping[str, bytes]) -> None:
+        for digest, content in contents.items():
+            path = self._path(digest)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
+            try:
+                temporary.write_bytes(content)
+                temporary.chmod(0o444)
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
 
     async def _download(self, workspace: str, download: blobs_pb2.Download, size_bytes: int) -> None:
         path, digest = self._path(download.sha256), download.sha256
@@ -169,9 +205,7 @@ class Blobs:
                     del wanted[digest]
                     changed.add(digest)
             uploads = await self._prepare_uploads(request, silence) if wanted else []
-            results = await asyncio.gather(
-                *(self._put(request.parent, u, wanted[u.sha256], refusal, meters[u.sha256]) for u in uploads)
-            )
+            results = await self._put_all(request, uploads, wanted, refusal, meters)
             sent += sum(results)
             if all(results):
                 break
@@ -200,15 +234,57 @@ class Blobs:
 
         return (await call(self._registry.PrepareUploads, request, judge)).uploads
 
+    async def _put_all(
+        self,
+        request: blobs_pb2.PrepareUploadsRequest,
+        uploads: Sequence[blobs_pb2.Upload],
+        wanted: Mapping[str, Path],
+        refusal: "_Refusal",
+        meters: Mapping[str, Meter],
+    ) -> list[bool]:
+        """Whether each of the uploads has reached the store; small ones travel in packs."""
+        sizes = {blob.sha256: blob.size_bytes for blob in request.blobs}
+        files = [packs.Member(u.sha256, wanted[u.sha256], sizes[u.sha256]) for u in uploads]
+        packed, single = packs.split(files)
+        offers = {upload.sha256: upload for upload in uploads}
+        done = await asyncio.gather(
+            *(self._put_pack(request.parent, pack, refusal, meters) for pack in packed),
+            *(
+                self._put(request.parent, offers[file.sha256], file.source, refusal, meters[file.sha256])
+                for file in single
+            ),
+        )
+        arrived = {file.sha256: ok for pack, ok in zip(packed, done, strict=False) for file in pack}
+        arrived |= {file.sha256: ok for file, ok in zip(single, done[len(packed) :], strict=True)}
+        return [arrived[upload.sha256] for upload in uploads]
+
+    async def _put_pack(
+        self, parent: str, pack: list[packs.Member], refusal: "_Refusal", meters: Mapping[str, Meter]
+    ) -> bool:
+        def arrived(moved_bytes: int) -> None:
+            for file in pack:
+                meters[file.sha256].reach(file.size_bytes or 1)
+
+        meter = Meter(arrived)
+        return await self._tried(packs.put(self._client, self._calls, parent, pack, meter), refusal)
+
     async def _put(
         self, parent: str, upload: blobs_pb2.Upload, path: Path, refusal: "_Refusal", meter: Meter
     ) -> bool:
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            log.warning("%s cannot be read: %s", path, error)
+            return False
+        work = blob_store.put(self._client, self._calls, parent, path, size, upload, meter)
+        return await self._tried(work, refusal)
+
+    async def _tried(self, work: Coroutine[Any, Any, None], refusal: "_Refusal") -> bool:
         async with self._slots:
             try:
-                size = path.stat().st_size
-                await blob_store.put(self._client, self._calls, parent, path, size, upload, meter)
+                await work
             except Refused as error:
-                log.warning("The blob store refuses %s: %d", upload.sha256, error.response.status_code)
+                log.warning("The blob store refuses a file: %s", error)
                 refusal.note(error.response)
                 return False
             except (httpx.HTTPError, OSError, Changed, PlatformError) as error:

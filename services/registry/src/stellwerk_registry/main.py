@@ -35,6 +35,7 @@ from stellwerk_registry.deletion.compose import compose_remover
 from stellwerk_registry.deletion.store import DeletionStore
 from stellwerk_registry.members.service import MemberService
 from stellwerk_registry.members.store import MemberStore
+from stellwerk_registry.packs.store import Packs
 from stellwerk_registry.quotas.service import QuotaService
 from stellwerk_registry.quotas.store import QuotaStore
 from stellwerk_registry.uploads.store import Uploads
@@ -80,7 +81,7 @@ async def compose(app: App, settings: RegistrySettings) -> None:
     uploads = Uploads(service.database, places, store, settings.blob_part_bytes)
     await uploads.open()
     app.background(uploads.run())
-    blobs = BlobService(workspaces, places, index, quotas, uploads)
+    blobs = BlobService(workspaces, places, index, quotas, uploads, Packs(index, places))
     own = workspace_data(service.database, workspaces.known, index, store)
     remover = compose_remover(deletions, own, channels, settings.workspace_end_seconds)
     app.background(remover.run())

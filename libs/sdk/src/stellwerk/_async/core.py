@@ -42,6 +42,7 @@ _RETRY_SECONDS = 0.2
 _SAFE = (
     *("Get", "List", "Search", "Compare", "Explain", "Prepare", "CreateSnapshot", "CreateArtifacts"),
     "CompleteUpload",
+    "CreatePack",
     *("SetTraffic", "SetRetentionRule", "CancelRun", "ArchiveRun", "RestoreRun", "RenewRun", "FinishRun"),
 )
 _LOOPBACK = ("127.", "localhost", "[::1]")
@@ -61,7 +62,7 @@ class AsyncCore:
             limits=httpx.Limits(max_connections=2 * transfer.PARALLEL),
         )
         self._blobs = blobs_pb2_grpc.BlobServiceStub(self.channel)
-        self._calls = Calls(self._prepare_part, self._complete)
+        self._calls = Calls(self._prepare_uploads, self._create_pack, self._prepare_part, self._complete)
         self._connected = False
 
     @property
@@ -283,6 +284,9 @@ class AsyncCore:
 
     async def _prepare_uploads(self, request: Any) -> Any:
         return await self.call(self._blobs.PrepareUploads, request)
+
+    async def _create_pack(self, request: Any) -> Any:
+        return await self.call(self._blobs.CreatePack, request)
 
     async def _prepare_part(self, request: Any) -> Any:
         return await self.call(self._blobs.PreparePart, request)

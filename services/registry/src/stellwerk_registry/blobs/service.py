@@ -12,6 +12,7 @@ from stellwerk_protos.registry.v1 import blobs_pb2 as pb
 from stellwerk_protos.registry.v1 import blobs_pb2_grpc
 from stellwerk_registry.blobs.store import BlobIndex
 from stellwerk_registry.datastores.places import Place, Places
+from stellwerk_registry.packs.store import Packs
 from stellwerk_registry.quotas.store import QuotaStore
 from stellwerk_registry.uploads.store import Uploads
 from stellwerk_registry.workspaces.store import WorkspaceStore
@@ -29,12 +30,14 @@ class BlobService(blobs_pb2_grpc.BlobServiceServicer):
         index: BlobIndex,
         quotas: QuotaStore,
         uploads: Uploads,
+        packs: Packs,
     ) -> None:
         self._workspaces = workspaces
         self._places = places
         self._index = index
         self._quotas = quotas
         self._uploads = uploads
+        self._packs = packs
 
     async def PrepareUploads(
         self, request: pb.PrepareUploadsRequest, context: Any
@@ -92,13 +95,13 @@ class BlobService(blobs_pb2_grpc.BlobServiceServicer):
         digests = [check_sha256(digest) for digest in request.sha256]
         if missing := await self._index.missing(workspace, digests):
             raise NotFound("BLOB_NOT_FOUND", f"There is no blob {missing[0]}.", "Upload it again.")
-        datastores = await self._index.datastores(workspace, digests)
-        places = {name: await self._places.of(workspace, name) for name in set(datastores.values())}
-        downloads = [
-            pb.Download(sha256=digest, url=places[datastores[digest]].download_url(digest))
-            for digest in digests
-        ]
+        downloads = await self._packs.downloads(workspace, digests, packs=request.packs)
         return pb.PrepareDownloadsResponse(downloads=downloads)
+
+    async def CreatePack(self, request: pb.CreatePackRequest, context: Any) -> pb.CreatePackResponse:
+        workspace = await self._workspace(request.parent, len(request.blobs))
+        await self._packs.create(workspace, check_sha256(request.sha256), request.blobs)
+        return pb.CreatePackResponse()
 
     async def ReleaseBlobs(self, request: pb.ReleaseBlobsRequest, context: Any) -> pb.ReleaseBlobsResponse:
         workspace = await self._workspace(request.parent, len(request.sha256))

@@ -4,6 +4,8 @@ One document a blob: `_id` is `<workspace>/<sha256>`, `seen_time` when it was la
 present or an upload of it was given out, `present` whether it was found present since,
 `offer_time` when an upload was given out that nobody has found yet, `size` in bytes (until
 it is present: what the client says), `datastore` the id of the datastore where it lies.
+A small blob may lie in another one, a pack: `pack` is the `_id` of that and `offset` where
+in it (`packs/store.py`); a pack has `pack_bytes`, and counts no bytes of its own.
 A blob that travels in parts has `upload` until the whole was checked (`uploads/store.py`).
 A blob that is being removed has `removing_time`; nobody may count on it then.
 """
@@ -62,7 +64,11 @@ class BlobIndex:
         """Creates the collection."""
         # What a workspace uses is summed in the index alone.
         sizes = IndexModel([(key, ASCENDING) for key in ("_id", "present", "offer_time", "size")])
-        indexes = [sizes, IndexModel([("offer_time", ASCENDING)], sparse=True)]
+        indexes = [
+            sizes,
+            IndexModel([("offer_time", ASCENDING)], sparse=True),
+            IndexModel([("pack", ASCENDING)], sparse=True),
+        ]
         await self._database.ensure("blobs", indexes, required=["seen_time"])
 
     async def missing(self, workspace: str, digests: Iterable[str]) -> list[str]:
@@ -95,6 +101,37 @@ class BlobIndex:
             ]
 
         await self._upsert(workspace, list(sizes), offered)
+
+    async def documents(self, workspace: str, digests: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+        """What is known of blobs, by digest."""
+        ids = [_id(workspace, digest) for digest in digests]
+        return {_digest(d["_id"]): d async for d in self._blobs.find({"_id": {"$in": ids}})}
+
+    async def pack(self, workspace: str, pack: str, places: Mapping[str, tuple[int, int]]) -> None:
+        """Notes that blobs, by digest with offset and bytes, lie in a pack, unless they are there already."""
+        moment, pack_id = datetime.now(UTC), _id(workspace, pack)
+        datastore = _datastore((await self.documents(workspace, [pack]))[pack])
+        size_bytes = sum(size for _, size in places.values())
+
+        def packed(digest: str) -> list[Document]:
+            offset, size = places[digest]
+            known = {"present": True, "size": size, "datastore": datastore, "pack": pack_id, "offset": offset}
+            unless = {"$eq": ["$present", True]}
+            fields = {
+                key: {"$cond": [unless, f"${key}", {"$literal": value}]} for key, value in known.items()
+            }
+            return [{"$set": {"seen_time": moment, **fields}}, {"$unset": ["offer_time", "upload"]}]
+
+        # First, so that the pack is never counted beside what lies in it.
+        await self._blobs.update_one({"_id": pack_id}, {"$set": {"size": 0, "pack_bytes": size_bytes}})
+        await self._upsert(workspace, list(places), packed)
+        if not await self._referred(workspace, [pack]):
+            # Somebody else was faster with all of it, in other packs.
+            await self._remove(workspace, [pack], {"removing_time": {"$exists": False}})
+
+    async def unpacked(self, workspace: str, digest: str) -> None:
+        """Notes that a blob has an object of its own now."""
+        await self._blobs.update_one({"_id": _id(workspace, digest)}, {"$unset": {"pack": "", "offset": ""}})
 
     async def used_bytes(self, workspace: str, without: Sequence[str] = ()) -> int:
         """Bytes of all blobs that are there, and of uploads that may still come."""
@@ -247,7 +284,17 @@ class BlobIndex:
                 workspace, doomed, {"seen_time": {"$lt": cutoff}, "removing_time": {"$exists": False}}
             )
             later.update(set(doomed) - gone)
+            later |= await self._empty_packs(workspace, [found[digest] for digest in gone], cutoff)
         return sizes, sorted(later)
+
+    async def _empty_packs(
+        self, workspace: str, gone: Sequence[Mapping[str, Any]], cutoff: datetime
+    ) -> set[str]:
+        """Removes the packs of blobs that are gone, once they hold none; returns those that must wait."""
+        packs = {_digest(document["pack"]) for document in gone if "pack" in document}
+        empty = packs - await self._referred(workspace, list(packs))
+        where: Document = {"seen_time": {"$lt": cutoff}, "removing_time": {"$exists": False}}
+        return empty - await self._remove(workspace, list(empty), where) if empty else set()
 
     async def _remove(self, workspace: str, digests: Sequence[str], where: Document) -> set[str]:
         """Removes those whose document is as `where` says; returns them.
@@ -288,13 +335,16 @@ class BlobIndex:
         async with self._slots:
             place = await self._places.of(workspace, _datastore(document))
             digest = _digest(document["_id"])
+            if "pack" in document:
+                return
             if "upload" in document:
                 await place.store.abort_upload(place.prefix, digest, document["upload"]["id"])
             await place.delete(digest)
 
     async def count(self, workspace: str) -> tuple[int, int]:
         """How many blobs a workspace has, and their bytes."""
-        where = {"_id": {"$gt": f"{workspace}/", "$lt": f"{workspace}0"}, "present": True}
+        where: Document = {"_id": {"$gt": f"{workspace}/", "$lt": f"{workspace}0"}, "present": True}
+        where["pack_bytes"] = {"$exists": False}
         return await self._blobs.count_documents(where), await self.used_bytes(workspace)
 
     async def drop(self, workspace: str) -> tuple[int, int]:
@@ -321,9 +371,12 @@ class BlobIndex:
             log.error("%s stays in %s: %s", document["_id"], _datastore(document), error)
 
     async def _referred(self, workspace: str, digests: Sequence[str]) -> set[str]:
-        """Those that a dataset or model names."""
+        """Those that a dataset or model names, and packs that hold something."""
         parent = f"workspaces/{workspace}"
-        return {d for holder in self._holders for d in await holder.referred(parent, digests)}
+        named = {d for holder in self._holders for d in await holder.referred(parent, digests)}
+        ids = [_id(workspace, digest) for digest in digests]
+        holding = await self._blobs.distinct("pack", {"pack": {"$in": ids}})
+        return named | {_digest(pack) for pack in holding}
 
     async def _sizes(
         self, workspace: str, found: Mapping[str, Mapping[str, Any]], digests: Sequence[str]

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from stellwerk_protos.access.v1 import access_pb2 as stellwerk_dot_access_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!stellwerk/registry/v1/blobs.proto\x12\x15stellwerk.registry.v1\x1a stellwerk/access/v1/access.proto\"S\n\x15PrepareUploadsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12*\n\x05\x62lobs\x18\x02 \x03(\x0b\x32\x1b.stellwerk.registry.v1.Blob\"*\n\x04\x42lob\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"H\n\x16PrepareUploadsResponse\x12.\n\x07uploads\x18\x01 \x03(\x0b\x32\x1d.stellwerk.registry.v1.Upload\"\xc2\x01\n\x06Upload\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12;\n\x07headers\x18\x03 \x03(\x0b\x32*.stellwerk.registry.v1.Upload.HeadersEntry\x12\x17\n\x0fpart_size_bytes\x18\x04 \x01(\x03\x12\x15\n\rpresent_parts\x18\x05 \x03(\x05\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"Y\n\x12PreparePartRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0e\n\x06number\x18\x03 \x01(\x05\x12\x13\n\x0bpart_sha256\x18\x04 \x01(\t\"\x9c\x01\n\x13PreparePartResponse\x12\x0b\n\x03url\x18\x01 \x01(\t\x12H\n\x07headers\x18\x02 \x03(\x0b\x32\x37.stellwerk.registry.v1.PreparePartResponse.HeadersEntry\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"7\n\x15\x43ompleteUploadRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\"B\n\x16\x43ompleteUploadResponse\x12\x0c\n\x04\x64one\x18\x01 \x01(\x08\x12\x1a\n\x12\x63hecked_size_bytes\x18\x02 \x01(\x03\"9\n\x17PrepareDownloadsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x03(\t\"N\n\x18PrepareDownloadsResponse\x12\x32\n\tdownloads\x18\x01 \x03(\x0b\x32\x1f.stellwerk.registry.v1.Download\"\'\n\x08\x44ownload\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\"L\n\x13ReleaseBlobsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x03(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"M\n\x14ReleaseBlobsResponse\x12\x12\n\nblob_count\x18\x01 \x01(\x03\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\r\n\x05later\x18\x03 \x03(\t2\xfd\x04\n\x0b\x42lobService\x12}\n\x0ePrepareUploads\x12,.stellwerk.registry.v1.PrepareUploadsRequest\x1a-.stellwerk.registry.v1.PrepareUploadsResponse\"\x0e\xa2\xbb\x18\nblob.write\x12t\n\x0bPreparePart\x12).stellwerk.registry.v1.PreparePartRequest\x1a*.stellwerk.registry.v1.PreparePartResponse\"\x0e\xa2\xbb\x18\nblob.write\x12}\n\x0e\x43ompleteUpload\x12,.stellwerk.registry.v1.CompleteUploadRequest\x1a-.stellwerk.registry.v1.CompleteUploadResponse\"\x0e\xa2\xbb\x18\nblob.write\x12u\n\x0cReleaseBlobs\x12*.stellwerk.registry.v1.ReleaseBlobsRequest\x1a+.stellwerk.registry.v1.ReleaseBlobsResponse\"\x0c\xa2\xbb\x18\x08internal\x12\x82\x01\n\x10PrepareDownloads\x12..stellwerk.registry.v1.PrepareDownloadsRequest\x1a/.stellwerk.registry.v1.PrepareDownloadsResponse\"\r\xa2\xbb\x18\tblob.readb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!stellwerk/registry/v1/blobs.proto\x12\x15stellwerk.registry.v1\x1a stellwerk/access/v1/access.proto\"S\n\x15PrepareUploadsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12*\n\x05\x62lobs\x18\x02 \x03(\x0b\x32\x1b.stellwerk.registry.v1.Blob\"*\n\x04\x42lob\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"H\n\x16PrepareUploadsResponse\x12.\n\x07uploads\x18\x01 \x03(\x0b\x32\x1d.stellwerk.registry.v1.Upload\"\xc2\x01\n\x06Upload\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12;\n\x07headers\x18\x03 \x03(\x0b\x32*.stellwerk.registry.v1.Upload.HeadersEntry\x12\x17\n\x0fpart_size_bytes\x18\x04 \x01(\x03\x12\x15\n\rpresent_parts\x18\x05 \x03(\x05\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"Y\n\x12PreparePartRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0e\n\x06number\x18\x03 \x01(\x05\x12\x13\n\x0bpart_sha256\x18\x04 \x01(\t\"\x9c\x01\n\x13PreparePartResponse\x12\x0b\n\x03url\x18\x01 \x01(\t\x12H\n\x07headers\x18\x02 \x03(\x0b\x32\x37.stellwerk.registry.v1.PreparePartResponse.HeadersEntry\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"7\n\x15\x43ompleteUploadRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\"B\n\x16\x43ompleteUploadResponse\x12\x0c\n\x04\x64one\x18\x01 \x01(\x08\x12\x1a\n\x12\x63hecked_size_bytes\x18\x02 \x01(\x03\"H\n\x17PrepareDownloadsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x03(\t\x12\r\n\x05packs\x18\x03 \x01(\x08\"N\n\x18PrepareDownloadsResponse\x12\x32\n\tdownloads\x18\x01 \x03(\x0b\x32\x1f.stellwerk.registry.v1.Download\"[\n\x08\x44ownload\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12\x0e\n\x06packed\x18\x03 \x01(\x08\x12\x0e\n\x06offset\x18\x04 \x01(\x03\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\"_\n\x11\x43reatePackRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12*\n\x05\x62lobs\x18\x03 \x03(\x0b\x32\x1b.stellwerk.registry.v1.Blob\"\x14\n\x12\x43reatePackResponse\"L\n\x13ReleaseBlobsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x03(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"M\n\x14ReleaseBlobsResponse\x12\x12\n\nblob_count\x18\x01 \x01(\x03\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\r\n\x05later\x18\x03 \x03(\t2\xf0\x05\n\x0b\x42lobService\x12}\n\x0ePrepareUploads\x12,.stellwerk.registry.v1.PrepareUploadsRequest\x1a-.stellwerk.registry.v1.PrepareUploadsResponse\"\x0e\xa2\xbb\x18\nblob.write\x12t\n\x0bPreparePart\x12).stellwerk.registry.v1.PreparePartRequest\x1a*.stellwerk.registry.v1.PreparePartResponse\"\x0e\xa2\xbb\x18\nblob.write\x12}\n\x0e\x43ompleteUpload\x12,.stellwerk.registry.v1.CompleteUploadRequest\x1a-.stellwerk.registry.v1.CompleteUploadResponse\"\x0e\xa2\xbb\x18\nblob.write\x12q\n\nCreatePack\x12(.stellwerk.registry.v1.CreatePackRequest\x1a).stellwerk.registry.v1.CreatePackResponse\"\x0e\xa2\xbb\x18\nblob.write\x12u\n\x0cReleaseBlobs\x12*.stellwerk.registry.v1.ReleaseBlobsRequest\x1a+.stellwerk.registry.v1.ReleaseBlobsResponse\"\x0c\xa2\xbb\x18\x08internal\x12\x82\x01\n\x10PrepareDownloads\x12..stellwerk.registry.v1.PrepareDownloadsRequest\x1a/.stellwerk.registry.v1.PrepareDownloadsResponse\"\r\xa2\xbb\x18\tblob.readb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,6 +42,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BLOBSERVICE'].methods_by_name['PreparePart']._serialized_options = b'\242\273\030\nblob.write'
   _globals['_BLOBSERVICE'].methods_by_name['CompleteUpload']._loaded_options = None
   _globals['_BLOBSERVICE'].methods_by_name['CompleteUpload']._serialized_options = b'\242\273\030\nblob.write'
+  _globals['_BLOBSERVICE'].methods_by_name['CreatePack']._loaded_options = None
+  _globals['_BLOBSERVICE'].methods_by_name['CreatePack']._serialized_options = b'\242\273\030\nblob.write'
   _globals['_BLOBSERVICE'].methods_by_name['ReleaseBlobs']._loaded_options = None
   _globals['_BLOBSERVICE'].methods_by_name['ReleaseBlobs']._serialized_options = b'\242\273\030\010internal'
   _globals['_BLOBSERVICE'].methods_by_name['PrepareDownloads']._loaded_options = None
@@ -67,15 +69,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMPLETEUPLOADRESPONSE']._serialized_start=801
   _globals['_COMPLETEUPLOADRESPONSE']._serialized_end=867
   _globals['_PREPAREDOWNLOADSREQUEST']._serialized_start=869
-  _globals['_PREPAREDOWNLOADSREQUEST']._serialized_end=926
-  _globals['_PREPAREDOWNLOADSRESPONSE']._serialized_start=928
-  _globals['_PREPAREDOWNLOADSRESPONSE']._serialized_end=1006
-  _globals['_DOWNLOAD']._serialized_start=1008
-  _globals['_DOWNLOAD']._serialized_end=1047
-  _globals['_RELEASEBLOBSREQUEST']._serialized_start=1049
-  _globals['_RELEASEBLOBSREQUEST']._serialized_end=1125
-  _globals['_RELEASEBLOBSRESPONSE']._serialized_start=1127
-  _globals['_RELEASEBLOBSRESPONSE']._serialized_end=1204
-  _globals['_BLOBSERVICE']._serialized_start=1207
-  _globals['_BLOBSERVICE']._serialized_end=1844
+  _globals['_PREPAREDOWNLOADSREQUEST']._serialized_end=941
+  _globals['_PREPAREDOWNLOADSRESPONSE']._serialized_start=943
+  _globals['_PREPAREDOWNLOADSRESPONSE']._serialized_end=1021
+  _globals['_DOWNLOAD']._serialized_start=1023
+  _globals['_DOWNLOAD']._serialized_end=1114
+  _globals['_CREATEPACKREQUEST']._serialized_start=1116
+  _globals['_CREATEPACKREQUEST']._serialized_end=1211
+  _globals['_CREATEPACKRESPONSE']._serialized_start=1213
+  _globals['_CREATEPACKRESPONSE']._serialized_end=1233
+  _globals['_RELEASEBLOBSREQUEST']._serialized_start=1235
+  _globals['_RELEASEBLOBSREQUEST']._serialized_end=1311
+  _globals['_RELEASEBLOBSRESPONSE']._serialized_start=1313
+  _globals['_RELEASEBLOBSRESPONSE']._serialized_end=1390
+  _globals['_BLOBSERVICE']._serialized_start=1393
+  _globals['_BLOBSERVICE']._serialized_end=2145
 # @@protoc_insertion_point(module_scope)

@@ -51,6 +51,11 @@ class BlobServiceStub:
                 request_serializer=stellwerk_dot_registry_dot_v1_dot_blobs__pb2.CompleteUploadRequest.SerializeToString,
                 response_deserializer=stellwerk_dot_registry_dot_v1_dot_blobs__pb2.CompleteUploadResponse.FromString,
                 _registered_method=True)
+        self.CreatePack = channel.unary_unary(
+                '/stellwerk.registry.v1.BlobService/CreatePack',
+                request_serializer=stellwerk_dot_registry_dot_v1_dot_blobs__pb2.CreatePackRequest.SerializeToString,
+                response_deserializer=stellwerk_dot_registry_dot_v1_dot_blobs__pb2.CreatePackResponse.FromString,
+                _registered_method=True)
         self.ReleaseBlobs = channel.unary_unary(
                 '/stellwerk.registry.v1.BlobService/ReleaseBlobs',
                 request_serializer=stellwerk_dot_registry_dot_v1_dot_blobs__pb2.ReleaseBlobsRequest.SerializeToString,
@@ -91,6 +96,14 @@ class BlobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreatePack(self, request, context):
+        """Says that a blob which was uploaded is a pack: many small ones, one after the other, which
+        are there from then on. The pack is read and each digest checked; PACK_MISMATCH.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReleaseBlobs(self, request, context):
         """Removes those of the blobs that no dataset or model refers to and that nobody was
         given an upload or found present lately. For services that have given them up.
@@ -123,6 +136,11 @@ def add_BlobServiceServicer_to_server(servicer, server):
                     servicer.CompleteUpload,
                     request_deserializer=stellwerk_dot_registry_dot_v1_dot_blobs__pb2.CompleteUploadRequest.FromString,
                     response_serializer=stellwerk_dot_registry_dot_v1_dot_blobs__pb2.CompleteUploadResponse.SerializeToString,
+            ),
+            'CreatePack': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreatePack,
+                    request_deserializer=stellwerk_dot_registry_dot_v1_dot_blobs__pb2.CreatePackRequest.FromString,
+                    response_serializer=stellwerk_dot_registry_dot_v1_dot_blobs__pb2.CreatePackResponse.SerializeToString,
             ),
             'ReleaseBlobs': grpc.unary_unary_rpc_method_handler(
                     servicer.ReleaseBlobs,
@@ -218,6 +236,33 @@ class BlobService:
             '/stellwerk.registry.v1.BlobService/CompleteUpload',
             stellwerk_dot_registry_dot_v1_dot_blobs__pb2.CompleteUploadRequest.SerializeToString,
             stellwerk_dot_registry_dot_v1_dot_blobs__pb2.CompleteUploadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreatePack(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stellwerk.registry.v1.BlobService/CreatePack',
+            stellwerk_dot_registry_dot_v1_dot_blobs__pb2.CreatePackRequest.SerializeToString,
+            stellwerk_dot_registry_dot_v1_dot_blobs__pb2.CreatePackResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,10 @@ class BlobServiceStub:
     """Puts the parts of a blob together and reads the whole to check its digest, which goes
     on after the answer: ask until it says done. DIGEST_MISMATCH: the parts are dropped.
     """
+    CreatePack: _grpc.UnaryUnaryMultiCallable[_blobs_pb2.CreatePackRequest, _blobs_pb2.CreatePackResponse]
+    """Says that a blob which was uploaded is a pack: many small ones, one after the other, which
+    are there from then on. The pack is read and each digest checked; PACK_MISMATCH.
+    """
     ReleaseBlobs: _grpc.UnaryUnaryMultiCallable[_blobs_pb2.ReleaseBlobsRequest, _blobs_pb2.ReleaseBlobsResponse]
     """Removes those of the blobs that no dataset or model refers to and that nobody was
     given an upload or found present lately. For services that have given them up.
@@ -68,6 +72,10 @@ class BlobServiceAsyncStub(BlobServiceStub):
     CompleteUpload: _aio.UnaryUnaryMultiCallable[_blobs_pb2.CompleteUploadRequest, _blobs_pb2.CompleteUploadResponse]  # type: ignore[assignment]
     """Puts the parts of a blob together and reads the whole to check its digest, which goes
     on after the answer: ask until it says done. DIGEST_MISMATCH: the parts are dropped.
+    """
+    CreatePack: _aio.UnaryUnaryMultiCallable[_blobs_pb2.CreatePackRequest, _blobs_pb2.CreatePackResponse]  # type: ignore[assignment]
+    """Says that a blob which was uploaded is a pack: many small ones, one after the other, which
+    are there from then on. The pack is read and each digest checked; PACK_MISMATCH.
     """
     ReleaseBlobs: _aio.UnaryUnaryMultiCallable[_blobs_pb2.ReleaseBlobsRequest, _blobs_pb2.ReleaseBlobsResponse]  # type: ignore[assignment]
     """Removes those of the blobs that no dataset or model refers to and that nobody was
@@ -107,6 +115,16 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_blobs_pb2.CompleteUploadResponse, _abc.Awaitable[_blobs_pb2.CompleteUploadResponse]]:
         """Puts the parts of a blob together and reads the whole to check its digest, which goes
         on after the answer: ask until it says done. DIGEST_MISMATCH: the parts are dropped.
+        """
+
+    @_abc_1.abstractmethod
+    def CreatePack(
+        self,
+        request: _blobs_pb2.CreatePackRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_blobs_pb2.CreatePackResponse, _abc.Awaitable[_blobs_pb2.CreatePackResponse]]:
+        """Says that a blob which was uploaded is a pack: many small ones, one after the other, which
+        are there from then on. The pack is read and each digest checked; PACK_MISMATCH.
         """
 
     @_abc_1.abstractmethod

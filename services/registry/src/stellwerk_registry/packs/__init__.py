@@ -1,0 +1,1 @@
+"""Many small blobs in one object."""
