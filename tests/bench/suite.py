@@ -41,7 +41,10 @@ Function = Callable[[Resources], Measurement | Awaitable[Measurement]]
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One benchmark; `goal` is the value that it should reach, `peer` what `peer_value` measures."""
+    """One benchmark; `goal` is the value that it should reach, `peer` what `peer_value` measures.
+
+    `goal_ratio` is a goal for value / peer_value, which says more where machines differ.
+    """
 
     name: str
     unit: str
@@ -49,6 +52,7 @@ class Benchmark:
     goal: float | None
     peer: str | None
     function: Function
+    goal_ratio: float | None = None
 
 
 class Row(TypedDict):
@@ -62,6 +66,7 @@ class Row(TypedDict):
     peer: str | None
     peer_value: float | None
     ratio: float | None
+    goal_ratio: float | None
     rounds: int
 
 
@@ -72,14 +77,21 @@ class Suite:
         self._benchmarks: dict[str, Benchmark] = {}
 
     def benchmark(
-        self, name: str, *, unit: str, better: Better, goal: float | None = None, peer: str | None = None
+        self,
+        name: str,
+        *,
+        unit: str,
+        better: Better,
+        goal: float | None = None,
+        goal_ratio: float | None = None,
+        peer: str | None = None,
     ) -> Callable[[Function], Function]:
         """Declares the decorated function as the benchmark `name` (`<area>.<what>`)."""
 
         def declare(function: Function) -> Function:
             if name in self._benchmarks:
                 raise ValueError(f"two benchmarks are called {name}")
-            self._benchmarks[name] = Benchmark(name, unit, better, goal, peer, function)
+            self._benchmarks[name] = Benchmark(name, unit, better, goal, peer, function, goal_ratio)
             return function
 
         return declare
@@ -114,15 +126,18 @@ async def measure(entry: Benchmark, resources: Resources) -> Row:
         peer=entry.peer,
         peer_value=peer_value,
         ratio=measurement.value / peer_value if peer_value else None,
+        goal_ratio=entry.goal_ratio,
         rounds=measurement.rounds,
     )
 
 
 def reached(row: Row) -> bool | None:
-    """Whether the value reaches its goal; None without a goal."""
-    if row["goal"] is None:
+    """Whether value and ratio reach their goals; None without a goal."""
+    pairs = [(row["value"], row["goal"]), (row["ratio"], row["goal_ratio"])]
+    goals = [(found, goal) for found, goal in pairs if found is not None and goal is not None]
+    if not goals:
         return None
-    return row["value"] >= row["goal"] if row["better"] == "higher" else row["value"] <= row["goal"]
+    return all(found >= goal if row["better"] == "higher" else found <= goal for found, goal in goals)
 
 
 def write(rows: Iterable[Row], path: Path) -> None:
@@ -133,7 +148,7 @@ def write(rows: Iterable[Row], path: Path) -> None:
 def show(rows: Iterable[Row], console: Console) -> None:
     """Prints the rows as a table."""
     table = Table("benchmark", "unit", "better")
-    for column in ("value", "goal", "", "peer value", "ratio", "rounds"):
+    for column in ("value", "goal", "", "peer value", "ratio", "goal", "rounds"):
         table.add_column(column, justify="right")
     table.add_column("peer")
     for row in rows:
@@ -144,6 +159,7 @@ def show(rows: Iterable[Row], console: Console) -> None:
             mark,
             _number(row["peer_value"]),
             _number(row["ratio"]),
+            _number(row["goal_ratio"]),
         ]
         table.add_row(
             row["name"], row["unit"], row["better"], *numbers, str(row["rounds"]), row["peer"] or ""

@@ -52,6 +52,7 @@ async def test_a_row_has_all_fields_and_the_ratio_to_the_peer() -> None:
         peer="peer",
         peer_value=2.0,
         ratio=2.0,
+        goal_ratio=None,
         rounds=3,
     )
 

@@ -76,6 +76,17 @@ async def test_a_lost_request_is_not_sent_twice_unless_that_is_allowed(
     assert deployment(table).counters.retries >= 1
 
 
+async def test_a_request_whose_worker_died_is_repeated_only_where_that_is_allowed(
+    web: aiohttp.ClientSession, table: RouteTable, good: FakeReplica, bad: Misbehaving
+) -> None:
+    body = b'{"error":"died","reason":"WORKER_DIED"}'
+    bad.answer = b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+    table.replace([blue(bad)])
+    assert (await score(web))[:2] == (502, "WORKER_DIED")
+    table.replace([blue(bad, good, retry_lost_requests=True)])
+    assert {(await score(web))[1] for _ in range(4)} == {"good"}
+
+
 async def test_an_answer_that_is_cut_off_is_cut_off_at_the_client_too(
     web: aiohttp.ClientSession, table: RouteTable, bad: Misbehaving
 ) -> None:

@@ -17,9 +17,9 @@ from stellwerk_platform.errors import DeadlineExceeded, PlatformError, Unavailab
 
 # A request goes to a replica at most so often.
 _MAX_TRIES = 3
-# Reasons with which a scorer says that the request has not reached the script.
-_NOT_READY, _FULL = b"WORKER_NOT_READY", b"QUEUE_FULL"
-_HELD_STATUS = frozenset({429, 503})
+# Reasons with which a scorer says that the request has not reached the script, or may have.
+_NOT_READY, _FULL, _DIED = b"WORKER_NOT_READY", b"QUEUE_FULL", b"WORKER_DIED"
+_HELD_STATUS = frozenset({429, 502, 503})
 _HELD_BYTES = 1 << 14
 
 
@@ -214,7 +214,7 @@ class Call:
             " lets the platform do so.",
             {"replica": replica.name},
         )
-        if self._has_head or not (self.is_idempotent or self.deployment.retries_lost):
+        if self._has_head or not self._may_run_twice():
             self._give_up(error)
         else:
             self._again(error)
@@ -230,12 +230,19 @@ class Call:
         assert deployment is not None
         if _NOT_READY in self._held_body:
             replica.eject(0.0)
+        elif _DIED in self._held_body:
+            replica.failed(refused=False, others=self._others(replica))
+            if not self._may_run_twice():
+                return False
         elif _FULL not in self._held_body or not self._others(replica):
             return False
         self._held = None
         self._leave()
         self._again(deployment.none_ready())
         return True
+
+    def _may_run_twice(self) -> bool:
+        return self.is_idempotent or (self.deployment is not None and self.deployment.retries_lost)
 
     def _release_held(self) -> None:
         if self._held is not None:
