@@ -73,6 +73,11 @@ class Access:
         self._issue = issue
         # By digest of the authorization and endpoint: what to show its scorers, and until when that holds.
         self._admitted: OrderedDict[tuple[bytes, str], tuple[str, float]] = OrderedDict()
+        guard.memberships.listen(lambda user, workspace: self.forget())
+
+    def forget(self) -> None:
+        """Looks at every caller anew: what somebody may do has changed."""
+        self._admitted.clear()
 
     def remembered(self, authorization: str, endpoint: str) -> str | None:
         """What `admit` returned a moment ago."""
