@@ -2,37 +2,32 @@
 where no instrumentation carries it (NATS headers, environment variables, journal entries)."""
 
 import logging
-from collections.abc import Sequence
 
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from stellwerk_platform.identity import DOMAIN, Identity
+from stellwerk_platform import otlp
+from stellwerk_platform.identity import Identity
 from stellwerk_platform.settings import Settings
 
 tracer = trace.get_tracer("stellwerk")
 _PROPAGATOR = TraceContextTextMapPropagator()
 # Spans travel within this time, so that a trace can be read soon after its work is done.
 _EXPORT_DELAY_MS = 500
-_CHANNEL_OPTIONS = (("grpc.ssl_target_name_override", f"telemetry.{DOMAIN}"),)
 
 
 def start(service: str, settings: Settings, identity: Identity | None = None) -> None:
-    """Configures logging and, if an endpoint is set, the export of spans.
-
-    An `https://` endpoint is the port of `telemetry` itself, which wants a certificate.
-    """
+    """Configures logging and, if an endpoint is set, the export of spans."""
     start_log(settings)
     propagate.set_global_textmap(_PROPAGATOR)
     if not settings.otlp_endpoint:
         return
     provider = TracerProvider(resource=Resource.create({SERVICE_NAME: service}))
-    exporter = _Exporter(settings, identity)
+    exporter = otlp.Spans(settings, identity)
     provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=_EXPORT_DELAY_MS))
     trace.set_tracer_provider(provider)
 
@@ -44,41 +39,6 @@ def start_log(settings: Settings) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     # A sink that is down for a moment must not fill the log of every process.
     logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
-
-
-class _Exporter(SpanExporter):
-    """OTLP over gRPC, begun anew with each certificate: the exporter takes one only at its start."""
-
-    def __init__(self, settings: Settings, identity: Identity | None) -> None:
-        self._settings = settings
-        self._identity = identity if settings.otlp_endpoint.startswith("https://") else None
-        self._generation = 0
-        self._exporter = self._begin()
-
-    def _begin(self) -> OTLPSpanExporter:
-        settings, identity = self._settings, self._identity
-        credentials = identity.channel_credentials() if identity is not None else None
-        self._generation = identity.generation if identity is not None else 0
-        return OTLPSpanExporter(
-            endpoint=settings.otlp_endpoint,
-            insecure=settings.otlp_endpoint.startswith("http://"),
-            credentials=credentials,
-            headers={"authorization": f"Bearer {settings.otlp_key}"},
-            timeout=5,
-            channel_options=_CHANNEL_OPTIONS if credentials is not None else None,
-        )
-
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        if self._identity is not None and self._identity.generation != self._generation:
-            self._exporter.shutdown()
-            self._exporter = self._begin()
-        return self._exporter.export(spans)
-
-    def shutdown(self) -> None:
-        self._exporter.shutdown()
-
-    def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        return self._exporter.force_flush(timeout_millis)
 
 
 def stop() -> None:

@@ -22,6 +22,11 @@ class Settings(BusSettings):
     oidc_client_secret: str = ""
     # https://host[:port] under which browsers see the HTTP door; else what they ask for.
     public_url: str = ""
+    # PEM files of a certificate for both doors of people, which else are in clear on loopback only.
+    door_certificate: str = ""
+    door_key: str = ""
+    # They are in clear elsewhere too: something in front of them ends TLS.
+    door_plaintext: bool = False
     # The door for agents, which wants their certificates; empty where there is none.
     agent_listen: str = ""
     # A little more than the scorer's own time-out, so that its error is the one that is seen.

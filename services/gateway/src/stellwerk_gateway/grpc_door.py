@@ -8,6 +8,7 @@ from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
 from stellwerk_gateway import catalog
+from stellwerk_gateway.door_certificate import DoorCertificate
 from stellwerk_platform.grpc_server import OPTIONS
 from stellwerk_platform.identity import Identity
 
@@ -24,8 +25,10 @@ class GrpcDoor:
         handlers: Sequence[grpc.GenericRpcHandler],
         agent_listen: str = "",
         identity: Identity | None = None,
+        certificate: DoorCertificate | None = None,
     ) -> None:
-        """`agent_listen` is a second port for agents, behind TLS that wants their certificates."""
+        """In clear without a certificate. `agent_listen` is a second port for agents, behind TLS that
+        wants their certificates."""
         self._server = grpc.aio.server(options=OPTIONS)
         self._health = health_aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -33,7 +36,10 @@ class GrpcDoor:
             [*catalog.reflected(), _HEALTH, reflection.SERVICE_NAME], self._server
         )
         self._server.add_generic_rpc_handlers(tuple(handlers))
-        self.port = self._server.add_insecure_port(listen)
+        if certificate is not None:
+            self.port = self._server.add_secure_port(listen, certificate.server_credentials())
+        else:
+            self.port = self._server.add_insecure_port(listen)
         if agent_listen and identity is not None:
             self._server.add_secure_port(agent_listen, identity.server_credentials())
 

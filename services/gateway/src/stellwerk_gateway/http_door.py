@@ -18,6 +18,7 @@ from stellwerk_gateway import refusals
 from stellwerk_gateway.asgi import Receive, Scope, Send, send_error, send_json
 from stellwerk_gateway.backends import Backends
 from stellwerk_gateway.connect_door import ConnectDoor
+from stellwerk_gateway.door_certificate import DoorCertificate
 from stellwerk_gateway.login import origin
 from stellwerk_gateway.login.door import PATHS as LOGIN_PATHS
 from stellwerk_gateway.login.door import LoginDoor
@@ -91,7 +92,14 @@ class _Server(uvicorn.Server):
 class HttpServer:
     """uvicorn on a socket that is open before the first request can come."""
 
-    def __init__(self, listen: str, application: HttpDoor, router: Router, trusted_proxies: str = "") -> None:
+    def __init__(
+        self,
+        listen: str,
+        application: HttpDoor,
+        router: Router,
+        trusted_proxies: str = "",
+        certificate: DoorCertificate | None = None,
+    ) -> None:
         host, _, port = listen.rpartition(":")
         self._listener = socket.create_server((host, int(port)), backlog=2048)
         self.port: int = self._listener.getsockname()[1]
@@ -108,6 +116,8 @@ class HttpServer:
                 # Else anybody on this machine could choose the address that the activity log shows.
                 proxy_headers=bool(trusted_proxies),
                 forwarded_allow_ips=trusted_proxies,
+                ssl_certfile=str(certificate.chain) if certificate is not None else None,
+                ssl_keyfile=str(certificate.key) if certificate is not None else None,
                 timeout_keep_alive=_KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=_DRAIN_SECONDS,
             )

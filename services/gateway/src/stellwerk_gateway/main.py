@@ -6,6 +6,7 @@ from contextlib import AbstractAsyncContextManager
 from stellwerk_gateway.backends import Backends
 from stellwerk_gateway.config import Settings
 from stellwerk_gateway.connect_door import ConnectDoor
+from stellwerk_gateway.door_certificate import certificate_of
 from stellwerk_gateway.forward import Forwarder
 from stellwerk_gateway.grpc_door import GrpcDoor
 from stellwerk_gateway.http_door import HttpDoor, HttpServer
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 async def compose(process: app.App, settings: Settings) -> None:
     """Opens the doors."""
+    certificate = certificate_of(settings)
     if settings.nats_url:
         process.background(process.activity.run_apart(lambda: _bus(process, settings)))
     backends = Backends(settings.backends(), identity=process.identity)
@@ -52,9 +54,9 @@ async def compose(process: app.App, settings: Settings) -> None:
         park_seconds=settings.scoring_park_seconds,
     )
     router = Router(routes, admission, limits, Tracer(settings.scoring_traces_per_second))
-    process.close(Metrics(settings, routes).close)
+    process.close(Metrics(settings, routes, process.identity).close)
     handlers = [forwarder, ScoringHandler(router)]
-    grpc_door = GrpcDoor(settings.listen, handlers, settings.agent_listen, process.identity)
+    grpc_door = GrpcDoor(settings.listen, handlers, settings.agent_listen, process.identity, certificate)
     await grpc_door.start()
 
     async def stop_grpc() -> None:
@@ -67,7 +69,7 @@ async def compose(process: app.App, settings: Settings) -> None:
         secrets, Seal(settings.vault_secret_id), settings.oidc_client_secret, settings.public_url
     )
     http_door = HttpDoor(backends, ConnectDoor(backends), router, login_door)
-    http_server = HttpServer(settings.http_listen, http_door, router, settings.trusted_proxies)
+    http_server = HttpServer(settings.http_listen, http_door, router, settings.trusted_proxies, certificate)
     http_server.start()
     process.defer(http_server.stop)
     log.info("The gateway answers HTTP on port %d and gRPC on port %d", http_server.port, grpc_door.port)

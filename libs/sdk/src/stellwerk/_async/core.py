@@ -45,6 +45,9 @@ _SAFE = (
     "CreatePack",
     *("SetTraffic", "SetRetentionRule", "CancelRun", "ArchiveRun", "RestoreRun", "RenewRun", "FinishRun"),
 )
+# An address that begins so is a door with a certificate; gRPC and httpx trust the system's authorities,
+# and those that GRPC_DEFAULT_SSL_ROOTS_FILE_PATH and SSL_CERT_FILE name.
+_TLS = "https://"
 _LOOPBACK = ("127.", "localhost", "[::1]")
 
 
@@ -53,8 +56,8 @@ class AsyncCore:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = require(settings)
-        local = settings.grpc_address.startswith(_LOOPBACK)
-        self.channel = grpc.aio.insecure_channel(settings.grpc_address, options=_options(local))
+        local = settings.grpc_address.removeprefix(_TLS).startswith(_LOOPBACK)
+        self.channel = _channel(settings.grpc_address, _options(local))
         self._api_key, self._key_mtime_ns = settings.api_key, 0
         self._http = httpx.AsyncClient(
             timeout=httpx.Timeout(60.0, connect=5.0),
@@ -326,6 +329,13 @@ def _files(request: Message) -> int:
     """How many files or blobs a request names."""
     names = (name for name in ("files", "blobs", "sha256") if name in request.DESCRIPTOR.fields_by_name)
     return sum(len(getattr(request, name)) for name in names)
+
+
+def _channel(address: str, options: list[tuple[str, Any]]) -> grpc.aio.Channel:
+    if address.startswith(_TLS):
+        credentials = grpc.ssl_channel_credentials()
+        return grpc.aio.secure_channel(address.removeprefix(_TLS), credentials, options=options)
+    return grpc.aio.insecure_channel(address, options=options)
 
 
 def _options(local: bool) -> list[tuple[str, Any]]:

@@ -50,9 +50,10 @@ def _start(settings: Settings) -> "TracerProvider":
 
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
     _provider = TracerProvider(resource=Resource.create({SERVICE_NAME: "cli"}), shutdown_on_exit=False)
+    secure = settings.grpc_address.startswith("https://")
     exporter = OTLPSpanExporter(
-        endpoint=f"http://{settings.grpc_address}",
-        insecure=True,
+        endpoint=settings.grpc_address if secure else f"http://{settings.grpc_address}",
+        insecure=not secure,
         headers={"authorization": f"Bearer {settings.api_key}"},
         timeout=FLUSH_MS / 1_000,
     )

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
 from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
@@ -22,7 +21,9 @@ from stellwerk_gateway.scoring.counters import BOUNDS, Counters
 from stellwerk_gateway.scoring.deployment import Deployment
 from stellwerk_gateway.scoring.router import Router
 from stellwerk_gateway.scoring.routes import Endpoint, RouteTable
+from stellwerk_platform import otlp
 from stellwerk_platform.errors import InvalidArgument, NotFound
+from stellwerk_platform.identity import Identity
 from stellwerk_platform.settings import Settings
 
 PATH = re.compile(r"/endpoints/([^/]+)/([^/]+)/statistics")
@@ -66,18 +67,12 @@ def _deployment(deployment: Deployment) -> dict[str, Any]:
 class Metrics:
     """Exports the counts of all endpoints by OTLP, if a sink is set."""
 
-    def __init__(self, settings: Settings, table: RouteTable) -> None:
+    def __init__(self, settings: Settings, table: RouteTable, identity: Identity | None = None) -> None:
         self._table = table
         self._provider: MeterProvider | None = None
         if settings.otlp_endpoint:
-            exporter = OTLPMetricExporter(
-                endpoint=settings.otlp_endpoint,
-                insecure=settings.otlp_endpoint.startswith("http://"),
-                headers={"authorization": f"Bearer {settings.otlp_key}"},
-                timeout=5,
-            )
             self._provider = MeterProvider(
-                [PeriodicExportingMetricReader(exporter, _EXPORT_MS)],
+                [PeriodicExportingMetricReader(otlp.Metrics(settings, identity), _EXPORT_MS)],
                 Resource.create({SERVICE_NAME: "gateway"}),
             )
             self._declare(self._provider)
