@@ -85,23 +85,7 @@ async def running(
     secrets = Secrets(servers, settings=secrets_settings or {})
     port = ports.choose(["registry"], {})["registry"]
     app = App("registry")
-    settings = RegistrySettings(
-        namespace=secrets.namespace,
-        listen=f"127.0.0.1:{port}",
-        mongodb_uri=servers.mongodb_uri,
-        nats_url=servers.nats_url,
-        secrets_address=secrets.address,
-        vault_role_id="registry",
-        vault_secret_id=servers.secret_id("registry"),
-        runs_address="127.0.0.1:9",
-        compute_address="127.0.0.1:9",
-        inference_address="127.0.0.1:9",
-        telemetry_address="127.0.0.1:9",
-        s3_url=servers.s3_url,
-        s3_access_key=servers.s3_access_key,
-        s3_secret_key=servers.s3_secret_key,
-        blob_part_bytes=PART_BYTES,
-    )
+    settings = settings_of(servers, secrets, f"127.0.0.1:{port}")
     async with secrets.run():
         try:
             await compose(app, settings)
@@ -110,3 +94,27 @@ async def running(
                 yield Registry(address, channel, secrets)
         finally:
             await app.leave()
+
+
+def settings_of(
+    servers: Servers, secrets: Secrets, listen: str, others: str = "127.0.0.1:9"
+) -> RegistrySettings:
+    """The settings of a registry that finds the other services at `others`."""
+    return RegistrySettings(
+        namespace=secrets.namespace,
+        listen=listen,
+        mongodb_uri=servers.mongodb_uri,
+        nats_url=servers.nats_url,
+        secrets_address=secrets.address,
+        vault_role_id="registry",
+        vault_secret_id=servers.secret_id("registry"),
+        registry_address=listen,
+        runs_address=others,
+        compute_address=others,
+        inference_address=others,
+        telemetry_address=others,
+        s3_url=servers.s3_url,
+        s3_access_key=servers.s3_access_key,
+        s3_secret_key=servers.s3_secret_key,
+        blob_part_bytes=PART_BYTES,
+    )

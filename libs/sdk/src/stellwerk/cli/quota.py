@@ -1,5 +1,6 @@
 """`stellwerk quota`: what a workspace may use, and what it uses."""
 
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,7 @@ def set_(
         nodes=nodes,
         cores=cores,
         storage_bytes=storage,
-        cpu_seconds=None if cpu_hours is None else round(cpu_hours * 3600),
+        cpu_seconds=None if cpu_hours is None else math.ceil(cpu_hours * 3600),
         reset_budget=reset,
     )
     _show(session, found)

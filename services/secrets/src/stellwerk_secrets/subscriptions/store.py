@@ -66,6 +66,32 @@ class Subscriptions:
 
         return await self.all.update(name, change)
 
+    async def leave(self, workspace: str) -> int:
+        """Takes a workspace that is gone out of all subscriptions; ends those that had no other.
+
+        Says how many there were.
+        """
+
+        def change(subscription: Subscription) -> Fact | None:
+            if subscription.HasField("revoke_time") or workspace not in subscription.workspaces:
+                return None
+            others = [name for name in subscription.workspaces if name != workspace]
+            if others:
+                del subscription.workspaces[:]
+                subscription.workspaces.extend(others)
+                return Fact("updated", "WORKSPACE_DELETED", f"{workspace} is gone.")
+            subscription.revoke_time.CopyFrom(now())
+            return Fact("revoked", "WORKSPACE_DELETED", f"{workspace} is gone.")
+
+        found = await self.all.all({"workspaces": workspace, **_NOT_REVOKED})
+        for subscription in found:
+            await self.all.update(subscription.name, change)
+        return len(found)
+
+    async def count(self, workspace: str) -> int:
+        """How many read a workspace."""
+        return await self.all.raw.count_documents({"workspaces": workspace, **_NOT_REVOKED})
+
     async def page(self, owner: str, size: int, token: str) -> tuple[list[Subscription], str]:
         """Those of a person, newest first."""
         return await self.all.page({_OWNER: owner}, size, token, key="create_time", descending=True)
