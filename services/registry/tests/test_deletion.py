@@ -7,7 +7,6 @@ are stand-ins that count how often they were asked: what the real ones remove is
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, fields
@@ -20,7 +19,7 @@ from nats.js.errors import NotFoundError
 from services.registry.tests.support import settings_of
 from services.secrets.tests.support import Secrets
 from stellwerk_launcher import ports
-from stellwerk_launcher.testing import Servers
+from stellwerk_launcher.testing import Servers, plaintext_command
 from stellwerk_platform.auth import StaticCredentials
 from stellwerk_platform.bus import Bus
 from stellwerk_platform.errors import from_rpc
@@ -73,7 +72,7 @@ async def registry(settings: RegistrySettings, failpoint: str) -> AsyncIterator[
         f"STELLWERK_{one.name.upper()}": str(getattr(settings, one.name)) for one in fields(settings)
     }
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "stellwerk_registry.main"),
+        *plaintext_command("registry", "RegistrySettings"),
         env={**os.environ, **variables, "STELLWERK_FAILPOINT": failpoint},
         stderr=asyncio.subprocess.DEVNULL,
     )
