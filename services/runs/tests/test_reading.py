@@ -161,7 +161,7 @@ async def test_records_are_kept_once_in_order_and_parameters_go_to_the_run(
 async def test_a_record_that_cannot_be_stored_is_refused_and_says_why(
     platform: Platform, client: Client, bad: ingest.Record, said: str
 ) -> None:
-    error = await refused(client.append(records("workspaces/demo/runs/any", bad)))
+    error = await refused(client.append(records(f"{await platform.workspace()}/runs/any", bad)))
     assert error.reason == "INVALID_RECORD"
     assert said in error.message
 

@@ -162,3 +162,24 @@ async def test_what_does_not_exist_is_named(platform: Platform, client: Client) 
         client.runs.WatchRun(pb.WatchRunRequest(name=name)).read(),
     ):
         assert (await refused(call)).reason == "RUN_NOT_FOUND"
+
+
+async def test_pages_of_very_large_runs_end_before_an_answer_gets_too_large(
+    platform: Platform, client: Client
+) -> None:
+    workspace = await platform.workspace()
+    # Nearly as much as a run may have.
+    variables = {f"V{number}": "x" * 32_000 for number in range(31)}
+    requests = [submit(workspace, variables=variables) for _ in range(10)]
+    created = {run.name for run in await asyncio.gather(*map(client.runs.CreateRun, requests))}
+    found: list[str] = []
+    request = pb.SearchRunsRequest(parent=workspace, page_size=1_000)
+    while True:
+        answer = await client.runs.SearchRuns(request)
+        assert answer.ByteSize() < 9 * 1024 * 1024
+        found += [item.run.name for item in answer.runs]
+        request.page_token = answer.next_page_token
+        if not request.page_token:
+            break
+    assert len(found) == len(set(found))
+    assert set(found) == created

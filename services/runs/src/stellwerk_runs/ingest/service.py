@@ -78,6 +78,7 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
                     self._logs.check(request.run, request.log.log)
                 else:
                     self._sources.check(request.run, source_of(request))
+                self._streams.forget(request.run)
                 tasks = []
                 for piece in pieces(request):
                     await self._room.acquire()

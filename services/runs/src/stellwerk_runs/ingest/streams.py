@@ -1,6 +1,7 @@
 """The streams METRICS, LOGS and RECORDS: what has been acknowledged and is not in MongoDB yet."""
 
 import asyncio
+from datetime import timedelta
 
 import nats.errors
 import nats.js.errors
@@ -14,6 +15,7 @@ from stellwerk_runs.runs.store import RunStore
 STREAMS = {METRICS: "METRICS", LOGS: "LOGS", RECORDS: "RECORDS"}
 _SETTLE_SECONDS = 5.0
 _REMEMBERED = 100_000
+_LINGER = timedelta(seconds=30)
 
 
 class Streams:
@@ -48,6 +50,19 @@ class Streams:
             self._complete.clear()
         self._complete.add((kind, run))
         return True
+
+    async def has_all(self, kind: str, run: str) -> bool:
+        """The same for whoever follows, and would not come back for more.
+
+        A run that others ended, because its process was not heard of, may still be heard of: what a
+        process left is shipped by the next one, or by its agent.
+        """
+        return await self.is_complete(kind, run) and not await self._runs.was_lost(run, _LINGER)
+
+    def forget(self, run: str) -> None:
+        """Says that something came for a run, which may have seemed complete."""
+        for kind in STREAMS:
+            self._complete.discard((kind, run))
 
     def forget_all(self, workspace: str) -> None:
         """Says that all runs of `workspaces/demo` are gone."""

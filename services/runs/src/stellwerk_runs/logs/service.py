@@ -50,7 +50,7 @@ class LogService(logs_pb2_grpc.LogServiceServicer):
             while True:
                 changed.clear()
                 # Asked first: what is stored when the run is found complete is all there will be.
-                is_last = not request.follow or await self._streams.is_complete(LOGS, request.parent)
+                is_last = not request.follow or await self._streams.has_all(LOGS, request.parent)
                 async for chunk in self._store.read(request.parent, log, offset):
                     if is_cut:
                         offset, is_cut = chunk.character_from(offset), False

@@ -87,7 +87,7 @@ class MetricService(metrics_pb2_grpc.MetricServiceServicer):
             while True:
                 changed.clear()
                 # Asked first: what is stored when the run is found complete is all there will be.
-                is_complete = await self._streams.is_complete(METRICS, request.parent)
+                is_complete = await self._streams.has_all(METRICS, request.parent)
                 version = await self._ingest.version(METRICS, request.parent)
                 async for columns, reached in self._store.after(request.parent, position, version):
                     position = reached

@@ -14,6 +14,8 @@ from stellwerk_protos.runs.v1 import runs_pb2 as pb
 from stellwerk_protos.runs.v1.runs_pb2 import Run
 from stellwerk_runs.runs import states
 
+# Why somebody else ended a run.
+LOST = frozenset({"LEASE_EXPIRED", "PARENT_RUN_ENDED"})
 # So long a run that does not respond may come back.
 LOST_SECONDS = 24 * 3_600.0
 _MESSAGE_LENGTH = 5_000

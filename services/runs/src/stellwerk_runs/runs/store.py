@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 from pymongo import ASCENDING, DESCENDING, IndexModel
@@ -13,7 +14,7 @@ from stellwerk_platform.errors import AlreadyExists, NotFound
 from stellwerk_platform.journal import Fact
 from stellwerk_platform.mongo import Collection, Database, Transaction, missing
 from stellwerk_protos.runs.v1.runs_pb2 import RUN_KIND_INTERACTIVE, Experiment, Run, RunKind, RunState
-from stellwerk_runs.runs import annotations, domain, states
+from stellwerk_runs.runs import annotations, domain, interactive, states
 from stellwerk_runs.search.store import SearchStore
 
 log = logging.getLogger(__name__)
@@ -209,6 +210,14 @@ class RunStore:
         document = await self.runs.raw.find_one({"_id": name}, {"creator": 1})
         creator = str(document.get("creator", "")) if document else ""
         return await self.runs.find(creator) if "/runs/" in creator else None
+
+    async def was_lost(self, name: str, lately: timedelta) -> bool:
+        """Whether somebody else said lately that the run has ended, because its process did not."""
+        document = await self.runs.raw.find_one({"_id": name}, {"reason.code": 1, "end_time": 1})
+        if document is None or document.get("reason", {}).get("code") not in interactive.LOST:
+            return False
+        ended = document.get("end_time")
+        return ended is not None and ended > datetime.now(UTC) - lately
 
     async def is_over(self, name: str) -> bool:
         """Whether the run is in a terminal state; raises `NotFound`."""

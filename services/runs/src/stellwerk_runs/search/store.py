@@ -5,7 +5,7 @@ the last values of metrics follow within about a second of what was logged
 (`projector.py`).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from itertools import groupby
 from typing import Any
@@ -22,6 +22,9 @@ from stellwerk_runs.search import fields
 from stellwerk_runs.search.query import Phase, Query
 
 _TIMEOUT_MILLISECONDS = 10_000
+
+
+Fitting = Callable[[Sequence[str]], Awaitable[int]]
 
 
 class SearchStore:
@@ -82,8 +85,13 @@ class SearchStore:
             async for document in self.raw.find({"_id": {"$in": list(runs)}}, shown)
         }
 
-    async def find(self, query: Query, size: int, token: str, *identity: object) -> tuple[list[str], str]:
-        """One page of names and the token of the next page, which belongs to `identity`."""
+    async def find(
+        self, query: Query, size: int, token: str, fitting: Fitting, *identity: object
+    ) -> tuple[list[str], str]:
+        """One page of names and the token of the next page, which belongs to `identity`.
+
+        `fitting` says how many of the names fit on one answer, at least one.
+        """
         size = paging.page_size(size)
         phase, after = _position(paging.decode(token, "search", *identity), query)
         found: list[Document] = []
@@ -103,8 +111,10 @@ class SearchStore:
                 "Add a test that fewer runs meet; LIKE with a leading % looks at every run.",
             ) from error
         page = [document["_id"] for document in found[:size]]
-        if len(found) <= size:
+        fits = await fitting(page)
+        if fits == len(page) and len(found) <= size:
             return page, ""
+        page, size = page[:fits], fits
         last = found[size - 1]
         path = query.phases[ends[size - 1]].path
         position = [ends[size - 1], _to_token(_at(last, path)), last["_id"]]
