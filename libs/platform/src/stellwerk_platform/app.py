@@ -16,10 +16,11 @@ from typing import Any, TypeVar
 import grpc
 import uvloop
 
-from stellwerk_platform import activity, telemetry
+from stellwerk_platform import activity, probes, telemetry
 from stellwerk_platform.access import Guard
 from stellwerk_platform.auth import CallerCredentials, TokenSource, TokenVerifier
 from stellwerk_platform.bus import Bus, ensure_streams
+from stellwerk_platform.diagnosis import Diagnosis
 from stellwerk_platform.errors import PlatformError
 from stellwerk_platform.grpc_client import Credentials, connect
 from stellwerk_platform.grpc_server import Registration, Server
@@ -36,6 +37,7 @@ from stellwerk_platform.settings import (
     SettingsError,
     StoreSettings,
 )
+from stellwerk_protos.platform.v1 import platform_pb2, platform_pb2_grpc
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -59,6 +61,7 @@ class App:
         self._failure: BaseException | None = None
         self.activity = activity.Reporter(name)
         activity.use(self.activity)
+        self.diagnosis = Diagnosis(name)
 
     async def enter(self, manager: AbstractAsyncContextManager[T]) -> T:
         """Enters a context until the process stops."""
@@ -92,13 +95,26 @@ class App:
 
     async def serve(self, listen: str, guard: Guard, registrations: list[Registration]) -> Server:
         """Serves gRPC until the process stops."""
+        if self.identity is not None:
+            probes.add_certificate(self.diagnosis, self.identity)
         server = Server(
-            listen, guard, registrations, identity=self.identity, health_listen=self._health_listen
+            listen,
+            guard,
+            [*registrations, self._diagnosis_registration()],
+            identity=self.identity,
+            health_listen=self._health_listen,
         )
         await server.start()
         log.info("%s listens on port %d", self.name, server.port)
         self.defer(server.stop)
         return server
+
+    def _diagnosis_registration(self) -> Registration:
+        return Registration(
+            self.diagnosis,
+            platform_pb2_grpc.add_DiagnosisServiceServicer_to_server,
+            platform_pb2.DESCRIPTOR.services_by_name["DiagnosisService"],
+        )
 
     async def wait(self) -> None:
         """Waits for SIGTERM or SIGINT, then leaves everything; raises what a background task raised."""
@@ -133,6 +149,8 @@ async def open_journal(app: App, settings: StoreSettings) -> tuple[Database, Bus
     database.on_commit(relay.wake)
     app.background(relay.run())
     app.background(app.activity.run(bus))
+    probes.add_store(app.diagnosis, database)
+    probes.add_bus(app.diagnosis, bus)
     return database, bus
 
 
@@ -186,6 +204,7 @@ class Service:
         database, bus = await open_journal(app, settings)
         anonymous = app.connect("secrets", settings.secrets_address)
         credentials = CallerCredentials(anonymous, settings.vault_role_id, settings.vault_secret_id)
+        probes.add_secrets(app.diagnosis, anonymous, credentials)
         service = cls(app, settings, database, bus, credentials)
         source = members(database) if members else Registry(service.channel(settings.registry_address))
         revocations = Revocations(from_secrets(service.channel(settings.secrets_address)))

@@ -45,7 +45,7 @@ class Identity:
     def __init__(self, vault: Vault, name: str, certificate_seconds: float, certificate: Certificate) -> None:
         self._vault = vault
         self._name = name
-        self._seconds = certificate_seconds
+        self.seconds = certificate_seconds
         self.certificate = certificate
         self.generation = 1
 
@@ -82,7 +82,7 @@ class Identity:
         while True:
             await asyncio.sleep(max(0.05, renew_time - time.time()))
             try:
-                self.certificate = await _issue(self._vault, self._name, self._seconds)
+                self.certificate = await _issue(self._vault, self._name, self.seconds)
             except (PlatformError, hvac.exceptions.VaultError) as error:
                 left = self.certificate.expire_time - time.time()
                 log.warning("The certificate was not renewed and lasts %.0f s more: %s", left, error)

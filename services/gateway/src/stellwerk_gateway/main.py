@@ -6,6 +6,7 @@ from contextlib import AbstractAsyncContextManager
 from stellwerk_gateway.backends import Backends
 from stellwerk_gateway.config import Settings
 from stellwerk_gateway.connect_door import ConnectDoor
+from stellwerk_gateway.doctor import Doctor
 from stellwerk_gateway.door_certificate import certificate_of
 from stellwerk_gateway.forward import Forwarder
 from stellwerk_gateway.grpc_door import GrpcDoor
@@ -18,7 +19,7 @@ from stellwerk_gateway.scoring.router import Limits, Router
 from stellwerk_gateway.scoring.routes import RouteTable, follow
 from stellwerk_gateway.scoring.statistics import Metrics
 from stellwerk_gateway.scoring.tracing import Tracer
-from stellwerk_platform import app
+from stellwerk_platform import app, probes
 from stellwerk_platform.access import Guard
 from stellwerk_platform.auth import CallerCredentials, TokenVerifier
 from stellwerk_platform.bus import Bus
@@ -55,7 +56,11 @@ async def compose(process: app.App, settings: Settings) -> None:
     )
     router = Router(routes, admission, limits, Tracer(settings.scoring_traces_per_second))
     process.close(Metrics(settings, routes, process.identity).close)
-    handlers = [forwarder, ScoringHandler(router)]
+    if process.identity is not None:
+        probes.add_certificate(process.diagnosis, process.identity)
+    probes.add_secrets(process.diagnosis, secrets, credentials)
+    doctor = Doctor(backends, list(settings.backends()), process.diagnosis, guard, credentials)
+    handlers = [forwarder, ScoringHandler(router), doctor.handler()]
     grpc_door = GrpcDoor(settings.listen, handlers, settings.agent_listen, process.identity, certificate)
     await grpc_door.start()
 

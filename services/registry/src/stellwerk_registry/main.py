@@ -66,6 +66,13 @@ async def compose(app: App, settings: RegistrySettings) -> None:
     store = await app.enter(
         BlobStore.connect(settings.s3_url, settings.s3_access_key, settings.s3_secret_key, settings.namespace)
     )
+    app.diagnosis.add(
+        "blob_store",
+        "put, get and delete an object",
+        lambda: store.probe("probes"),
+        "See that the S3 server runs (`stellwerk logs versitygw`) and that STELLWERK_S3_URL and its keys are "
+        "right.",
+    )
     channels = {
         "inference": service.channel(settings.inference_address),
         "runs": service.channel(settings.runs_address),

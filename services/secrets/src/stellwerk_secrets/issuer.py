@@ -17,6 +17,8 @@ from datetime import datetime
 
 import hvac
 import hvac.exceptions
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from stellwerk_platform.errors import FailedPrecondition, Unavailable
 from stellwerk_platform.vault import Vault
@@ -76,6 +78,18 @@ class SigningKeys:
         self.forget()
         versions = await self._versions()
         return key_id(KEY, max(versions)), versions[max(versions)][0]
+
+    async def probe(self) -> None:
+        """Has Vault sign something, and verifies it; raises what is wrong."""
+        self.forget()
+        keys, content = await self._versions(), uuid.uuid4().bytes
+        version = await self.signing_version()
+        signature = await self._vault.sign(KEY, version, content)
+        raw = base64.urlsafe_b64decode(signature + "=" * (-len(signature) % 4))
+        try:
+            Ed25519PublicKey.from_public_bytes(keys[version][0]).verify(raw, content)
+        except InvalidSignature as error:
+            raise FailedPrecondition("VAULT_SIGNATURE_WRONG", "Vault's signature is not right.") from error
 
     def forget(self) -> None:
         """Has the next question reach Vault."""

@@ -58,6 +58,13 @@ async def open_base(app: App, settings: SecretsSettings) -> Base:
     keys = SigningKeys(vault)
     await keys.signing_version()
     database, bus = await open_journal(app, settings)
+    app.diagnosis.add(
+        "vault",
+        "sign with the key of the tokens and verify the signature",
+        keys.probe,
+        "See that the Vault server runs and is unsealed (`stellwerk logs openbao`), and that the AppRole of "
+        "secrets may use the transit key.",
+    )
     return Base(app, settings, vault, keys, Issuer(vault, keys), database, bus)
 
 

@@ -15,6 +15,7 @@ from stellwerk._async.workspaces import AsyncWorkspaces
 from stellwerk.errors import invalid
 from stellwerk.settings import Flags, resolve
 from stellwerk_protos.compute.v1 import computes_pb2, computes_pb2_grpc
+from stellwerk_protos.platform.v1 import platform_pb2, platform_pb2_grpc
 from stellwerk_protos.runs.v1 import runs_pb2, runs_pb2_grpc
 from stellwerk_protos.secrets.v1 import tokens_pb2, tokens_pb2_grpc
 from stellwerk_protos.telemetry.v1 import telemetry_pb2, telemetry_pb2_grpc
@@ -91,6 +92,11 @@ class AsyncClient:
         stub = computes_pb2_grpc.ComputeServiceStub(self._core.channel)
         pages = await self._core.pages(stub.ListNodes, computes_pb2.ListNodesRequest())
         return [node for page in pages for node in page.nodes]
+
+    async def diagnose(self) -> Sequence[platform_pb2.Check]:
+        """Has every service try what it stands on with real operations; for administrators."""
+        stub = platform_pb2_grpc.DiagnosisServiceStub(self._core.channel)
+        return (await self._core.call(stub.Diagnose, platform_pb2.DiagnoseRequest())).checks
 
     async def trace(self, run: AsyncRun | str) -> telemetry_pb2.Trace:
         """The spans of a run's submit; takes a run, its full name, or a trace id."""

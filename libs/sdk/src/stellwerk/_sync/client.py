@@ -16,6 +16,7 @@ from stellwerk._sync.workspaces import Workspaces
 from stellwerk.errors import invalid
 from stellwerk.settings import Flags, resolve
 from stellwerk_protos.compute.v1 import computes_pb2, computes_pb2_grpc
+from stellwerk_protos.platform.v1 import platform_pb2, platform_pb2_grpc
 from stellwerk_protos.runs.v1 import runs_pb2, runs_pb2_grpc
 from stellwerk_protos.secrets.v1 import tokens_pb2, tokens_pb2_grpc
 from stellwerk_protos.telemetry.v1 import telemetry_pb2, telemetry_pb2_grpc
@@ -92,6 +93,11 @@ class Client:
         stub = computes_pb2_grpc.ComputeServiceStub(self._core.channel)
         pages = self._core.pages(stub.ListNodes, computes_pb2.ListNodesRequest())
         return [node for page in pages for node in page.nodes]
+
+    def diagnose(self) -> Sequence[platform_pb2.Check]:
+        """Has every service try what it stands on with real operations; for administrators."""
+        stub = platform_pb2_grpc.DiagnosisServiceStub(self._core.channel)
+        return (self._core.call(stub.Diagnose, platform_pb2.DiagnoseRequest())).checks
 
     def trace(self, run: Run | str) -> telemetry_pb2.Trace:
         """The spans of a run's submit; takes a run, its full name, or a trace id."""

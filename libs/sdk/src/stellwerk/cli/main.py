@@ -7,6 +7,7 @@ from stellwerk.cli import (  # noqa: F401  # they add their commands to `run`
     assets,
     config,
     datastore,
+    doctor,
     events,
     experiment,
     inference,
@@ -53,7 +54,7 @@ for command in (
     *(assets.dataset, assets.environment, run.run, experiment.experiment),
     *(assets.model, secret.secret, why.why),
     *(inference.endpoint, inference.deployment, events.compute, events.events, events.trace),
-    activity.activity,
+    *(activity.activity, doctor.doctor),
     *(login.login, login.logout, login.whoami, people.user, people.key, people.signing_key),
     *(config.config, completion),
 ):

@@ -15,7 +15,8 @@ from stellwerk.errors import StellwerkError
 _PASSWORD = re.compile(r"(?<=:)[^:/@]+(?=@)")
 
 
-def _launcher() -> Any:
+def launcher() -> Any:
+    """The part that runs the stack; raises `StellwerkError` where it is not installed."""
     try:
         return importlib.import_module("stellwerk_launcher.stack")
     except ModuleNotFoundError as error:
@@ -44,19 +45,19 @@ def up(session: Session, detach: bool) -> int:
 
     With --output json its status is printed once it is ready.
     """
-    launcher = _launcher()
+    found = launcher()
 
     def show() -> None:
         if session.json:
-            output.document(launcher.status(session.data_dir))
+            output.document(found.status(session.data_dir))
 
-    return int(launcher.up(session.data_dir, detach=detach, progress=_progress(session), on_ready=show))
+    return int(found.up(session.data_dir, detach=detach, progress=_progress(session), on_ready=show))
 
 
 @click.command(cls=Command, common=_OF_A_STACK, example="stellwerk down")
 def down(session: Session) -> None:
     """Stop it and what runs on it; the data stays."""
-    found = _launcher().down(session.data_dir, _progress(session))
+    found = launcher().down(session.data_dir, _progress(session))
     if session.json:
         output.document(found)
 
@@ -67,7 +68,7 @@ def status(session: Session) -> None:
 
     Passwords in addresses are hidden; --output json has them, for scripts.
     """
-    state: dict[str, Any] = _launcher().status(session.data_dir)
+    state: dict[str, Any] = launcher().status(session.data_dir)
     if session.json:
         output.document(state)
         return
@@ -85,5 +86,5 @@ def status(session: Session) -> None:
 @click.option("-f", "--follow", is_flag=True, help="Go on with further lines as they come.")
 def logs(session: Session, service: str, follow: bool) -> None:
     """Print the log of one process."""
-    for line in _launcher().logs(session.data_dir, service, follow):
+    for line in launcher().logs(session.data_dir, service, follow):
         click.echo(line)
