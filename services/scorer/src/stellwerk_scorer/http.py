@@ -113,7 +113,7 @@ class HttpApp:
         path = call.path
         if path == "/score":
             self._score(call)
-        elif path.startswith(proto_calls.PREFIX):
+        elif call.is_proto:
             self._proto(call)
         elif path == "/":
             call.allow("GET")
@@ -211,7 +211,6 @@ class HttpApp:
         call.wait_for(self._plane.infer(request.infer, call.pairs(), None, call.guarded(inferred)))
 
     def _proto(self, call: "Call") -> None:
-        call.is_proto = True
         call.allow("POST")
         method = call.path.removeprefix(proto_calls.PREFIX)
         if method != "ModelInfer":
@@ -241,7 +240,7 @@ class Call:
         self.exchange = exchange
         self.path = path.decode("latin-1")
         self.query = query
-        self.is_proto = False
+        self.is_proto = self.path.startswith(proto_calls.PREFIX)
         self._settings = settings
         self._extra = extra
         self._span: Span | None = None

@@ -150,7 +150,7 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self._refuse(400, "This server upgrades to nothing.")
+            pass  # not taken up; the connection ends with the answer
         except httptools.HttpParserError:
             self._refuse(400, "This is no HTTP/1.1 request.")
 
@@ -183,6 +183,11 @@ class Connection(asyncio.Protocol):
         if self._header_size + len(exchange.target) > _MAX_HEADER_BYTES:
             self._refuse(431, "The request's headers are too large.")
             return
+        if self._parser.should_upgrade():
+            exchange.keep_alive = False
+            if b"content-length" in exchange.headers or b"transfer-encoding" in exchange.headers:
+                self._refuse(400, "This server upgrades to nothing.")
+                return
         limit, length = self._server.max_body_bytes, exchange.headers.get(b"content-length", b"")
         if length.isdigit() and int(length) > limit:
             exchange.is_too_large = True
