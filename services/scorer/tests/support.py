@@ -52,7 +52,8 @@ class Keys(tokens_pb2_grpc.TokenServiceServicer):
     async def _refuse(self, request: Any, context: Any) -> Any:
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not in this test")
 
-    ExchangeApiKey = LoginService = IssueWorkloadToken = ListRevocations = GetCaller = RotateSigningKey = _refuse
+    ExchangeApiKey = LoginService = IssueWorkloadToken = _refuse
+    ListRevocations = GetCaller = RotateSigningKey = _refuse
 
 
 @dataclass
