@@ -19,7 +19,10 @@ ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "docker-compose.yml"
 SERVERS = {"nats", "mongo", "openbao", "versitygw"}
 PUBLISHED = {"gateway"}
+# Started by the agent, with what that gives it; all others get certificate and passwords from Vault.
+WITHOUT_IDENTITY = {"scorer"}
 _SECRET = re.compile(r"PASSWORD|SECRET|MONGODB_URI|NATS_URL|_KEY$")
+_NO_SECRET = ("_FILE", "_SHA256", "_ADDRESS", "_PATH")
 
 
 def stellwerk_services() -> set[str]:
@@ -40,7 +43,11 @@ def complaints_of_service(name: str, service: dict[str, Any], compose: dict[str,
         if name not in PUBLISHED or not str(port).startswith("127.0.0.1:"):
             yield f"{name}: publishes {port}; only the gateway may, and only on 127.0.0.1"
     for variable, value in (service.get("environment") or {}).items():
-        if _SECRET.search(variable) and not variable.endswith(("_FILE", "_SHA256", "_ADDRESS")) and value:
+        if (
+            _SECRET.search(variable)
+            and not variable.endswith(("_FILE", "_SHA256", "_ADDRESS", "_PATH"))
+            and value
+        ):
             yield f"{name}: {variable} belongs in a secret file, not in docker-compose.yml"
     volumes = {
         volume for volume in named(service.get("volumes"), "source") if not volume.startswith((".", "/"))
@@ -63,6 +70,9 @@ def complaints(compose: dict[str, Any]) -> Iterator[str]:
         yield f"{missing} is missing"
     for name, service in services.items():
         yield from complaints_of_service(name, service, compose)
+    for name in sorted((stellwerk_services() - WITHOUT_IDENTITY) & services.keys()):
+        missing = {"STELLWERK_VAULT_URL", "STELLWERK_VAULT_ROLE_ID"} - services[name]["environment"].keys()
+        yield from (f"{name}: {variable} is missing" for variable in sorted(missing))
 
 
 def main() -> int:

@@ -1,7 +1,9 @@
 """Who may do what at Vault: one AppRole, one policy and one kind of certificate for each service.
 
-docs/security.md says the same in words.
+docs/security.md says the same in words. As a program it prints a policy, for a Vault of the user's own.
 """
+
+import sys
 
 from stellwerk_launcher.credentials import LAUNCHER, SERVICES
 
@@ -14,8 +16,7 @@ BLOB_ACCOUNTS = "blob-accounts"
 # The longest life that a certificate may be asked for (STELLWERK_CERTIFICATE_SECONDS).
 LONGEST_CERTIFICATE = "168h"
 
-# The launcher gives itself out to nobody: it may hand out the credentials of the services, and neither
-# sign tokens nor read what is kept for workspaces.
+# It cannot sign tokens nor read what is kept for workspaces, but hand that right out: it is the operator.
 LAUNCHER_POLICY = f"""
 path "sys/policies/acl/stellwerk-*" {{ capabilities = ["create", "read", "update"] }}
 path "auth/approle/role/*" {{ capabilities = ["create", "read", "update", "delete", "list"] }}
@@ -91,3 +92,7 @@ def certificate_role(name: str) -> dict[str, object] | None:
         "no_store": True,
         "not_before_duration": "60s",
     }
+
+
+if __name__ == "__main__":
+    print(policy_of(sys.argv[1] if len(sys.argv) > 1 else LAUNCHER).strip())
