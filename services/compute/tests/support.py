@@ -7,7 +7,7 @@ lies, dies or comes back; the real agent is tested beside it and in tests/system
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -123,15 +123,20 @@ class Agent:
         assert self._reader is not None
         await self._reader
 
-    async def beat(self, *held: str) -> None:
+    async def beat(self, *held: str, cpu_seconds: Mapping[str, float] | None = None) -> None:
         """A heartbeat, acknowledged."""
         count = len(self._of("heartbeat_ack"))
-        heartbeat = agents_pb2.Heartbeat(allocations=held)
+        heartbeat = agents_pb2.Heartbeat(allocations=held, cpu_seconds=cpu_seconds)
         self._outbox.put_nowait(agents_pb2.ConnectRequest(heartbeat=heartbeat))
         await self.hear("heartbeat_ack", count + 1)
 
     async def report(
-        self, name: str, sequence: int, state: domain.State.ValueType, exit_code: int | None = None
+        self,
+        name: str,
+        sequence: int,
+        state: domain.State.ValueType,
+        exit_code: int | None = None,
+        cpu_seconds: float = 0.0,
     ) -> None:
         """A report, acknowledged."""
         report = agents_pb2.Report(
@@ -141,6 +146,7 @@ class Agent:
             reason=Reason(code="TEST", message="As the test says."),
             phases=[Phase(name="run_command", start_time=now())],
             exit_code=exit_code,
+            cpu_seconds=cpu_seconds,
         )
         count = len(self._of("report_ack"))
         self._outbox.put_nowait(agents_pb2.ConnectRequest(report=report))

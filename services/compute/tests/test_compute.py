@@ -12,6 +12,7 @@ from stellwerk_compute.allocations import domain
 from stellwerk_launcher.testing import Servers
 from stellwerk_platform.errors import from_rpc
 from stellwerk_protos.compute.v1 import computes_pb2
+from stellwerk_protos.registry.v1 import quotas_pb2, quotas_pb2_grpc
 from stellwerk_protos.runs.v1.runs_pb2 import Run
 
 SHORT_LEASE_SECONDS = 1.0
@@ -71,6 +72,26 @@ async def test_a_run_goes_from_the_queue_to_its_end(compute: Compute) -> None:
     ended = await compute.allocation(name)
     assert ended.HasField("exit_code")
     assert ended.end_time.ToNanoseconds() >= ended.start_time.ToNanoseconds() > 0
+
+
+async def test_cpu_time_counts_once_whatever_the_node_repeats(compute: Compute) -> None:
+    workspace = await compute.workspace()
+    quotas = quotas_pb2_grpc.QuotaServiceStub(compute.registry)
+    request = quotas_pb2.GetQuotaRequest(name=f"{workspace}/quota")
+    name = await compute.submit(workspace, "busy")
+    async with compute.agent().connected() as agent:
+        await agent.assignment()
+        await agent.report(name, 1, domain.RUNNING)
+        for said in (5.0, 5.0, 3.0, float("nan"), float("inf"), -1.0):
+            await agent.beat(name, cpu_seconds={name: said, f"{workspace}/allocations/foreign": 99.0})
+        found = (await quotas.GetQuota(request)).used
+        assert (found.nodes, found.cores, found.cpu_seconds) == (1, 1, 5)
+        for _ in range(2):
+            await agent.report(name, 2, domain.SUCCEEDED, exit_code=0, cpu_seconds=7)
+        found = (await quotas.GetQuota(request)).used
+        assert (found.nodes, found.cores, found.cpu_seconds) == (0, 0, 7)
+    assert (await compute.allocation(name)).cpu_seconds == 7
+    assert (await compute.journal.until(name, "succeeded")).data["cpuSeconds"] == 7
 
 
 async def test_a_repeated_event_makes_no_second_allocation(compute: Compute) -> None:

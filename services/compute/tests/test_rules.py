@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stellwerk_compute.allocations import domain
-from stellwerk_compute.placement.domain import Node, Waiting, plan
+from stellwerk_compute.placement.domain import Limits, Node, Placed, Waiting, plan
 from stellwerk_platform import names
 from stellwerk_platform.journal import Fact
 from stellwerk_protos.common.v1.common_pb2 import Reason
@@ -103,3 +103,47 @@ def test_the_same_reason_to_wait_is_not_told_twice() -> None:
     (told,) = plan([Waiting("a", "local", True, "NO_NODE")], [Node("nodes/a", "local", 1, used=1)])
     assert told.reason is not None
     assert told.reason.code == "WAITING_FOR_SLOT"
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 3), st.booleans()), max_size=12),
+    st.integers(0, 5),
+    st.integers(0, 2),
+)
+def test_no_workspace_gets_more_than_its_limits(
+    queue: list[tuple[str, int, bool]], cores: int, nodes: int
+) -> None:
+    machines = [Node(f"nodes/{i}", "local", 2) for i in range(3)]
+    there = [Placed("a", "nodes/0", takes_slot=False, cores=1)]
+    waiting = [Waiting(str(i), "local", takes, "", w, c) for i, (w, c, takes) in enumerate(queue)]
+    # "b" has no limits: what holds back "a" must not hold back "b".
+    decisions = {d.name: d for d in plan(waiting, machines, there, {"a": Limits(nodes, cores)})}
+    placed = {item.name: decisions[item.name].node for item in waiting if decisions[item.name].node}
+    mine = [item for item in waiting if item.workspace == "a" and item.name in placed]
+    assert not mine or not cores or 1 + sum(item.cores for item in mine) <= cores
+    assert not nodes or len({"nodes/0", *(placed[item.name] for item in mine)}) <= max(nodes, 1)
+    for item in waiting:
+        if item.workspace == "b" and not item.takes_slot:
+            assert item.name in placed
+        reason = decisions[item.name].reason
+        if reason is not None and reason.code == "QUOTA_CORES":
+            assert item.workspace == "a"
+            assert f"{item.cores} more wanted" in reason.message
+            assert reason.cure
+
+
+def test_a_second_node_is_waited_for_when_only_one_is_allowed() -> None:
+    machines = [Node("nodes/a", "local", 1, used=1), Node("nodes/b", "local", 1)]
+    there = [Placed("w", "nodes/a", takes_slot=True, cores=1)]
+    (decision,) = plan([Waiting("x", "local", True, "", "w")], machines, there, {"w": Limits(nodes=1)})
+    assert decision.reason is not None
+    assert decision.reason.code == "QUOTA_NODES"
+
+
+@given(st.lists(st.floats(allow_nan=True, allow_infinity=True), max_size=8))
+def test_what_is_known_of_cpu_time_never_falls_and_is_a_number(said: list[float]) -> None:
+    known = 0.0
+    for value in said:
+        later = domain.cpu_seconds(value, known)
+        assert known <= later < 1e12
+        known = later

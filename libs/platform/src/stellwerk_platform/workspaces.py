@@ -70,3 +70,6 @@ class Workspaces:
         self._until.pop(name, None)
         if verb == "deleting":
             self.close(name)
+        elif verb == "created":
+            # One of that name was deleted before.
+            self._database.closed.discard(name)

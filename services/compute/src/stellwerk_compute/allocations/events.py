@@ -44,6 +44,8 @@ class WorkloadEvents:
         )
         if workload.kind == workloads_pb2.WORKLOAD_KIND_UNSPECIFIED:
             return  # it runs where it was started, and needs no place
+        if not await self.computes.is_open(event.resource):
+            return
         allocation, fact = domain.new(event.resource, workload)
         pool = ""
         try:
@@ -82,7 +84,8 @@ class WorkspaceEvents:
 
     async def handle(self, event: Event) -> None:
         """Gives a new workspace its local compute."""
-        await self.computes.ensure_local(event.resource.split("/")[1], cause=event.id)
+        if await self.computes.is_open(event.resource):
+            await self.computes.ensure_local(event.resource.split("/")[1], cause=event.id)
 
 
 def stop_reason(event: Event) -> common_pb2.Reason:

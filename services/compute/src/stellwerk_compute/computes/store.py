@@ -4,7 +4,7 @@ import grpc
 
 from stellwerk_compute.computes import domain
 from stellwerk_platform import names
-from stellwerk_platform.errors import AlreadyExists, from_rpc
+from stellwerk_platform.errors import AlreadyExists, FailedPrecondition, NotFound, from_rpc
 from stellwerk_platform.journal import Fact
 from stellwerk_platform.mongo import Collection, Database
 from stellwerk_platform.workspaces import Workspaces
@@ -57,6 +57,14 @@ class ComputeStore:
             return await self._collection.create(compute, fact)
         except AlreadyExists:
             return await self._collection.get(compute.name)
+
+    async def is_open(self, name: str) -> bool:
+        """Whether the workspace in a name takes new things: an event may be older than its deletion."""
+        try:
+            await self.workspaces.check(f"workspaces/{names.workspace_of(name)}")
+        except (NotFound, FailedPrecondition):
+            return False
+        return True
 
     async def _ensure_known(self, workspace: str) -> computes_pb2.Compute:
         await self.workspaces.check(f"workspaces/{workspace}")
