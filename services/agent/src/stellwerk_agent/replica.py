@@ -20,6 +20,8 @@ from stellwerk_protos.compute.v1 import workloads_pb2
 
 _READY_PATH = "/v2/health/ready"
 _POLL_SECONDS = 0.1
+# Of Linux, less the zero at the end.
+_MAX_SOCKET_PATH_BYTES = 107
 
 
 class ReplicaWorker(Worker):
@@ -66,7 +68,10 @@ class ReplicaWorker(Worker):
         ports = self.folder.noted("ports")
         if ports is None:
             http, grpc = free_ports()
-            ports = {"http_address": f"127.0.0.1:{http}", "grpc_address": f"127.0.0.1:{grpc}"}
+            ports = {
+                "http_address": f"127.0.0.1:{http}{_socket(self.folder.path)}",
+                "grpc_address": f"127.0.0.1:{grpc}",
+            }
             self.folder.note("ports", ports)
         argv = [sys.executable, "-m", "stellwerk_scorer"]
         variables = self._variables(environment, ports["http_address"], ports["grpc_address"])
@@ -141,9 +146,15 @@ class ReplicaWorker(Worker):
 
 async def _is_ready(client: httpx.AsyncClient, address: str) -> bool:
     try:
-        return (await client.get(f"http://{address}{_READY_PATH}")).is_success
+        return (await client.get(f"http://{address.partition(',')[0]}{_READY_PATH}")).is_success
     except httpx.HTTPError:
         return False
+
+
+def _socket(folder: Path) -> str:
+    """A second address for who is on this node too, cheaper than loopback; none where it is too long."""
+    path = folder / "http.sock"
+    return f",unix:{path}" if len(str(path).encode()) <= _MAX_SOCKET_PATH_BYTES else ""
 
 
 def free_ports() -> tuple[int, int]:

@@ -89,7 +89,9 @@ class Prober:
     async def _is_ready(self, address: str) -> bool:
         try:
             timeout = aiohttp.ClientTimeout(total=_ANSWER_SECONDS)
-            async with self._session.get(f"http://{address}{_PATH}", timeout=timeout) as answer:
+            # The first address is host:port; a unix socket may follow.
+            url = f"http://{address.partition(',')[0]}{_PATH}"
+            async with self._session.get(url, timeout=timeout) as answer:
                 return answer.status == 200
         except (aiohttp.ClientError, TimeoutError, ValueError):
             return False

@@ -370,7 +370,9 @@ class Replica(_message.Message):
     allocation: _builtins.str
     """The allocation that places it; empty until there is one."""
     http_address: _builtins.str
-    """host:port; empty until it runs."""
+    """host:port, then perhaps a comma and unix:/path, the same server for who is on its node; empty until
+    it runs.
+    """
     grpc_address: _builtins.str
     """host:port; empty until it runs."""
     allocation_revision: _builtins.int
