@@ -181,20 +181,20 @@ async def test_who_may_not_come_in_reads_why(site: Site) -> None:
 
 
 async def terminal(site: Site, home: Path, *words: str, said: str = "") -> tuple[int, str]:
-    """Runs the command line with a home of its own; signs in where it says so. Exit code and output."""
-    environment = {
-        "PATH": os.environ["PATH"],
-        "XDG_CONFIG_HOME": str(home),
-        "HOME": str(home),
-        "STELLWERK_DATA_DIR": str(home),
-        "PYTHON_KEYRING_BACKEND": "keyring.backends.fail.Keyring",
-    }
+    """Runs the command line with a home of its own; opens the address that a login names.
+
+    Returns exit code and output.
+    """
     process = await asyncio.create_subprocess_exec(
         str(Path(sys.executable).parent / "stellwerk"),
-        *words,
-        "--grpc-address",
-        site.grpc_address,
-        env=environment,
+        *(*words, "--grpc-address", site.grpc_address),
+        env={
+            "PATH": os.environ["PATH"],
+            "XDG_CONFIG_HOME": str(home),
+            "HOME": str(home),
+            "STELLWERK_DATA_DIR": str(home),
+            "PYTHON_KEYRING_BACKEND": "keyring.backends.fail.Keyring",
+        },
         cwd=home,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
@@ -221,14 +221,14 @@ async def test_a_terminal_signs_in_with_a_browser_elsewhere(site: Site, tmp_path
     shown = json.loads(text)
     assert (shown["subject"], shown["key_from"]) == ("users/bob", "stellwerk login (users/bob)")
     code, text = await terminal(site, tmp_path, "logout")
-    assert (code, "the session has ended" in text) == (0, True), text
+    assert (code, "the key has ended" in text) == (0, True), text
     code, text = await terminal(site, tmp_path, "whoami")
     assert (code, "KEY_MISSING" in text) == (4, True), text
 
 
 async def test_a_terminal_takes_invitations_and_keys(site: Site, tmp_path: Path) -> None:
-    owner, carol, program = tmp_path / "owner", tmp_path / "carol", tmp_path / "program"
-    for home in (owner, carol, program):
+    owner, carol = tmp_path / "owner", tmp_path / "carol"
+    for home in (owner, carol):
         home.mkdir()
     code, text = await terminal(site, owner, "login", "--key", said=site.secrets.owner_key)
     assert (code, "as users/owner" in text) == (0, True), text
@@ -236,15 +236,9 @@ async def test_a_terminal_takes_invitations_and_keys(site: Site, tmp_path: Path)
     invitation = json.loads(text)["invitation"]
     code, text = await terminal(site, carol, "login", "--invitation", said=invitation)
     assert (code, "as users/carol" in text) == (0, True), text
-    code, text = await terminal(site, program, "login", "--invitation", said=invitation)
-    assert (code, "INVITATION_INVALID" in text) == (4, True), text
     code, text = await terminal(site, carol, "key", "create", "ci", "--expires", "30d", "--output", "json")
     key = json.loads(text)["key"]
-    code, text = await terminal(site, program, "login", "--key", said=key)
-    assert code == 0, text
     code, text = await terminal(site, owner, "key", "list", "--user", "carol")
     assert ("ci" in text, key[:10] in text, key in text) == (True, True, False)
-    code, text = await terminal(site, owner, "user", "disable", "carol", "--yes")
-    assert (code, "disabled" in text) == (0, True), text
-    code, text = await terminal(site, owner, "user", "disable", "owner", "--yes")
-    assert (code, "LAST_ADMINISTRATOR" in text) == (1, True), text
+    code, text = await terminal(site, owner, "logout")
+    assert (code, "is still good" in text) == (0, True), text

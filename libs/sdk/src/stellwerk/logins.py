@@ -21,7 +21,8 @@ KEYRING = "keyring"
 class Login:
     """Who has signed in where. `key` is empty while it lies in the keyring.
 
-    `origin` is how the key was got: "session" (ends with `stellwerk logout`), "invitation", "key".
+    `origin` is how the key was got: "session", "invitation", or "key": that one is the person's own and
+    outlives the login.
     """
 
     user: str

@@ -1,6 +1,8 @@
 """The gateway's settings, read once from the environment; docs/interfaces.md, "Variables"."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Self
 
 from stellwerk_platform.settings import BusSettings
 
@@ -38,6 +40,11 @@ class Settings(BusSettings):
     scoring_park_seconds: float = 30.0
     # Requests that are recorded although their callers' traces are not.
     scoring_traces_per_second: float = 10.0
+
+    def completed(self, kept: Mapping[str, str]) -> Self:
+        """The secret of the OpenID client may lie in Vault too."""
+        secret = self.oidc_client_secret or str(kept.get("oidc_client_secret", ""))
+        return replace(super().completed(kept), oidc_client_secret=secret)
 
     def backends(self) -> dict[str, str]:
         """Address by service name."""

@@ -89,10 +89,9 @@ def _with_browser(session: Session, name: str) -> logins.Login:
 @click.command(cls=Command, common=_HERE, example="stellwerk logout")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 def logout(session: Session, yes: bool) -> None:
-    """Forget the login on this machine, and end its session.
+    """Forget the login on this machine, and end its key.
 
-    An API key that you brought yourself stays good; the one of an invitation ends only with
-    `stellwerk key revoke`.
+    An API key that you brought yourself, with `stellwerk login --key`, stays good.
     """
     address = _address(session)
     found = logins.find(address)
@@ -101,19 +100,19 @@ def logout(session: Session, yes: bool) -> None:
             "NOT_SIGNED_IN", f"Nobody has signed in to {address} here.", "", code="FAILED_PRECONDITION"
         )
     if found.origin == "invitation" and not yes:
-        text = "Your first key is kept nowhere else; without another you need a new invitation. Forget it?"
+        text = "Your first key is kept nowhere else. Without another you need a new invitation. End it?"
         click.confirm(text, abort=True, err=True)
-    ended = found.origin == "session" and _revoke(session, found)
+    ended = found.origin != "key" and _revoke(session, found)
     logins.forget(address)
     if session.json:
         output.document({"user": found.user, "address": address, "revoked": ended})
         return
-    rest = "the session has ended" if ended else f"the key {found.key_name} is still good where you have it"
+    rest = "the key has ended" if ended else f"the key {found.key_name} is still good where you have it"
     click.echo(f"Signed out of {address}; {rest}.")
 
 
 def _revoke(session: Session, found: logins.Login) -> bool:
-    """Ends the session's key; one that has ended already is as good."""
+    """Ends the key; one that has ended already is as good."""
     try:
         _client(session, found.key).keys.revoke(found.key_name)
     except StellwerkError as error:
