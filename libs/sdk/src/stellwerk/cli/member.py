@@ -17,7 +17,10 @@ _ROLE = click.Choice(ROLES)
 
 @click.group(cls=Group)
 def member() -> None:
-    """People and their roles in a workspace; docs/security.md says what each role may do."""
+    """People and their roles in a workspace.
+
+    docs/security.md says what each role may do.
+    """
 
 
 @member.command("add", example="stellwerk member add alice --role data-scientist")
