@@ -1,7 +1,9 @@
-"""The servers of `rpc.unary`, each a process of its own: `bare` or `full`; prints its port.
+"""The servers of `rpc.unary` and `auth.check`, each a process of its own; prints its port and a token.
 
-Both answer `GetCaller` from memory: the thinnest RPC there is, so that what is measured
-is all that lies around one.
+`bare` and `full` answer `GetCaller` from memory: the thinnest RPC there is, so that what is
+measured is all that lies around one. `checked` and `unchecked` answer `GetWorkspace` in the same
+way behind the same interceptors; only the first asks who calls, whether the token still stands,
+and for the caller's role in the workspace.
 """
 
 import asyncio
@@ -16,11 +18,15 @@ import uvloop
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from stellwerk_launcher.testing import guard_without_registry
 from stellwerk_platform import telemetry
 from stellwerk_platform.access import Guard
 from stellwerk_platform.auth import ISSUER, TokenVerifier, current_caller
 from stellwerk_platform.grpc_server import Registration, Server
+from stellwerk_platform.revocations import Revocations
+from stellwerk_platform.roles import PUBLIC
 from stellwerk_platform.settings import Settings
+from stellwerk_protos.registry.v1 import workspaces_pb2
 from stellwerk_protos.secrets.v1 import tokens_pb2
 
 
@@ -71,11 +77,54 @@ async def bare() -> None:
     await server.wait_for_termination()
 
 
-async def full() -> None:
+def signed() -> tuple[OneKey, str]:
+    """A key, and a token of a person that it has signed."""
     private = Ed25519PrivateKey.generate()
-    verifier = TokenVerifier(OneKey(private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)))
-    claims = {"iss": ISSUER, "aud": ISSUER, "sub": "users/owner", "role": "User", "exp": time.time() + 3_600}
+    now = time.time()
+    claims = {"iss": ISSUER, "aud": ISSUER, "sub": "users/owner", "role": "User", "iat": now}
+    claims["exp"] = now + 3_600
     token = jwt.encode(claims, private, algorithm="EdDSA", headers={"kid": "bench:1"})
+    return OneKey(private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)), token
+
+
+class Workspaces:
+    """Answers from memory."""
+
+    async def GetWorkspace(self, request: workspaces_pb2.GetWorkspaceRequest, context: Any) -> Any:
+        return workspaces_pb2.Workspace(name=request.name)
+
+
+def _add_workspaces(servicer: Any, server: grpc.aio.Server) -> None:
+    method = grpc.unary_unary_rpc_method_handler(
+        servicer.GetWorkspace,
+        request_deserializer=workspaces_pb2.GetWorkspaceRequest.FromString,
+        response_serializer=workspaces_pb2.Workspace.SerializeToString,
+    )
+    name = "stellwerk.registry.v1.WorkspaceService"
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, {"GetWorkspace": method}),))
+
+
+async def _nothing_revoked() -> list[tokens_pb2.Revocation]:
+    return []
+
+
+async def check(permission: str) -> None:
+    """With the permission of the proto (""), or one that everybody has."""
+    key, token = signed()
+    revocations = Revocations(_nothing_revoked)
+    verify = TokenVerifier(key, revocations).verify
+    memberships = guard_without_registry(verify).memberships
+    descriptor = workspaces_pb2.DESCRIPTOR.services_by_name["WorkspaceService"]
+    registration = Registration(Workspaces(), _add_workspaces, descriptor, permission)
+    server = Server("127.0.0.1:0", Guard(verify, memberships, revocations), [registration])
+    await server.start()
+    print(server.port, token, flush=True)
+    await asyncio.Event().wait()
+
+
+async def full() -> None:
+    key, token = signed()
+    verifier = TokenVerifier(key)
     descriptor = tokens_pb2.DESCRIPTOR.services_by_name["TokenService"]
     server = Server(
         "127.0.0.1:0", Guard(verifier.verify), [Registration(FullCaller(), _handlers, descriptor)]
@@ -88,4 +137,7 @@ async def full() -> None:
 if __name__ == "__main__":
     # Spans are made as in production; the sink is not there, and is never waited for.
     telemetry.start("bench", Settings(otlp_endpoint="http://127.0.0.1:9", otlp_key="none", log_level="ERROR"))
-    uvloop.run(full() if sys.argv[1] == "full" else bare())
+    if sys.argv[1] in ("checked", "unchecked"):
+        uvloop.run(check("" if sys.argv[1] == "checked" else PUBLIC))
+    else:
+        uvloop.run(full() if sys.argv[1] == "full" else bare())

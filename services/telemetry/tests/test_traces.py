@@ -96,6 +96,18 @@ async def test_unknown_and_impossible_traces(telemetry: Telemetry) -> None:
         assert await reason_of(stub.GetTrace(pb.GetTraceRequest(trace_id="7"))) == "INVALID_TRACE_ID"
 
 
+async def test_a_trace_is_for_who_may_read_what_it_has_changed(telemetry: Telemetry) -> None:
+    """Not for whoever knows its id; a call that has changed nothing is for administrators."""
+    trace_id, now = new_trace_id(), time.time_ns()
+    async with telemetry.exporter() as export:
+        await export(export_request(span(trace_id, 1, now)))
+    await trace_of(telemetry, trace_id.hex(), 1)
+    key = await telemetry.secrets.join(f"p{trace_id.hex()[:8]}")
+    async with telemetry.channel(key) as channel:
+        request = pb.GetTraceRequest(trace_id=trace_id.hex())
+        assert await reason_of(TelemetryServiceStub(channel).GetTrace(request)) == "TRACE_NOT_FOUND"
+
+
 class SlowSpans:
     """Stands for a store that does not answer."""
 

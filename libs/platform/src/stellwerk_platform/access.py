@@ -1,6 +1,7 @@
 """Whether a caller may make a request: the table of `roles.py`, applied to the resources it names."""
 
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -19,6 +20,8 @@ Verify = Callable[[str], Awaitable[Caller]]
 _WORKSPACES = "workspaces/"
 _ME = "users/me"
 _SHOWN = 200
+# How deep names may lie in a request.
+_DEPTH = 4
 # A request is about the first of these that it has.
 _SUBJECT_FIELDS = ("name", "parent", "run", "owner", "endpoint")
 # Fields that hold names of resources, wherever in a request. All of one request lie in one workspace.
@@ -154,7 +157,7 @@ def resource_of(request: Message) -> str:
 
 def workspaces_of(request: Message) -> set[str]:
     """`workspaces/{w}` of every resource that a request names."""
-    return {f"{_WORKSPACES}{names.workspace_of(name)}" for name in _named(request)}
+    return {f"{_WORKSPACES}{names.workspace_of(name)}" for name in _named(request, _plan(request.DESCRIPTOR))}
 
 
 def _others(request: Message) -> set[str]:
@@ -226,18 +229,26 @@ def _subject_paths(kind: Descriptor) -> tuple[tuple[str, ...], ...]:
     return own or nested
 
 
-@cache
-def _plan(kind: Descriptor, depth: int = 0) -> tuple[tuple[str, bool, bool], ...]:
-    """Fields of a message that hold names, or messages that do: field, is message, is repeated.
+@dataclass(frozen=True)
+class _Field:
+    """A field that holds names, or messages (`inner`) that do."""
 
-    `name` inside of a nested message is what its owner calls it.
-    """
+    name: str
+    is_repeated: bool
+    inner: "tuple[_Field, ...]" = ()
+
+
+@cache
+def _plan(kind: Descriptor, depth: int = 0, in_list: bool = False) -> tuple[_Field, ...]:
+    """Where names are; the `name` of one message in a list is only what its owner calls it."""
     found = []
     for field in kind.fields:
-        if _is_text(field) and field.name in NAME_FIELDS and not (depth and field.name == "name"):
-            found.append((field.name, False, field.is_repeated))
-        elif _may_hold_names(field) and depth < 4 and _plan(field.message_type, depth + 1):
-            found.append((field.name, True, field.is_repeated))
+        if _is_text(field) and field.name in NAME_FIELDS and not (in_list and field.name == "name"):
+            found.append(_Field(field.name, field.is_repeated))
+        elif _may_hold_names(field) and depth < _DEPTH:
+            inner = _plan(field.message_type, depth + 1, in_list or field.is_repeated)
+            if inner:
+                found.append(_Field(field.name, field.is_repeated, inner))
     return tuple(found)
 
 
@@ -249,11 +260,11 @@ def _may_hold_names(field: Any) -> bool:
     return field.message_type is not None and not field.message_type.GetOptions().map_entry
 
 
-def _named(message: Message, depth: int = 0) -> Iterator[str]:
-    for field, is_message, is_repeated in _plan(message.DESCRIPTOR, depth):
-        value = getattr(message, field)
-        for item in value if is_repeated else (value,):
-            if is_message:
-                yield from _named(item, depth + 1)
+def _named(message: Message, plan: tuple[_Field, ...]) -> Iterator[str]:
+    for field in plan:
+        value = getattr(message, field.name)
+        for item in value if field.is_repeated else (value,):
+            if field.inner:
+                yield from _named(item, field.inner)
             elif item.startswith(_WORKSPACES):
                 yield item

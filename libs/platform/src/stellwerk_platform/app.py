@@ -10,7 +10,7 @@ import logging
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from typing import Any, TypeVar
 
 import grpc
@@ -21,7 +21,7 @@ from stellwerk_platform.access import Guard
 from stellwerk_platform.auth import CallerCredentials, TokenSource, TokenVerifier
 from stellwerk_platform.bus import Bus, ensure_streams
 from stellwerk_platform.diagnosis import Diagnosis
-from stellwerk_platform.errors import PlatformError
+from stellwerk_platform.errors import PlatformError, Unavailable
 from stellwerk_platform.grpc_client import Credentials, connect
 from stellwerk_platform.grpc_server import Registration, Server
 from stellwerk_platform.hardening import keep_memory_private
@@ -40,6 +40,7 @@ from stellwerk_platform.settings import (
 from stellwerk_protos.platform.v1 import platform_pb2, platform_pb2_grpc
 
 log = logging.getLogger(__name__)
+_AWAY_SECONDS = 1.0
 T = TypeVar("T")
 S = TypeVar("S", bound=Settings)
 
@@ -169,6 +170,30 @@ async def open_guard(
     guard = Guard(TokenVerifier(keys, revocations).verify, memberships, revocations)
     app.background(guard.streams.sweep())
     return guard
+
+
+async def follow_apart(
+    connect_bus: Callable[[], AbstractAsyncContextManager[Bus]],
+    memberships: Memberships,
+    revocations: Revocations,
+) -> None:
+    """Keeps both up to date, for ever, in a process that also works while NATS is away."""
+    while True:
+        # What was told while nobody listened.
+        memberships.forget()
+        with suppress(PlatformError):
+            await revocations.refresh()
+        try:
+            async with connect_bus() as bus, asyncio.TaskGroup() as tasks:
+                await memberships.follow(bus)
+                await revocations.follow(bus)
+                tasks.create_task(bus.lasts())
+                tasks.create_task(revocations.run(bus))
+        except* Unavailable as error:
+            log.info(
+                "What changes of members and keys is asked for until NATS is back: %s", error.exceptions[0]
+            )
+        await asyncio.sleep(_AWAY_SECONDS)
 
 
 class Service:

@@ -65,7 +65,7 @@ class Revocations:
             return
         async with self._lock:
             if not self._loaded:
-                await self._refresh()
+                await self.refresh()
 
     def check(self, caller: Caller) -> None:
         """Raises `Unauthenticated` for a token that was revoked."""
@@ -124,12 +124,13 @@ class Revocations:
                 continue
             self._stale.clear()
             try:
-                await self._refresh()
+                await self.refresh()
             except PlatformError:
                 await asyncio.sleep(_RETRY_SECONDS)
                 self._stale.set()
 
-    async def _refresh(self) -> None:
+    async def refresh(self) -> None:
+        """Asks for the list; raises `Unavailable`."""
         revocations = list(await self._load())
         for revocation in revocations:
             self.add(revocation)

@@ -44,5 +44,10 @@ async def call(
 
 
 def may_pass(error: PlatformError) -> bool:
-    """Whether the error may go away by itself: a service that starts knows no keys yet."""
+    """Whether the error may go away by itself: a service that starts knows no keys yet.
+
+    A token that was revoked stays so: its run is over.
+    """
+    if error.reason == "TOKEN_REVOKED":
+        return False
     return error.retryable or isinstance(error, Unauthenticated | Internal)

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import grpc
+from grpc._cython import cygrpc  # type: ignore[attr-defined]  # the stubs leave it out
 from opentelemetry.trace import SpanKind, StatusCode
 
 from stellwerk_gateway import catalog
@@ -139,11 +140,14 @@ class _Stream:
 
 async def _pump(requests: AsyncIterator[bytes], call: Any) -> None:
     """Sends what the client sends, then its half-close."""
-    # A call that has ended takes no more requests; its end is told by the responses' side.
-    with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError, grpc.aio.UsageError):
+    # A call that has ended takes no more requests; its end is told by the responses' side. `call.write`
+    # would put "Internal error from Core" in the place of the status that is just coming in.
+    ended = (grpc.RpcError, asyncio.InvalidStateError, grpc.aio.UsageError, cygrpc.InternalError)
+    with contextlib.suppress(*ended):
+        await call.wait_for_connection()
         async for request in requests:
-            await call.write(request)
-        await call.done_writing()
+            await call._cython_call.send_serialized_message(request)
+        await call._cython_call.send_receive_close()
 
 
 @contextlib.contextmanager

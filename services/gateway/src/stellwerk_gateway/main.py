@@ -24,6 +24,7 @@ from stellwerk_platform.access import Guard
 from stellwerk_platform.auth import CallerCredentials, TokenVerifier
 from stellwerk_platform.bus import Bus
 from stellwerk_platform.memberships import Memberships, Registry
+from stellwerk_platform.revocations import Revocations, from_secrets
 from stellwerk_protos.secrets.v1 import tokens_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,10 @@ async def compose(process: app.App, settings: Settings) -> None:
     trusted = process.connect("secrets", settings.secrets_address, credentials)
     tokens = InvokeTokens(tokens_pb2_grpc.TokenServiceStub(trusted))
     registry = process.connect("registry", settings.registry_address, credentials)
-    guard = Guard(TokenVerifier(secrets).verify, Memberships(Registry(registry)))
+    memberships, revocations = Memberships(Registry(registry)), Revocations(from_secrets(trusted))
+    if settings.nats_url:
+        process.background(app.follow_apart(lambda: _bus(process, settings), memberships, revocations))
+    guard = Guard(TokenVerifier(secrets, revocations).verify, memberships, revocations)
     admission = Access(guard, tokens.issue)
     routes = RouteTable(default_timeout_seconds=settings.scoring_timeout_seconds)
     process.defer(routes.close)

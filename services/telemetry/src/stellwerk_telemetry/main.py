@@ -47,7 +47,7 @@ async def compose(app: App, settings: TelemetrySettings) -> None:
     dead_letters = DeadLetters(service.bus)
     data = workspace_data(service.database, service.bus, workspaces, dead_letters).registration()
     registration = Registration(
-        TelemetryService(spans, events, Journal(service.bus), dead_letters, workspaces),
+        TelemetryService(spans, events, Journal(service.bus), dead_letters, workspaces, service.guard),
         telemetry_pb2_grpc.add_TelemetryServiceServicer_to_server,
         telemetry_pb2.DESCRIPTOR.services_by_name["TelemetryService"],
     )

@@ -4,7 +4,10 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
+from stellwerk_platform.access import Guard
+from stellwerk_platform.auth import current_caller
 from stellwerk_platform.errors import NotFound
+from stellwerk_platform.roles import SERVICE
 from stellwerk_protos.telemetry.v1 import telemetry_pb2 as pb
 from stellwerk_protos.telemetry.v1 import telemetry_pb2_grpc
 from stellwerk_telemetry.dead_letters.store import DeadLetters
@@ -21,6 +24,14 @@ _SPANS_LIMIT = 10_000
 _TRACE_LIMIT_BYTES = 12 * 1024 * 1024
 
 
+def _no_trace(trace_id: str) -> NotFound:
+    return NotFound(
+        "TRACE_NOT_FOUND",
+        f"No span of a call of yours with the trace {trace_id} has arrived.",
+        "Try again in a moment; spans are kept for some days only.",
+    )
+
+
 class TelemetryService(telemetry_pb2_grpc.TelemetryServiceServicer):
     """telemetry.proto."""
 
@@ -31,7 +42,9 @@ class TelemetryService(telemetry_pb2_grpc.TelemetryServiceServicer):
         journal: Journal,
         dead_letters: DeadLetters,
         workspaces: Workspaces,
+        guard: Guard,
     ) -> None:
+        self._guard = guard
         self._spans = spans
         self._events = events
         self._journal = journal
@@ -41,6 +54,8 @@ class TelemetryService(telemetry_pb2_grpc.TelemetryServiceServicer):
     async def GetTrace(self, request: pb.GetTraceRequest, context: Any) -> pb.Trace:
         trace = pb.Trace(trace_id=traces_domain.check_trace_id(request.trace_id))
         size_bytes = 0
+        if not await self._may_see(trace.trace_id):
+            raise _no_trace(trace.trace_id)
         for document in await self._spans.of_trace(trace.trace_id, _SPANS_LIMIT):
             span = traces_domain.to_proto(document)
             size_bytes += span.ByteSize()
@@ -48,12 +63,22 @@ class TelemetryService(telemetry_pb2_grpc.TelemetryServiceServicer):
                 break
             trace.spans.append(span)
         if not trace.spans:
-            raise NotFound(
-                "TRACE_NOT_FOUND",
-                f"No span of the trace {trace.trace_id} has arrived.",
-                "Try again in a moment; spans are kept for some days only.",
-            )
+            raise _no_trace(trace.trace_id)
         return trace
+
+    async def _may_see(self, trace_id: str) -> bool:
+        """Whether the caller may read every workspace in which the call has changed something.
+
+        Calls that have changed nothing are for administrators.
+        """
+        caller = current_caller()
+        if caller.role == SERVICE:
+            return True
+        workspaces = [workspace for workspace in await self._events.workspaces_of(trace_id) if workspace]
+        for workspace in workspaces:
+            if not await self._guard.may(caller, "event.read", f"workspaces/{workspace}"):
+                return False
+        return bool(workspaces) or caller.administrator
 
     async def ListEvents(self, request: pb.ListEventsRequest, context: Any) -> pb.ListEventsResponse:
         workspace = events_domain.check_parent(request.parent)

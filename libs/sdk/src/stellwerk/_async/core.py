@@ -301,7 +301,10 @@ class AsyncCore:
         return await self.call(self._blobs.PrepareDownloads, request)
 
     def _worth_another_try(self, error: grpc.aio.AioRpcError, began: float, limit_seconds: float) -> bool:
-        """Whether the server is gone for a moment only, as far as one can know."""
+        """Whether the server is gone for a moment only, as far as one can know, or wants a newer token."""
+        if error.code() is grpc.StatusCode.UNAUTHENTICATED and self.settings.token_file is not None:
+            # A stream ends with the token that it began with; the agent keeps a newer one in the file.
+            return self._connected and self._translated(error, "").reason == "TOKEN_EXPIRED"
         if error.code() is not grpc.StatusCode.UNAVAILABLE:
             return False
         limit = limit_seconds if self._connected else min(FIRST_CONTACT_SECONDS, limit_seconds)

@@ -53,6 +53,10 @@ class Events:
         """Whether anything has happened in this workspace."""
         return await self._raw.find_one({"workspace": workspace}, {"_id": 1}) is not None
 
+    async def workspaces_of(self, trace_id: str) -> list[str]:
+        """The workspaces in which a call has changed something; "" stands for outside of them all."""
+        return [str(found) for found in await self._raw.distinct("workspace", {"trace_id": trace_id})]
+
     async def history(self, resource: str, limit: int) -> list[Past]:
         """The events of a resource, oldest first: of more than `limit` the first and the newest ones."""
         newest = await self._read({"resource": resource}, limit, DESCENDING)
