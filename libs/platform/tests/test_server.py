@@ -48,6 +48,9 @@ class Tokens(tokens_pb2_grpc.TokenServiceServicer):
     ) -> tokens_pb2.ListRevocationsResponse:
         return tokens_pb2.ListRevocationsResponse()
 
+    async def RotateSigningKey(self, request: Any, context: Any) -> Any:
+        raise NotImplementedError
+
     async def IssueWorkloadToken(
         self, request: tokens_pb2.IssueWorkloadTokenRequest, context: Any
     ) -> tokens_pb2.Token:

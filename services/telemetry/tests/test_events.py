@@ -208,7 +208,7 @@ async def test_a_watch_begins_at_a_time_and_shows_what_is_wanted(telemetry: Tele
             ({"start_sequence": 1, "type": "stellwerk.telemetry.*.tested.v1"}, [1, 2, 3, 4]),
             ({"start_sequence": 1, "resource": "workspaces/picked"}, [1, 2, 3, 4]),
         ):
-            call = stub.WatchEvents(pb.WatchEventsRequest(parent="workspaces/picked", **fields))
+            call: Any = stub.WatchEvents(pb.WatchEventsRequest(parent="workspaces/picked", **fields))
             found = [json.loads((await call.read()).cloud_event) for _ in revisions]
             assert [event["data"]["revision"] for event in found] == revisions
             call.cancel()

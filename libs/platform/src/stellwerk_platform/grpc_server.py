@@ -262,7 +262,7 @@ class _Method:
         caller = replace(caller, address=address_of(context))
         auth.set_caller(caller)
         await self.guard.authorise(caller, self.permission, message)
-        self.guard.streams.admitted(caller, auth.bearer(metadata), self.permission, message)
+        self.guard.streams.admitted(caller, metadata, self.permission, message)
         return caller
 
     async def _refuse(self, request: Any, context: Any, error: Exception) -> None:

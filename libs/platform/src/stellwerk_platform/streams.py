@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from google.protobuf.message import Message
 
-from stellwerk_platform.auth import Caller
+from stellwerk_platform.auth import Caller, bearer
 from stellwerk_platform.errors import PermissionDenied, PlatformError, Unauthenticated
 
 log = logging.getLogger(__name__)
@@ -64,11 +64,11 @@ class Streams:
             if stream.timer is not None:
                 stream.timer.cancel()
 
-    def admitted(self, caller: Caller, bearer: str, permission: str, request: Message | None) -> None:
-        """Says what the streaming call of this task was let in for."""
+    def admitted(self, caller: Caller, metadata: object, permission: str, request: Message | None) -> None:
+        """Says what the streaming call of this task, if it is one, was let in for, and with which key."""
         stream = _current.get(None)
         if stream is not None:
-            stream.bearer, stream.permission, stream.request = bearer, permission, request
+            stream.bearer, stream.permission, stream.request = bearer(metadata), permission, request
             self._living.add(stream)
             self._renew(stream, caller)
 
