@@ -205,6 +205,17 @@ def test_traffic_can_be_taken_from_all(cli: Cli, endpoint: dict[str, Any]) -> No
     assert cli.json("endpoint", "traffic", "digits", "blue=100")["traffic"] == {"blue": 100}
 
 
+def test_copies_and_sticky_requests_are_set_beside_the_traffic(cli: Cli, endpoint: dict[str, Any]) -> None:
+    changed = cli.json(
+        *("endpoint", "traffic", "digits", "blue=100", "--mirror", "blue=10", "--sticky-header", "X-User")
+    )
+    assert (changed["mirrorTraffic"], changed["stickyHeader"]) == ({"blue": 10}, "x-user")
+    changed = cli.json("endpoint", "traffic", "digits", "--no-mirror", "--sticky-header", "")
+    assert changed["traffic"] == {"blue": 100}
+    assert not changed["mirrorTraffic"]
+    assert not changed["stickyHeader"]
+
+
 def test_the_newest_events_are_reachable(cli: Cli, run: dict[str, Any]) -> None:
     every = cli.json("events", "list", "--limit", "10000", "--resource", "runs/train-1")
     tail = cli.json("events", "list", "--tail", "2", "--resource", "runs/train-1")

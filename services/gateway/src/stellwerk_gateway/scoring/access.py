@@ -2,6 +2,7 @@
 because what a replica gets to see, its user's code may get to see too."""
 
 import asyncio
+import functools
 import hashlib
 import random
 import time
@@ -111,6 +112,7 @@ def _digest(authorization: str) -> bytes:
     return hashlib.sha256(authorization.encode("utf-8", "surrogateescape")).digest()
 
 
+@functools.lru_cache(maxsize=_MAX_TOKENS)
 def endpoint_name(workspace: str, endpoint: str) -> str:
     """The resource name; raises `InvalidArgument` for ids that no endpoint can have."""
     names.check_id("workspaces", workspace)

@@ -7,6 +7,7 @@ was measured to cost as much as the whole rest.
 
 import asyncio
 import base64
+import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -25,9 +26,10 @@ from stellwerk_gateway.scoring.deployment import Deployment
 from stellwerk_gateway.scoring.headers import STICKY
 from stellwerk_gateway.scoring.router import Router
 from stellwerk_platform.addresses import address_of_peer
-from stellwerk_platform.errors import PlatformError, Unavailable
+from stellwerk_platform.errors import Internal, PlatformError, Unavailable
 from stellwerk_platform.grpc_server import abort
 
+log = logging.getLogger(__name__)
 _DROPPED = frozenset(
     {
         *("authorization", access.ENDPOINT_KEY, REQUEST_ID, "traceparent", "azureml-model-deployment"),
@@ -75,6 +77,14 @@ class ScoringHandler(grpc.GenericRpcHandler):
             call.cancel()
             call.end(CLIENT_GONE)
             raise
+        except grpc.aio.AbortError:
+            raise
+        except Exception:
+            log.exception("An unexpected error")
+            call.cancel()
+            defect = Internal("INTERNAL", "An unexpected error; the gateway's log has it.", "Report it.")
+            call.end(defect.http_status, defect.reason)
+            await abort(context, defect)
 
 
 class _GrpcCall(Call):
@@ -91,6 +101,8 @@ class _GrpcCall(Call):
         self._endpoint = ""
         self._head = b""
         self._span: Span | None = None
+        # Seconds of the caller's deadline when the request was handed on; None without one.
+        self._remaining: float | None = None
         self._status = 0
         self._parts: list[bytes] = []
         self._answer: asyncio.Future[int] = self._loop.create_future()
@@ -117,7 +129,7 @@ class _GrpcCall(Call):
         if given:
             await self._context.send_initial_metadata(((REQUEST_ID, given),))
         self._copy(deployment)
-        remaining = self._context.time_remaining()
+        remaining = self._remaining = self._context.time_remaining()
         limit = deployment.timeout_seconds
         self.send_to(deployment, limit if remaining is None else min(limit, remaining))
         status = await self._answer
@@ -163,7 +175,7 @@ class _GrpcCall(Call):
     # The replica's side
 
     def request(self, deployment: Deployment) -> tuple[bytes, bool]:
-        remaining = self._context.time_remaining()
+        remaining = self._remaining
         deadline = b"" if remaining is None else b"connect-timeout-ms: %d\r\n" % max(1, int(remaining * 1000))
         length = b"content-length: %d\r\n\r\n" % len(self._request)
         return b"".join((self._head, deadline, length, self._request)), True
