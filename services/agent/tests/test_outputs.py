@@ -14,6 +14,7 @@ from stellwerk_agent import outputs
 from stellwerk_agent.blobs import Blobs
 from stellwerk_agent.failure import StepFailed
 from stellwerk_agent.outputs import Outputs
+from stellwerk_protos.common.v1 import common_pb2
 from stellwerk_protos.registry.v1 import blobs_pb2
 from stellwerk_protos.runs.v1 import artifacts_pb2
 
@@ -173,3 +174,24 @@ async def test_ten_thousand_small_files_take_seconds(
     assert len(platform.artifacts) == 10_000
     # Ten to ask, ten to record, and two for each pack.
     assert platform.calls <= 40
+
+
+async def test_a_small_file_that_is_not_what_it_seems_holds_up_no_other(
+    platform: Platform, collected: Outputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(20):
+        (tmp_path / f"work/outputs/{number}").write_bytes(b"%d" % number)
+    describe = outputs._describe
+
+    def wrong(batch: list[outputs.Found]) -> list[tuple[outputs.Found, common_pb2.File]]:
+        # As if it had been written to in a way that leaves no trace.
+        found = describe(batch)
+        for _, file in found:
+            if file.path == "outputs/7":
+                file.sha256 = hashlib.sha256(b"other").hexdigest()
+        return found
+
+    monkeypatch.setattr(outputs, "_describe", wrong)
+    with pytest.raises(StepFailed, match="refuses the outputs"):
+        await collected.collect()
+    assert len(platform.blobs) == 19

@@ -196,6 +196,7 @@ class Blobs:
         refusal, silence = self._patience(patience_seconds)
         wanted, changed = dict(files), set[str]()
         meters = {digest: Meter(silence.end) for digest in files}
+        alone = set[str]()
         while wanted:
             request = blobs_pb2.PrepareUploadsRequest(parent=f"workspaces/{workspace}")
             for digest, path in list(wanted.items()):
@@ -205,7 +206,7 @@ class Blobs:
                     del wanted[digest]
                     changed.add(digest)
             uploads = await self._prepare_uploads(request, silence) if wanted else []
-            results = await self._put_all(request, uploads, wanted, refusal, meters)
+            results = await self._put_all(request, uploads, wanted, refusal, meters, alone)
             sent += sum(results)
             if all(results):
                 break
@@ -241,14 +242,19 @@ class Blobs:
         wanted: Mapping[str, Path],
         refusal: "_Refusal",
         meters: Mapping[str, Meter],
+        alone: set[str],
     ) -> list[bool]:
-        """Whether each of the uploads has reached the store; small ones travel in packs."""
+        """Whether each of the uploads has reached the store; small ones travel in packs.
+
+        `alone` are those that do not: one that is not what was hashed must not hold up others.
+        """
         sizes = {blob.sha256: blob.size_bytes for blob in request.blobs}
         files = [packs.Member(u.sha256, wanted[u.sha256], sizes[u.sha256]) for u in uploads]
-        packed, single = packs.split(files)
+        packed, single = packs.split([file for file in files if file.sha256 not in alone])
+        single += [file for file in files if file.sha256 in alone]
         offers = {upload.sha256: upload for upload in uploads}
         done = await asyncio.gather(
-            *(self._put_pack(request.parent, pack, refusal, meters) for pack in packed),
+            *(self._put_pack(request.parent, pack, refusal, meters, alone) for pack in packed),
             *(
                 self._put(request.parent, offers[file.sha256], file.source, refusal, meters[file.sha256])
                 for file in single
@@ -259,14 +265,25 @@ class Blobs:
         return [arrived[upload.sha256] for upload in uploads]
 
     async def _put_pack(
-        self, parent: str, pack: list[packs.Member], refusal: "_Refusal", meters: Mapping[str, Meter]
+        self,
+        parent: str,
+        pack: list[packs.Member],
+        refusal: "_Refusal",
+        meters: Mapping[str, Meter],
+        alone: set[str],
     ) -> bool:
         def arrived(moved_bytes: int) -> None:
             for file in pack:
                 meters[file.sha256].reach(file.size_bytes or 1)
 
-        meter = Meter(arrived)
-        return await self._tried(packs.put(self._client, self._calls, parent, pack, meter), refusal)
+        async def work() -> None:
+            try:
+                await packs.put(self._client, self._calls, parent, pack, Meter(arrived))
+            except Changed:
+                alone.update(file.sha256 for file in pack)
+                raise
+
+        return await self._tried(work(), refusal)
 
     async def _put(
         self, parent: str, upload: blobs_pb2.Upload, path: Path, refusal: "_Refusal", meter: Meter
