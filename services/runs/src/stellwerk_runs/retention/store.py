@@ -206,13 +206,16 @@ class RemovalStore:
     async def settle_blobs(
         self, workspace: str, digests: Sequence[str], later: Mapping[str, datetime]
     ) -> None:
-        """Forgets what is settled, and asks again for the others at their time."""
+        """Forgets what is settled, and asks again for the others at their time.
+
+        Among those may be the packs in which blobs lay that are gone.
+        """
         for start in range(0, len(digests), _BATCH):
             some = digests[start : start + _BATCH]
             gone = [f"{workspace}/blobs/{digest}" for digest in some if digest not in later]
             await self._blobs.delete_many({"_id": {"$in": gone}})
         writes = [
-            UpdateOne({"_id": f"{workspace}/blobs/{digest}"}, {"$set": {"due_time": moment}})
+            UpdateOne({"_id": f"{workspace}/blobs/{digest}"}, {"$set": {"due_time": moment}}, upsert=True)
             for digest, moment in later.items()
         ]
         if writes:

@@ -462,7 +462,9 @@ class ReleaseBlobsResponse(_message.Message):
     """Their bytes."""
     @_builtins.property
     def later(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Those of them that were used too lately to be removed: ask again later."""
+        """Those of them that were used too lately to be removed, and packs that hold nothing any
+        more and were: ask again later.
+        """
 
     def __init__(
         self,
