@@ -3,8 +3,8 @@
 Each peer lives in a virtual environment of its own under the user's cache folder, made when
 it is missing (that needs a package index, once), and serves the same model: a scikit-learn
 LogisticRegression, or a RandomForest of 200 trees, on the digits (64 features, 10 classes).
-The load over HTTP comes from `wrk` (Debian package `wrk`), over gRPC from callers of our own,
-which are the same for every server.
+The load over HTTP comes from `wrk` (Debian package `wrk`), over gRPC from `ghz`, which Go builds
+when it is missing.
 """
 
 import json
@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -26,13 +27,16 @@ import httpx
 
 from stellwerk_launcher import ports
 from stellwerk_launcher.tied import tied_to_parent
+from stellwerk_protos.open_inference import grpc_predict_v2_pb2 as pb
 
 # One thread of linear algebra for everybody: rows are small, and threads would only fight for two cores.
 THREADS = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 _START_SECONDS = 300.0
+_GHZ = "github.com/bojand/ghz/cmd/ghz@v0.93.0"
+PROTO = Path(__file__).parents[2] / "protos" / "inference" / "grpc_predict_v2.proto"
 _ENVIRONMENTS = {
     "azureml": ("azureml-inference-server-http==1.5.1", "scikit-learn==1.9.1"),
-    "mlserver": ("mlserver==1.7.1", "mlserver-sklearn==1.7.1", "scikit-learn==1.9.1", "uvloop<0.22"),
+    "mlserver": ("mlserver==1.7.1", "mlserver-sklearn==1.7.1", "scikit-learn==1.9.1", "uvloop<0.20"),
     "kserve": ("kserve==0.21.0", "scikit-learn==1.9.1"),
 }
 NAMES = {name: packages[0].replace("==", " ") for name, packages in _ENVIRONMENTS.items()}
@@ -141,6 +145,60 @@ def wrk(target: Target, connections: int, seconds: float) -> Load:
     return _read(shown)
 
 
+def infer_message(count: int = 1) -> bytes:
+    """The same over gRPC, with raw tensors, as `tritonclient` sends it."""
+    request = pb.ModelInferRequest(model_name="digits", id="1")
+    request.inputs.add(name="x", datatype="FP64", shape=[count, 64])
+    request.raw_input_contents.append(b"".join(struct.pack("<64d", *row) for row in rows(count)))
+    return request.SerializeToString()
+
+
+def ghz(address: str, message: bytes, connections: int, seconds: float, metadata: Mapping[str, str]) -> Load:
+    """Sends `ModelInfer` over so many gRPC connections, each waiting for its answer."""
+    with tempfile.TemporaryDirectory() as folder:
+        body = Path(folder, "message")
+        body.write_bytes(message)
+        command = [
+            *(str(_ghz()), "--insecure", "--proto", str(PROTO), "--format", "json"),
+            *("--call", "inference.GRPCInferenceService.ModelInfer", "--binary-file", str(body)),
+            *(
+                "--metadata",
+                json.dumps(dict(metadata)),
+                "--duration",
+                f"{seconds:g}s",
+                "--duration-stop",
+                "wait",
+            ),
+            *("--concurrency", str(connections), "--connections", str(connections), address),
+        ]
+        shown = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    errors = sum(count for code, count in shown["statusCodeDistribution"].items() if code != "OK")
+    p50, p99 = (
+        next(item["latency"] for item in shown["latencyDistribution"] if item["percentage"] == percent) / 1e6
+        for percent in (50, 99)
+    )
+    return Load(shown["rps"], p50, p99, errors)
+
+
+def _ghz() -> Path:
+    """The load generator for gRPC; built by Go when it is missing."""
+    found = shutil.which("ghz")
+    if found is not None:
+        return Path(found)
+    folder = _cache() / "bin"
+    if not (folder / "ghz").exists():
+        go = shutil.which("go")
+        if go is None:
+            raise RuntimeError("the load generator ghz is missing, and Go to build it: github.com/bojand/ghz")
+        variables = {"GOBIN": str(folder), "CGO_ENABLED": "0"}
+        subprocess.run([go, "install", _GHZ], check=True, env={**os.environ, **variables})
+    return folder / "ghz"
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stellwerk"
+
+
 def _lua(target: Target) -> str:
     headers = {"content-type": "application/json", **target.headers}
     lines = [f"wrk.headers[{json.dumps(name)}] = {json.dumps(value)}" for name, value in headers.items()]
@@ -168,8 +226,7 @@ def _milliseconds(found: re.Match[str]) -> float:
 def environment(name: str) -> Path:
     """The folder of a peer's virtual environment; made when it is missing."""
     packages = _ENVIRONMENTS[name]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / "stellwerk" / packages[0].replace("==", "-")
+    folder = _cache() / packages[0].replace("==", "-")
     if (folder / "complete").exists():
         return folder
     beside = Path(sys.executable).with_name("uv")

@@ -16,6 +16,7 @@ from tests.bench.suite import Measurement, benchmark
 ROUNDS = 3
 SECONDS = 3.0
 _WARM_SECONDS = 1.0
+_NAMED = {"STELLWERK_SCORER_MODEL_NAME": "digits"}
 _MLSERVER = f"{peers.NAMES['mlserver']}, Open Inference"
 _ITS_BATCHING = "MLServer's batching against none"
 
@@ -28,16 +29,24 @@ def scorer(kind: str = "logistic", *, rows: int = 1, script: bool = True, batch:
         (folder / "model").mkdir()
         peers.train(kind, folder / "model" / "model.joblib")
         (folder / "score.py").write_text(peers.SCORE)
-        url = f"http://127.0.0.1:{(port := ports.choose(['http'], {})['http'])}"
-        command = [sys.executable, "-m", "stellwerk_scorer", "--local", "--port", str(port)]
-        command += ["--model-dir", "model", "--max-batch-size", str(batch)]
+        chosen = ports.choose(["http", "grpc"], {})
+        url, grpc = f"http://127.0.0.1:{chosen['http']}", f"127.0.0.1:{chosen['grpc']}"
+        command = [sys.executable, "-m", "stellwerk_scorer", "--local", "--port", str(chosen["http"])]
+        command += [
+            "--grpc-port",
+            str(chosen["grpc"]),
+            "--model-dir",
+            "model",
+            "--max-batch-size",
+            str(batch),
+        ]
         if script:
             command += ["--script", "score.py"]
-        with peers.process(command, folder, {}, f"{url}/v2/health/ready"):
+        with peers.process(command, folder, _NAMED, f"{url}/v2/health/ready"):
             if script:
                 yield Target(f"{url}/score", peers.score_body(rows))
             else:
-                yield Target(f"{url}/v2/models/model/infer", peers.infer_body(rows))
+                yield Target(f"{url}/v2/models/digits/infer", peers.infer_body(rows), grpc=grpc)
 
 
 def interleaved(
@@ -95,6 +104,20 @@ def many_rows(resources: Resources) -> Measurement:
     """The same with 32 rows a request."""
     with scorer(script=False, rows=32) as ours, peers.peer("mlserver", rows=32) as theirs:
         own, other = interleaved([ours, theirs], 16)
+    return Measurement(_faultless(own).rate, ROUNDS, other.rate)
+
+
+@benchmark("scorer.grpc.c16", unit="requests/s", better="higher", peer=f"{peers.NAMES['kserve']}, gRPC")
+def model_over_grpc(resources: Resources) -> Measurement:
+    """The same over the scorer's own gRPC server, with raw tensors."""
+    message = peers.infer_message()
+    with scorer(script=False) as ours, peers.peer("kserve") as theirs:
+        found: dict[str, list[Load]] = {ours.grpc: [], theirs.grpc: []}
+        for _ in range(ROUNDS + 1):
+            for address, loads in found.items():
+                loads.append(peers.ghz(address, message, 16, SECONDS, {}))
+        # The first of each warms up.
+        own, other = (_median(loads[1:]) for loads in found.values())
     return Measurement(_faultless(own).rate, ROUNDS, other.rate)
 
 

@@ -31,8 +31,8 @@ WHO = """
 """
 
 
-async def test_one_that_hangs_holds_up_nobody_and_is_replaced(scorer: StartScorer) -> None:
-    settings = {"WORKER_COUNT": "2", "SCORING_TIMEOUT_MS": "3000"}
+async def test_one_that_hangs_holds_up_nobody(scorer: StartScorer) -> None:
+    settings = {"WORKER_COUNT": "2", "STELLWERK_SCORER_DRAIN_SECONDS": "0"}
     async with scorer(WHO, BARE_PYTHON, **settings) as running, (await running.ready()).http() as http:
         await running.line("the scoring script is ready (worker 2)")
         seen: Counter[int] = Counter()
@@ -47,9 +47,8 @@ async def test_one_that_hangs_holds_up_nobody_and_is_replaced(scorer: StartScore
         assert not stuck.done()
         assert {answer.status_code for answer in answers} == {200}
         assert (await http.get("/v2/health/ready")).status_code == 200
-        answer = await stuck
-        assert (answer.status_code, answer.json()["reason"]) == (500, "SCORING_TIMEOUT")
-        await running.line("begins", count=3)
+        stuck.cancel()
+        await asyncio.wait([stuck])
 
 
 async def test_a_killed_worker_costs_no_request_but_its_own(scorer: StartScorer) -> None:

@@ -29,6 +29,7 @@ def environment(arguments: Sequence[str]) -> dict[str, str]:
     parser.add_argument("--script", default="", help="the scoring script; without it the model is served")
     parser.add_argument("--model-dir", default="", help="the folder of the model (AZUREML_MODEL_DIR)")
     parser.add_argument("--port", type=int, default=5001, help="HTTP port (default 5001; 0 takes a free one)")
+    parser.add_argument("--grpc-port", type=int, default=0, help="gRPC port (default: a free one)")
     parser.add_argument("--python", default=sys.executable, help="interpreter of the environment")
     parser.add_argument("--workers", type=int, default=1, help="worker processes (default 1)")
     parser.add_argument(
@@ -48,7 +49,7 @@ def environment(arguments: Sequence[str]) -> dict[str, str]:
     return {
         "STELLWERK_SCORER_LOCAL": "1",
         "STELLWERK_SCORER_HTTP_LISTEN": f"127.0.0.1:{given.port}",
-        "STELLWERK_SCORER_GRPC_LISTEN": "127.0.0.1:0",
+        "STELLWERK_SCORER_GRPC_LISTEN": f"127.0.0.1:{given.grpc_port}",
         "STELLWERK_SCORER_PYTHON": given.python,
         "STELLWERK_SCORER_SCRIPT": str(Path(given.script).absolute()) if given.script else "",
         "STELLWERK_SCORER_WORKERS": str(given.workers),
