@@ -64,15 +64,17 @@ def test_a_deleted_workspace_leaves_nothing_to_one_of_the_same_name(
     user.ok("quota", "set", "--cores", "7")
     (tmp_path / "value").write_text("s3cr3t")
     user.ok("secret", "set", "key", "--file", tmp_path / "value")
+    user.ok("endpoint", "create", "scoring")
     submit(user, code, "long", ENDLESS)
     until(lambda: reason(user, "long") == "COMMAND_RUNNING")
 
     refused = user.run("workspace", "delete", "gone")
-    refused.check_clear("WORKSPACE_IN_USE", 1, "runs/long")
+    refused.check_clear("WORKSPACE_IN_USE", 1, "endpoints/scoring, runs/long")
     asked = user.run("workspace", "delete", "gone", "--force")
     asked.check_clear("CONFIRMATION_MISSING", 2, "runs", "secrets", "lives: runs/long")
     removed = user.json("workspace", "delete", "gone", "--force", "--yes")
     assert int(removed["removed"]["runs"]["counts"]["runs"]) == 2
+    assert int(removed["removed"]["inference"]["counts"]["endpoints"]) == 1
     assert int(removed["removed"]["secrets"]["counts"]["secrets"]) == 1
     assert int(removed["removed"]["registry"]["counts"]["blobs"]) >= 1
     # The same answer as for one that never was.
@@ -83,6 +85,7 @@ def test_a_deleted_workspace_leaves_nothing_to_one_of_the_same_name(
     assert {event["type"].split(".")[3] for event in events} <= {"created", "added"}, events
     assert again.json("run", "list") == []
     assert again.json("secret", "list") == []
+    assert again.json("endpoint", "list") == []
     quota = again.json("quota", "show")
     assert not quota.get("limits")
     assert int(quota["used"]["storageBytes"]) == 0

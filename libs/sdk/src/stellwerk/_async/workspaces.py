@@ -1,6 +1,6 @@
 """All workspaces: making, changing and deleting them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from google.protobuf.field_mask_pb2 import FieldMask
 
@@ -91,10 +91,14 @@ class AsyncWorkspaces:
         request = workspaces_pb2.GetWorkspaceDeletionRequest(name=name)
         return await self._core.call(self._stub.GetWorkspaceDeletion, request)
 
-    async def wait_deleted(self, name: str) -> workspaces_pb2.WorkspaceDeletion:
-        """The same once everything is gone."""
+    async def wait_deleted(
+        self, name: str, progress: Callable[[workspaces_pb2.WorkspaceDeletion], None] | None = None
+    ) -> workspaces_pb2.WorkspaceDeletion:
+        """The same once everything is gone; `progress` is called with what is known until then."""
         while True:
             deletion = await self.deletion(name)
+            if progress is not None:
+                progress(deletion)
             if deletion.HasField("end_time"):
                 return deletion
             await self._core.pause(_POLL_SECONDS)

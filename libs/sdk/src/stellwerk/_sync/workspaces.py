@@ -1,7 +1,7 @@
 # Generated from ../_async/workspaces.py by scripts/generate_sync.py; do not edit.
 """All workspaces: making, changing and deleting them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from google.protobuf.field_mask_pb2 import FieldMask
 
@@ -92,10 +92,14 @@ class Workspaces:
         request = workspaces_pb2.GetWorkspaceDeletionRequest(name=name)
         return self._core.call(self._stub.GetWorkspaceDeletion, request)
 
-    def wait_deleted(self, name: str) -> workspaces_pb2.WorkspaceDeletion:
-        """The same once everything is gone."""
+    def wait_deleted(
+        self, name: str, progress: Callable[[workspaces_pb2.WorkspaceDeletion], None] | None = None
+    ) -> workspaces_pb2.WorkspaceDeletion:
+        """The same once everything is gone; `progress` is called with what is known until then."""
         while True:
             deletion = self.deletion(name)
+            if progress is not None:
+                progress(deletion)
             if deletion.HasField("end_time"):
                 return deletion
             self._core.pause(_POLL_SECONDS)

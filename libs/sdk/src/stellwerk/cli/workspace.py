@@ -1,7 +1,7 @@
 """`stellwerk workspace`: make, show, change and delete workspaces."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -129,8 +129,22 @@ def delete(session: Session, name: str, force: bool, dry_run: bool, wait: bool, 
         _show_data(session, begun.data, "Removing", begun)
         return
     click.echo(f"Deleting {name} ({begun.deletion}) …", err=True)
-    done = workspaces.wait_deleted(begun.deletion)
+    done = workspaces.wait_deleted(begun.deletion, _progress())
     _show_data(session, done.removed, "Removed", done)
+
+
+def _progress() -> Callable[[Any], None]:
+    """Says on a terminal how much is gone, in one line."""
+    shown = 0
+
+    def show(deletion: Any) -> None:
+        nonlocal shown
+        gone = sum(count for part in deletion.removed.values() for count in part.counts.values())
+        if gone != shown and sys.stderr.isatty():
+            shown = gone
+            click.echo(f"\r  {gone:,} removed", err=True, nl=deletion.HasField("end_time"))
+
+    return show
 
 
 def _confirm(name: str, preview: "workspaces_pb2.DeleteWorkspaceResponse") -> None:
