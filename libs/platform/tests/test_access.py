@@ -10,11 +10,12 @@ from stellwerk_platform.access import Guard, allows
 from stellwerk_platform.auth import Caller
 from stellwerk_platform.errors import InvalidArgument, PermissionDenied, PlatformError, Unavailable
 from stellwerk_platform.memberships import Memberships
+from stellwerk_platform.revocations import Revocations
 from stellwerk_platform.roles import PLATFORM_ROLES, TABLE, TOKEN_ROLES, WORKSPACE_ROLES
 from stellwerk_protos.compute.v1 import computes_pb2, workloads_pb2
 from stellwerk_protos.registry.v1 import members_pb2
 from stellwerk_protos.runs.v1 import runs_pb2
-from stellwerk_protos.secrets.v1 import users_pb2
+from stellwerk_protos.secrets.v1 import tokens_pb2, users_pb2
 
 ALICE, BOB, ROOT = "users/alice", "users/bob", "users/root"
 
@@ -231,3 +232,17 @@ async def test_entries_age_out_but_outlive_a_registry_that_is_away(monkeypatch: 
 def test_roles_are_named_as_in_the_proto() -> None:
     named = {memberships.role_name(value) for value in members_pb2.Role.values()} - {""}
     assert named == set(WORKSPACE_ROLES)
+
+
+async def test_who_remembers_answers_is_told_of_every_change() -> None:
+    async def none() -> list[tokens_pb2.Revocation]:
+        return []
+
+    memberships, revocations, told = Memberships(Registry()), Revocations(none), []
+    Guard(nobody, memberships, revocations).listen(lambda: told.append(1))
+    memberships.forget(ALICE, "workspaces/demo")
+    revocation = tokens_pb2.Revocation(subject=ALICE)
+    revocation.before_time.GetCurrentTime()
+    for _ in range(2):  # the second time it is known
+        revocations.add(revocation)
+    assert len(told) == 2

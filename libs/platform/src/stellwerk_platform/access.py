@@ -48,6 +48,7 @@ class Guard:
         self.memberships = memberships or Memberships(Nobody())
         self.streams = Streams(self._still)
         self._beyond: Beyond | None = None
+        self._listeners: list[Callable[[], None]] = []
         self.memberships.listen(self._member_changed)
         if revocations is not None:
             revocations.listen(self._revoked)
@@ -58,11 +59,21 @@ class Guard:
         await self.authorise(caller, stream.permission, stream.request)
         return caller
 
+    def listen(self, changed: Callable[[], None]) -> None:
+        """Calls `changed` whenever somebody may do less or more than before: for who remembers answers."""
+        self._listeners.append(changed)
+
     def _member_changed(self, user: str, workspace: str) -> None:
         self.streams.changed(lambda caller: caller.role == roles.USER and user in ("", caller.subject))
+        self._tell()
 
     def _revoked(self, subject: str) -> None:
         self.streams.changed(lambda caller: subject in (caller.subject, caller.key))
+        self._tell()
+
+    def _tell(self) -> None:
+        for changed in self._listeners:
+            changed()
 
     def allow_also(self, beyond: Beyond) -> None:
         """Asks `beyond` about what the table refuses: the service knows the resources."""

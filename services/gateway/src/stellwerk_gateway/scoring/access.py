@@ -74,10 +74,12 @@ class Access:
         self._issue = issue
         # By digest of the authorization and endpoint: what to show its scorers, and until when that holds.
         self._admitted: OrderedDict[tuple[bytes, str], tuple[str, float]] = OrderedDict()
-        guard.memberships.listen(lambda user, workspace: self.forget())
+        self._changes = 0
+        guard.listen(self.forget)
 
     def forget(self) -> None:
         """Looks at every caller anew: what somebody may do has changed."""
+        self._changes += 1
         self._admitted.clear()
 
     def remembered(self, authorization: str, endpoint: str) -> str | None:
@@ -90,8 +92,11 @@ class Access:
 
         Raises `Unauthenticated` or `PermissionDenied`; `Unavailable` if it cannot be checked.
         """
+        changes = self._changes
         caller = await self.check(authorization, endpoint)
         onward = f"Bearer {await self._issue(endpoint)}"
+        if changes != self._changes:
+            return onward  # something has changed on the way: not remembered
         seconds = min(_REMEMBERED_SECONDS, caller.expire_time - time.time())
         self._admitted[_digest(authorization), endpoint] = onward, time.monotonic() + seconds
         if len(self._admitted) > _MAX_TOKENS:
