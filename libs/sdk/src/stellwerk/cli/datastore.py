@@ -11,7 +11,10 @@ from stellwerk.cli.base import Group, Session, traced
 
 @click.group(cls=Group)
 def datastore() -> None:
-    """Places for the content of a workspace: the platform's own store, or an S3 of yours."""
+    """Places for the content of a workspace.
+
+    The platform's own store, or an S3 of yours.
+    """
 
 
 @datastore.command(
@@ -28,8 +31,9 @@ def datastore() -> None:
 @click.option("--description", default="", help="Free text.")
 @traced
 def create(session: Session, name: str, **given: str) -> None:
-    """Create a datastore, after a probe was written, read and deleted there.
+    """Create a datastore, once a probe was kept there.
 
+    The probe is written, read and deleted.
     `stellwerk workspace update --default-datastore` puts new content there; what there is stays.
     """
     _show(session, session.workspace().datastores.create(name, **given))
@@ -49,7 +53,10 @@ def list_(session: Session) -> None:
 @datastore.command("show", example="stellwerk datastore show workspacedefault")
 @click.argument("name", metavar="DATASTORE")
 def show(session: Session, name: str) -> None:
-    """Show one datastore; without endpoint, bucket and secrets to a Reader."""
+    """Show one datastore.
+
+    A Reader sees no endpoint, bucket or secrets.
+    """
     _show(session, session.workspace().datastores.get(name))
 
 
@@ -57,7 +64,10 @@ def show(session: Session, name: str) -> None:
 @click.argument("name", metavar="DATASTORE")
 @traced
 def delete(session: Session, name: str) -> None:
-    """Delete a datastore in which nothing lies and which is not the default."""
+    """Delete a datastore in which nothing lies.
+
+    The default one cannot be deleted.
+    """
     session.workspace().datastores.delete(name)
     if not session.json:
         click.echo(f"Deleted {name}")

@@ -59,9 +59,9 @@ def list_(session: Session, limit: int) -> None:
 @click.argument("user", metavar="PERSON")
 @traced
 def remove(session: Session, user: str) -> None:
-    """Take a person's role away; what the person has open in the workspace ends within a second.
+    """Take a person's role away.
 
-    Undo it with `stellwerk member add`.
+    What the person has open in the workspace ends within a second. Undo it with `stellwerk member add`.
     """
     _show(session, session.workspace().members.remove(user))
 

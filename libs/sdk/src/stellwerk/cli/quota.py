@@ -35,7 +35,10 @@ class Size(click.ParamType["int"]):
 
 @click.group(cls=Group)
 def quota() -> None:
-    """Limits of a workspace: nodes, cores, storage, and a budget of CPU time."""
+    """Limits of a workspace.
+
+    Nodes, cores, storage, and a budget of CPU time.
+    """
 
 
 @quota.command("show", example="stellwerk quota show -w demo")

@@ -13,7 +13,7 @@ from stellwerk.cli.times import Moment, Start
 
 @click.group(cls=Group)
 def credentials() -> None:
-    """Credentials with which your own programs read events by NATS.
+    """Credentials of programs that read events by NATS.
 
     They open the journal of the workspaces that you may read, and nothing else; they end when you
     revoke them, and what you may no longer read ends with your role. docs/events.md has an example.
@@ -35,7 +35,10 @@ def create(
     since: int | datetime,
     expires: datetime | None,
 ) -> None:
-    """Create credentials and print them: the password is shown this once."""
+    """Create credentials and print them.
+
+    The password is shown this once.
+    """
     client = session.client()
     wanted = [part.strip() for part in workspaces.split(",") if part.strip()]
     made = client.subscriptions.create(
