@@ -15,7 +15,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from stellwerk_protos.common.v1 import common_pb2
-from stellwerk_protos.registry.v1 import workspaces_pb2, workspaces_pb2_grpc
+from stellwerk_protos.registry.v1 import quotas_pb2, quotas_pb2_grpc, workspaces_pb2, workspaces_pb2_grpc
 from stellwerk_protos.runs.v1 import (
     artifacts_pb2,
     artifacts_pb2_grpc,
@@ -82,6 +82,16 @@ class Workspaces(workspaces_pb2_grpc.WorkspaceServiceServicer):
         return workspaces_pb2.ListWorkspacesResponse(
             workspaces=page, next_page_token=str(start + 2) if start < 4 else ""
         )
+
+
+class Quotas(quotas_pb2_grpc.QuotaServiceServicer):
+    """No limits."""
+
+    def GetQuota(self, request: Any, context: Any) -> quotas_pb2.Quota:
+        return quotas_pb2.Quota(name=request.name)
+
+    def SetQuota(self, request: Any, context: Any) -> quotas_pb2.Quota:
+        return quotas_pb2.Quota(name=request.quota.name)
 
 
 class Runs(
@@ -158,6 +168,7 @@ def platform(tmp_path: Path) -> Iterator[Platform]:
         server = grpc.server(pool, options=[("grpc.so_reuseport", 0)])
         workspaces, runs = Workspaces(), Runs()  # type: ignore[abstract]  # the rest answers UNIMPLEMENTED
         workspaces_pb2_grpc.add_WorkspaceServiceServicer_to_server(workspaces, server)
+        quotas_pb2_grpc.add_QuotaServiceServicer_to_server(Quotas(), server)
         runs_pb2_grpc.add_RunServiceServicer_to_server(runs, server)
         logs_pb2_grpc.add_LogServiceServicer_to_server(runs, server)
         metrics_pb2_grpc.add_MetricServiceServicer_to_server(runs, server)

@@ -138,7 +138,7 @@ class _Launcher:
 
 
 def test_the_stack_speaks_json_on_stdout_and_to_people_on_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stack, "_launcher", _Launcher)
+    monkeypatch.setattr(stack, "launcher", _Launcher)
     up = call("up", "-o", "json")
     assert (json.loads(up.stdout)["state"], up.stderr) == ("ready", "starting\n")
     down = call("down", "-o", "json")
@@ -149,7 +149,7 @@ def test_the_stack_speaks_json_on_stdout_and_to_people_on_stderr(monkeypatch: py
 
 
 def test_the_table_of_the_status_hides_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stack, "_launcher", _Launcher)
+    monkeypatch.setattr(stack, "launcher", _Launcher)
     table = call("status").stdout
     assert "nats://inspector:****@127.0.0.1:1" in table
     assert "hid-den" not in table
