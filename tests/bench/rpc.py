@@ -1,6 +1,7 @@
 """What the platform's interceptors cost a call (token, permission, span, errors), and the check alone."""
 
 import asyncio
+import base64
 import statistics
 import subprocess
 import sys
@@ -11,8 +12,11 @@ from contextlib import contextmanager
 import grpc
 import psutil
 
+from stellwerk_platform.grpc_client import open_channel
+from stellwerk_platform.identity import Identity
 from stellwerk_protos.registry.v1 import workspaces_pb2, workspaces_pb2_grpc
 from stellwerk_protos.secrets.v1 import tokens_pb2, tokens_pb2_grpc
+from tests.bench import certificates
 from tests.bench.resources import Resources
 from tests.bench.suite import Measurement, benchmark
 
@@ -23,13 +27,22 @@ CALLS = 4_000
 
 
 @contextmanager
-def server(kind: str) -> Iterator[tuple[str, str, str]]:
+def server(kind: str, identity: Identity | None = None) -> Iterator[tuple[str, str, str]]:
     """A server process; yields its address, the token that it accepts, and its process id."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.bench.rpc_server", kind], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "tests.bench.rpc_server", kind],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
+        assert process.stdin is not None
         assert process.stdout is not None
+        if identity is not None:
+            own = identity.certificate
+            parts = (base64.b64encode(part).decode() for part in (own.chain, own.key, own.authorities))
+            process.stdin.write(" ".join(parts) + "\n")
+            process.stdin.flush()
         port, token = process.stdout.readline().split()
         yield f"127.0.0.1:{port}", token, str(process.pid)
     finally:
@@ -37,9 +50,9 @@ def server(kind: str) -> Iterator[tuple[str, str, str]]:
         process.wait()
 
 
-async def rate(address: str, token: str) -> float:
+async def rate(address: str, token: str, identity: Identity | None = None) -> float:
     """Requests per second of 16 callers on one channel."""
-    async with grpc.aio.insecure_channel(address) as channel:
+    async with open_channel(address, identity=identity, service="secrets") as channel:
         stub = tokens_pb2_grpc.TokenServiceStub(channel)
         metadata = (("authorization", f"Bearer {token}"),)
         request = tokens_pb2.GetCallerRequest()
@@ -92,4 +105,16 @@ async def check(resources: Resources) -> Measurement:
         for _ in range(ROUNDS):
             ours.append(await cpu_microseconds(*checked))
             theirs.append(await cpu_microseconds(*unchecked))
+    return Measurement(statistics.median(ours), ROUNDS, statistics.median(theirs))
+
+
+@benchmark("rpc.tls", unit="requests/s", better="higher", peer="the same in clear")
+async def tls(resources: Resources) -> Measurement:
+    """The thinnest RPC through all interceptors over mutual TLS, in turns with the same without."""
+    ours, theirs = [], []
+    identity = certificates.identity("secrets")
+    with server("tls", identity) as encrypted, server("full") as clear:
+        for _ in range(ROUNDS):
+            ours.append(await rate(*encrypted[:2], identity))
+            theirs.append(await rate(*clear[:2]))
     return Measurement(statistics.median(ours), ROUNDS, statistics.median(theirs))

@@ -1,12 +1,13 @@
-"""The servers of `rpc.unary` and `auth.check`, each a process of its own; prints its port and a token.
+"""The servers of `rpc.unary`, `rpc.tls` and `auth.check`, each a process of its own; prints its port and a token.
 
 `bare` and `full` answer `GetCaller` from memory: the thinnest RPC there is, so that what is
 measured is all that lies around one. `checked` and `unchecked` answer `GetWorkspace` in the same
 way behind the same interceptors; only the first asks who calls, whether the token still stands,
-and for the caller's role in the workspace.
+and for the caller's role in the workspace. `tls` is `full` with the certificate that it reads.
 """
 
 import asyncio
+import base64
 import sys
 import time
 from collections.abc import Mapping
@@ -23,11 +24,13 @@ from stellwerk_platform import telemetry
 from stellwerk_platform.access import Guard
 from stellwerk_platform.auth import ISSUER, TokenVerifier, current_caller
 from stellwerk_platform.grpc_server import Registration, Server
+from stellwerk_platform.identity import Certificate, Identity
 from stellwerk_platform.revocations import Revocations
 from stellwerk_platform.roles import PUBLIC
 from stellwerk_platform.settings import Settings
 from stellwerk_protos.registry.v1 import workspaces_pb2
 from stellwerk_protos.secrets.v1 import tokens_pb2
+from tests.bench import certificates
 
 
 class FullCaller:
@@ -122,13 +125,12 @@ async def check(permission: str) -> None:
     await asyncio.Event().wait()
 
 
-async def full() -> None:
+async def full(identity: Identity | None = None) -> None:
     key, token = signed()
     verifier = TokenVerifier(key)
     descriptor = tokens_pb2.DESCRIPTOR.services_by_name["TokenService"]
-    server = Server(
-        "127.0.0.1:0", Guard(verifier.verify), [Registration(FullCaller(), _handlers, descriptor)]
-    )
+    registration = Registration(FullCaller(), _handlers, descriptor)
+    server = Server("127.0.0.1:0", Guard(verifier.verify), [registration], identity=identity)
     await server.start()
     print(server.port, token, flush=True)
     await asyncio.Event().wait()
@@ -137,7 +139,10 @@ async def full() -> None:
 if __name__ == "__main__":
     # Spans are made as in production; the sink is not there, and is never waited for.
     telemetry.start("bench", Settings(otlp_endpoint="http://127.0.0.1:9", otlp_key="none", log_level="ERROR"))
-    if sys.argv[1] in ("checked", "unchecked"):
+    if sys.argv[1] == "tls":
+        chain, key, authorities = (base64.b64decode(part) for part in sys.stdin.readline().split())
+        uvloop.run(full(certificates.of("secrets", Certificate(chain, key, authorities, 0.0))))
+    elif sys.argv[1] in ("checked", "unchecked"):
         uvloop.run(check("" if sys.argv[1] == "checked" else PUBLIC))
     else:
         uvloop.run(full() if sys.argv[1] == "full" else bare())
