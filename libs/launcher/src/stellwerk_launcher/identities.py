@@ -25,6 +25,8 @@ from stellwerk_launcher.policies import AGENT, BLOB_STORE, IDENTITIES
 from stellwerk_launcher.vault import Operator
 
 Values = dict[str, str]
+# What is made anew: all secrets of a document but the seed of the callout, which the server keeps.
+_ROTATED = ("nats_seed", "mongodb_uri", "s3_access_key", "s3_secret_key")
 USER, ACCOUNT = nkeys.PREFIX_BYTE_USER, nkeys.PREFIX_BYTE_ACCOUNT
 
 
@@ -50,6 +52,25 @@ def prepare(context: Context) -> None:
         for name in (*SERVICES, AGENT, BLOB_STORE):
             context.secrets.secret_ids[name] = operator.new_secret_id(name, only=own_vault)
         operator.issue(context.certificate_seconds).write(context.certificate_file)
+    finally:
+        operator.close()
+
+
+def renew(context: Context, name: str) -> None:
+    """Replaces the secrets of one service, and its secret id; raises what Vault raises."""
+    operator = context.operator()
+    operator.log_in()
+    try:
+        if name in SERVICES:
+            found = operator.read(f"services/{name}")
+            rest = {key: value for key, value in found.items() if key not in _ROTATED}
+            document = context.secrets.services[name] = _document(context, name, rest)
+            operator.write(f"services/{name}", document)
+            if "s3_access_key" in document and "versitygw" not in context.external:
+                operator.put_blob_account(document["s3_access_key"], document["s3_secret_key"])
+                operator.drop_blob_account(found["s3_access_key"])
+        own_vault = "openbao" not in context.external
+        context.secrets.secret_ids[name] = operator.new_secret_id(name, only=own_vault)
     finally:
         operator.close()
 

@@ -20,6 +20,7 @@ from stellwerk_launcher.credentials import Credentials, load_or_create_owner_key
 from stellwerk_launcher.errors import LauncherError
 from stellwerk_launcher.process import create_time
 from stellwerk_launcher.report import Reporter
+from stellwerk_launcher.rotation import Rotation
 from stellwerk_launcher.servers import mongod, nats, openbao, versitygw
 from stellwerk_launcher.supervisor import Supervisor, together
 from stellwerk_launcher.tied import tied_to_parent
@@ -94,11 +95,14 @@ class Launch:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, stop.set)
+        rotation = Rotation(self._context, self._supervisor, self._reporter.line)
+        loop.add_signal_handler(signal.SIGUSR1, rotation.requested.set)
         starting = asyncio.create_task(self._start())
         stopping = asyncio.create_task(stop.wait())
         keeping = [
             asyncio.create_task(self._supervisor.keep_logs_short()),
             asyncio.create_task(self._keep_certificate()),
+            asyncio.create_task(rotation.run()),
         ]
         try:
             await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)

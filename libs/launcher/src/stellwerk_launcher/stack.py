@@ -1,4 +1,4 @@
-"""What the command line calls: `up`, `down`, `status`, `logs`. Each raises `LauncherError`."""
+"""What the command line calls: `up`, `down`, `status`, `logs`, `rotate`. Each raises `LauncherError`."""
 
 import asyncio
 import json
@@ -18,6 +18,7 @@ from stellwerk_launcher.health import Check
 from stellwerk_launcher.launch import INTERRUPTED, Launch
 from stellwerk_launcher.process import is_alive, wait_until_gone
 from stellwerk_launcher.report import Reporter
+from stellwerk_launcher.rotation import rotate as rotate
 
 # A detached supervisor sends its error to its starter as one line behind this mark.
 ERROR_MARK = "STELLWERK-LAUNCHER-ERROR "

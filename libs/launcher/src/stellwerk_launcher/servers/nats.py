@@ -39,9 +39,7 @@ def find() -> Binary:
 
 def specify(context: Context, binary: Binary) -> ProcessSpec:
     """Writes the configuration and says how to start the server."""
-    folder = context.folder(NAME)
-    configuration = folder / "nats.conf"
-    write_private(configuration, _configuration(context, folder))
+    configuration = write_configuration(context)
     return ProcessSpec(
         name=NAME,
         command=(str(binary.path), "--config", str(configuration)),
@@ -50,6 +48,14 @@ def specify(context: Context, binary: Binary) -> ProcessSpec:
         address=context.address(NAME),
         version=binary.version,
     )
+
+
+def write_configuration(context: Context) -> Path:
+    """Writes it as the secrets are now."""
+    folder = context.folder(NAME)
+    path = folder / "nats.conf"
+    write_private(path, _configuration(context, folder))
+    return path
 
 
 def initialise(context: Context) -> None:

@@ -49,7 +49,7 @@ def completion(session: Session, shell: str) -> None:
 
 
 for command in (
-    *(stack.up, stack.down, stack.status, stack.logs),
+    *(stack.up, stack.down, stack.status, stack.logs, stack.credentials),
     *(workspace.workspace, member.member, datastore.datastore, quota.quota),
     *(assets.dataset, assets.environment, run.run, experiment.experiment),
     *(assets.model, secret.secret, why.why),

@@ -1,4 +1,4 @@
-"""`stellwerk up|down|status|logs`: the stack on this machine."""
+"""`stellwerk up|down|status|logs|credentials`: the stack on this machine."""
 
 import importlib
 import re
@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from stellwerk.cli import output
-from stellwerk.cli.base import Command, Session
+from stellwerk.cli.base import Command, Group, Session
 from stellwerk.errors import StellwerkError
 
 # user:PASSWORD@ of a URL
@@ -88,3 +88,23 @@ def logs(session: Session, service: str, follow: bool) -> None:
     """Print the log of one process."""
     for line in launcher().logs(session.data_dir, service, follow):
         click.echo(line)
+
+
+@click.group("credentials", cls=Group)
+def credentials() -> None:
+    """Passwords and keys of the services on this machine."""
+
+
+@credentials.command("rotate", common=_OF_A_STACK, example="stellwerk credentials rotate registry runs")
+@click.argument("services", nargs=-1)
+def rotate(session: Session, services: tuple[str, ...]) -> None:
+    """Give services new secrets, one after the other; all of them when none is named.
+
+    New are the keys and passwords for NATS, MongoDB and S3 and the secret id at Vault; the old
+    ones stop to work. Each service is away for the moment of its restart.
+    """
+    rotated = launcher().rotate(session.data_dir, services, _progress(session))
+    if session.json:
+        output.document({"rotated": rotated})
+    else:
+        click.echo(f"New secrets: {', '.join(rotated)}.")
