@@ -1,4 +1,4 @@
-"""The servers of `rpc.unary`, `rpc.tls` and `auth.check`, each a process of its own; prints its port and a token.
+"""The servers of `rpc.unary`, `rpc.tls` and `auth.check`, each a process: prints its port and a token.
 
 `bare` and `full` answer `GetCaller` from memory: the thinnest RPC there is, so that what is
 measured is all that lies around one. `checked` and `unchecked` answer `GetWorkspace` in the same
