@@ -100,6 +100,14 @@ async def test_the_asynchronous_client_has_the_same_names(platform: Platform) ->
         assert [run.state async for run in runs.watch("r")] == ["Running", "Completed"]
 
 
+def test_a_request_that_grpc_itself_refuses_has_a_cure() -> None:
+    none = grpc.aio.Metadata()
+    text = "CLIENT: Sent message larger than max (20000000 vs. 16777216)"
+    error = grpc.aio.AioRpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, none, none, details=text)
+    found = translate.from_rpc(error, "127.0.0.1:1", "")
+    assert (found.reason, found.code, bool(found.cure)) == ("MESSAGE_TOO_LARGE", "RESOURCE_EXHAUSTED", True)
+
+
 def test_http_errors_are_translated_too() -> None:
     body = {"code": "not_found", "message": "No endpoint.", "details": []}
     error = translate.from_http(httpx.Response(404, json=body), "POST /x")

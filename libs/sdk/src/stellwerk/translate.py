@@ -34,6 +34,15 @@ def from_rpc(error: grpc.aio.AioRpcError, address: str, trace_id: str) -> Stellw
             return _from_info(info, text, code, trace_id)
     if code in ("UNAVAILABLE", "DEADLINE_EXCEEDED"):
         return no_answer(address, text if code == "UNAVAILABLE" else "no answer in time", code, trace_id)
+    if code == "RESOURCE_EXHAUSTED" and "larger than max" in text:
+        # gRPC itself refuses it, before anything of ours could say a reason.
+        return StellwerkError(
+            "MESSAGE_TOO_LARGE",
+            f"The request has more than 16 MiB ({text}).",
+            "Send less at a time; files travel as blobs, not in requests.",
+            code=code,
+            trace_id=trace_id,
+        )
     return StellwerkError(f"UPSTREAM_{code}", text or code, code=code, trace_id=trace_id)
 
 
