@@ -9,10 +9,11 @@ import click
 from stellwerk import names
 from stellwerk.cli import arguments, config, output, quota
 from stellwerk.cli.base import Group, Session, traced
-from stellwerk.errors import invalid
+from stellwerk.errors import StellwerkError, invalid
 
 if TYPE_CHECKING:
-    from stellwerk_protos.registry.v1 import workspaces_pb2
+    from stellwerk import Client
+    from stellwerk_protos.registry.v1 import quotas_pb2, workspaces_pb2
 
 
 @click.group(cls=Group)
@@ -48,10 +49,10 @@ def list_(session: Session, limit: int) -> None:
 @workspace.command("show", example="stellwerk workspace show demo")
 @click.argument("name")
 def show(session: Session, name: str) -> None:
-    """Show one workspace, its parts, and what it uses of its limits."""
+    """Show one workspace and what it uses."""
     client = session.client()
     item = client.workspaces.get(name)
-    found = None if item.HasField("delete_time") else client.workspace(name).quota.get()
+    found = None if item.HasField("delete_time") else _quota(client, name)
     if session.json:
         output.document(output.to_json(item) | {"quota": output.to_json(found) if found else None})
         return
@@ -110,10 +111,10 @@ def update(
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @traced
 def delete(session: Session, name: str, force: bool, dry_run: bool, wait: bool, yes: bool) -> None:
-    """Delete a workspace with everything in it, for good. Lists what goes first, and asks.
+    """Delete a workspace with all that it holds.
 
-    Refused while something lives in it, unless forced. It goes on by itself when this command is
-    interrupted; called again, the command waits for the rest.
+    Lists what goes first, and asks. Refused while something lives in it, unless forced. It goes on by
+    itself when this command is interrupted; called again, the command waits for the rest.
     """
     workspaces = session.client().workspaces
     preview = workspaces.delete(name, dry_run=True)
@@ -131,6 +132,15 @@ def delete(session: Session, name: str, force: bool, dry_run: bool, wait: bool, 
     click.echo(f"Deleting {name} ({begun.deletion}) …", err=True)
     done = workspaces.wait_deleted(begun.deletion, _progress())
     _show_data(session, done.removed, "Removed", done)
+
+
+def _quota(client: "Client", name: str) -> "quotas_pb2.Quota | None":
+    """Limits and use; None, and a line for people, when who knows them is away."""
+    try:
+        return client.workspace(name).quota.get()
+    except StellwerkError as error:
+        click.echo(f"What it uses is not known now: {error.message}", err=True)
+        return None
 
 
 def _progress() -> Callable[[Any], None]:
