@@ -56,7 +56,7 @@ def limits() -> Limits:
     return Limits(
         max_body_bytes=1_000_000,
         held_body_bytes=10_000,
-        held_bytes=2_000_000,
+        held_bytes=600_000,
         park_seconds=1.0,
         body_check_seconds=0.2,
     )

@@ -11,7 +11,7 @@ import pytest
 
 from services.gateway.tests.conftest import OWNER_KEY
 from services.gateway.tests.misbehaving import misbehaving
-from services.gateway.tests.replica import ENDPOINT, FakeReplica, route
+from services.gateway.tests.replica import ENDPOINT, FakeReplica, route, until
 from stellwerk_gateway.scoring import protocol
 from stellwerk_gateway.scoring.router import Router
 from stellwerk_gateway.scoring.routes import RouteTable
@@ -88,6 +88,39 @@ async def test_bodies_that_are_too_large_are_refused_and_their_clients_told(
     async with web.post(URL, data="{}", headers=KEY) as response:
         assert response.status == 200
     assert router.held_bytes == 0
+
+
+async def test_requests_that_wait_have_room_up_to_a_bound(
+    web: aiohttp.ClientSession, replica: FakeReplica, router: Router
+) -> None:
+    replica.gate.clear()
+
+    async def one() -> tuple[int, str]:
+        async with web.post(URL, data=b"x" * 9_900, headers=KEY) as response:
+            return response.status, response.headers.get("retry-after", "")
+
+    waiting = [asyncio.create_task(one()) for _ in range(60)]
+    await until(lambda: router.held_bytes == 60 * 9_900)
+    calls = [asyncio.create_task(one()) for _ in range(20)]
+    done, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+    assert next(iter(done)).result() == (429, "1")
+    replica.gate.set()
+    assert {(await call)[0] for call in waiting} == {200}
+    await asyncio.gather(*calls)
+    assert router.held_bytes == 0
+
+
+async def test_a_client_that_does_not_read_its_answers_is_not_read_either(
+    web: aiohttp.ClientSession, replica: FakeReplica
+) -> None:
+    request = HEAD + b"content-length: 5\r\n\r\nlarge"
+    async with connected(web) as (reader, writer):
+        for _ in range(3):
+            writer.write(request)
+        for _ in range(3):
+            status, body = await answer(reader)
+            assert (status, len(body)) == (200, 3_000_000)
+    assert replica.arrived == 3
 
 
 async def test_large_and_unmeasured_answers_pass(web: aiohttp.ClientSession, replica: FakeReplica) -> None:

@@ -65,6 +65,7 @@ class Connection(asyncio.Protocol):
         self._headless = False
         self._answering = False
         self._until_close = False
+        self._is_paused = False
         self.is_sent = True
         self.idle_since = 0.0
 
@@ -96,7 +97,8 @@ class Connection(asyncio.Protocol):
 
     def pause(self, yes: bool) -> None:
         """Stops or goes on reading the answer, whose reader is slower."""
-        if self.is_open:
+        if self.is_open and yes != self._is_paused:
+            self._is_paused = yes
             if yes:
                 self._transport.pause_reading()
             else:
@@ -110,7 +112,8 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Feeds the parser; an answer that nobody asked for closes the connection."""
-        if self._asker is None:
+        asker = self._asker
+        if asker is None:
             self.abandon()
             return
         try:
@@ -120,9 +123,10 @@ class Connection(asyncio.Protocol):
                 log.error("An unexpected error", exc_info=error)
             self._break()
             return
-        if self._asker is None:
+        if self._asker is not asker:
+            # The answer is whole, and the next request may be on its way already.
             return
-        self._asker.answer_flush()
+        asker.answer_flush()
         if not self._answering:
             self._head_bytes += len(data)
             if self._head_bytes > _MAX_HEAD_BYTES:
@@ -193,6 +197,7 @@ class Connection(asyncio.Protocol):
         asker, self._asker = self._asker, None
         assert asker is not None
         reusable = self.is_open and self.is_sent and not self._headless and self._parser.should_keep_alive()
+        self.pause(False)
         # Before the asker is told, for that wakes the next one.
         if reusable:
             self._owner.freed(self)

@@ -18,7 +18,7 @@ from stellwerk_gateway.asgi import Header
 from stellwerk_gateway.refusals import PayloadTooLarge
 from stellwerk_gateway.scoring import access, tracing
 from stellwerk_gateway.scoring.call import CLIENT_GONE, Call
-from stellwerk_gateway.scoring.deployment import Deployment, queue_full
+from stellwerk_gateway.scoring.deployment import Deployment
 from stellwerk_gateway.scoring.headers import Given, forward, read
 from stellwerk_gateway.scoring.router import PREFIX, Router, Target
 from stellwerk_platform import telemetry
@@ -27,6 +27,7 @@ from stellwerk_platform.errors import (
     Internal,
     NotFound,
     PlatformError,
+    ResourceExhausted,
     Unauthenticated,
 )
 
@@ -199,7 +200,13 @@ class Exchange(Call):
         self._kept += len(data)
         self._router.held_bytes += len(data)
         if self._router.held_bytes > self._router.limits.held_bytes:
-            self._abort_with(queue_full("the gateway", 0))
+            self._abort_with(
+                ResourceExhausted(
+                    "QUEUE_FULL",
+                    "The requests that wait take all the room that the gateway has for them.",
+                    "Try again in a moment.",
+                )
+            )
         elif self._kept > self._router.limits.held_body_bytes:
             self._protocol.flow.pause_reading()
             if self._chosen is not None:

@@ -28,6 +28,7 @@ class Mirrors:
 
     def send(self, deployments: Sequence[Deployment], request: bytes | None) -> None:
         """Copies a request, which is None if it is not all there."""
+        self._forget_the_gone()
         for deployment in deployments:
             queue = self._queued.setdefault(deployment, deque())
             if request is None or len(queue) >= MAX_QUEUED or not deployment.is_fit:
@@ -45,6 +46,11 @@ class Mirrors:
             del self._running[deployment]
             dropped = self._queued.pop(deployment)
             deployment.counters.mirror_dropped += len(dropped)
+
+    def _forget_the_gone(self) -> None:
+        gone = [item for item in self._queued if not item.replicas and item not in self._running]
+        for deployment in gone:
+            deployment.counters.mirror_dropped += len(self._queued.pop(deployment))
 
     def _start(self, deployment: Deployment) -> None:
         queue = self._queued[deployment]

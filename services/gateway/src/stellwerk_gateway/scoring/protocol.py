@@ -84,6 +84,8 @@ class DoorProtocol(HttpToolsProtocol):
         super().resume_writing()
         if self._answering is not None:
             self._answering.pause_answer(False)
+        else:
+            self.flow.resume_reading()
 
     def pause_writing(self) -> None:
         """The client reads slower than the replica answers."""
@@ -175,6 +177,9 @@ class DoorProtocol(HttpToolsProtocol):
         if not exchange.keep_alive:
             self._close_gently(exchange)
         self.on_response_complete()
+        if self.flow.write_paused and self._answering is None:
+            # A client that does not read its answers gets to ask no more.
+            self.flow.pause_reading()
 
     def address(self, forwarded: str) -> str:
         """The client's address, from `X-Forwarded-For` where a trusted proxy says so."""

@@ -143,4 +143,5 @@ def _places(address: str) -> Iterator[str | tuple[str, int]]:
                 yield place[5:]
         else:
             host, _, port = place.rpartition(":")
-            yield host.strip("[]"), int(port)
+            if port.isdigit():
+                yield host.strip("[]"), int(port)
