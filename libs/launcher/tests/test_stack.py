@@ -113,8 +113,8 @@ def test_a_killed_supervisor_leaves_nothing_and_the_next_start_has_ports_and_dat
 
 def test_a_port_that_somebody_took_is_replaced(own: StackProcess, servers: Servers) -> None:
     first = own.start()
+    host, port = own.process("mongod")["address"].split(":")
     own.stop()
-    host, port = first["processes"][1]["address"].split(":")
     # Bound and not listening: mongod would wait 30 s for an owner that listens and never answers.
     with socket.socket() as owner:
         owner.bind((host, int(port)))
