@@ -1,5 +1,7 @@
 """Composition root of the registry."""
 
+import grpc
+
 from stellwerk_platform.app import App, Service, run
 from stellwerk_platform.blobs import BlobStore
 from stellwerk_platform.grpc_server import Registration
@@ -48,6 +50,32 @@ from stellwerk_registry.workspaces.service import WorkspaceService
 from stellwerk_registry.workspaces.store import WorkspaceStore
 
 
+async def open_blob_store(app: App, settings: RegistrySettings) -> BlobStore:
+    """The platform's own store, which `stellwerk doctor` tries too."""
+    store = await app.enter(
+        BlobStore.connect(settings.s3_url, settings.s3_access_key, settings.s3_secret_key, settings.namespace)
+    )
+    app.diagnosis.add(
+        "blob_store",
+        "put, get and delete an object",
+        lambda: store.probe("probes"),
+        "See that the S3 server runs (`stellwerk logs versitygw`) and that STELLWERK_S3_URL and its keys are "
+        "right.",
+    )
+    return store
+
+
+def channels_of(service: Service, settings: RegistrySettings) -> dict[str, grpc.aio.Channel]:
+    """All services that keep something of a workspace, by name."""
+    return {
+        "inference": service.channel(settings.inference_address),
+        "runs": service.channel(settings.runs_address),
+        "compute": service.channel(settings.compute_address),
+        "secrets": service.channel(settings.secrets_address),
+        "telemetry": service.channel(settings.telemetry_address),
+    }
+
+
 async def compose(app: App, settings: RegistrySettings) -> None:
     """Builds the service."""
     service = await Service.open(app, settings, MemberStore)
@@ -63,31 +91,15 @@ async def compose(app: App, settings: RegistrySettings) -> None:
         await collection.open()
     await migrate(service.database, [workspaces.add_parts, workspaces.add_owners])
     await workspaces.known.follow(service.bus)
-    store = await app.enter(
-        BlobStore.connect(settings.s3_url, settings.s3_access_key, settings.s3_secret_key, settings.namespace)
-    )
-    app.diagnosis.add(
-        "blob_store",
-        "put, get and delete an object",
-        lambda: store.probe("probes"),
-        "See that the S3 server runs (`stellwerk logs versitygw`) and that STELLWERK_S3_URL and its keys are "
-        "right.",
-    )
-    channels = {
-        "inference": service.channel(settings.inference_address),
-        "runs": service.channel(settings.runs_address),
-        "compute": service.channel(settings.compute_address),
-        "secrets": service.channel(settings.secrets_address),
-        "telemetry": service.channel(settings.telemetry_address),
-    }
+    store = await open_blob_store(app, settings)
+    channels = channels_of(service, settings)
     places = Places(store, workspaces, datastores, secret_reader(channels["secrets"]))
     app.defer(places.close)
     index = BlobIndex(service.database, places, [datasets, models], settings.blob_grace_seconds)
-    await index.open()
-    app.background(index.run())
     uploads = Uploads(service.database, places, store, settings.blob_part_bytes)
-    await uploads.open()
-    app.background(uploads.run())
+    for work in (index, uploads):
+        await work.open()
+        app.background(work.run())
     blobs = BlobService(workspaces, places, index, quotas, uploads, Packs(index, places))
     own = workspace_data(service.database, workspaces.known, index, store)
     remover = compose_remover(deletions, own, channels, settings.workspace_end_seconds)
