@@ -13,11 +13,12 @@ from stellwerk_platform.errors import Unavailable
 from stellwerk_platform.grpc_client import connect
 from stellwerk_scorer import config, local
 from stellwerk_scorer.auth import Gate, Verify, anybody, invoker
+from stellwerk_scorer.call import HttpSettings
 from stellwerk_scorer.config import Settings
 from stellwerk_scorer.data_plane import DataPlane
 from stellwerk_scorer.domain import Model
 from stellwerk_scorer.grpc_service import GrpcServer
-from stellwerk_scorer.http import HttpApp, HttpSettings
+from stellwerk_scorer.http import HttpApp
 from stellwerk_scorer.http_server import HttpServer
 from stellwerk_scorer.pool import Pool, PoolSettings
 from stellwerk_scorer.worker.frames import EXIT_LOAD_FAILED
