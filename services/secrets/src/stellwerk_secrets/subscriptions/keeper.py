@@ -19,7 +19,7 @@ from stellwerk_platform.journal import decode
 from stellwerk_protos.secrets.v1.subscriptions_pb2 import Subscription
 from stellwerk_secrets.subscriptions import domain
 from stellwerk_secrets.subscriptions.access import Access
-from stellwerk_secrets.subscriptions.connections import Connections
+from stellwerk_secrets.subscriptions.connections import Connection, Connections
 from stellwerk_secrets.subscriptions.consumers import Consumers
 from stellwerk_secrets.subscriptions.store import Subscriptions
 
@@ -94,7 +94,8 @@ class Keeper:
 
     async def sweep(self) -> bool:
         """Makes everything as it has to be; False when somebody could not be asked."""
-        # In this order: a consumer without a subscription is one whose subscription has ended.
+        # In this order: whoever is connected, or has a consumer, without a subscription had one that ended.
+        connections = await self._connections.all()
         infos = await self._consumers.all()
         labels: dict[str, str | None] = {}
         subscriptions = [item for item in await self._subscriptions.not_revoked() if domain.is_living(item)]
@@ -112,13 +113,13 @@ class Keeper:
             labels[subscription.consumer] = domain.label(subscription, workspaces) if workspaces else ""
         for consumer in infos:
             await self._consumers.remove(consumer)
-        await self._end_connections(labels)
+        await self._end(connections, labels)
         self._next_end = min((_end(item) for item in subscriptions), default=float("inf"))
         return None not in labels.values()
 
-    async def _end_connections(self, labels: dict[str, str | None]) -> None:
+    async def _end(self, connections: list[Connection], labels: dict[str, str | None]) -> None:
         """Ends those that were let in for something else than they would be now, and old ones."""
-        for connection in await self._connections.all():
+        for connection in connections:
             if not domain.is_consumer(self._bus.names, connection.consumer):
                 continue
             label = labels.get(connection.consumer, "")
