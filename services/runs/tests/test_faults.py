@@ -30,7 +30,7 @@ from services.runs.tests.support import (
 from services.secrets.tests.support import Secrets
 from stellwerk_launcher import ports
 from stellwerk_launcher.testing import Servers, plaintext_command
-from stellwerk_platform.auth import StaticCredentials
+from stellwerk_platform.auth import CallerCredentials
 from stellwerk_platform.bus import Bus
 from stellwerk_platform.documents import now
 from stellwerk_platform.grpc_client import connect
@@ -165,6 +165,16 @@ def cut(more: list[float], lines: bytes, first: int, offset: int, size: int) -> 
     return requests + [text(RUN, lines[n : n + 4 * size], offset + n) for n in range(0, len(lines), 4 * size)]
 
 
+@asynccontextmanager
+async def as_service(settings: RunsSettings, secrets: Secrets) -> AsyncIterator[Client]:
+    """Stubs that show the token of a service: there is no registry that would know an owner's role."""
+    servers = secrets.servers
+    async with secrets.channel() as anonymous:
+        login = CallerCredentials(anonymous, servers.vault_role_id, servers.vault_secret_id)
+        async with connect(settings.listen, login) as channel:
+            yield Client(channel)
+
+
 async def test_killed_at_every_step_it_loses_and_doubles_nothing(servers: Servers, secrets: Secrets) -> None:
     chosen = ports.choose(["registry", "compute", "runs"], {})
     settings = settings_of(servers, secrets, chosen)
@@ -172,8 +182,7 @@ async def test_killed_at_every_step_it_loses_and_doubles_nothing(servers: Server
     async with submitted(settings) as bus:
         child = asyncio.create_task(lives.live())
         try:
-            async with connect(settings.listen, StaticCredentials(secrets.owner_key)) as channel:
-                client = Client(channel)
+            async with as_service(settings, secrets) as client:
                 sent, log = await send_all(client, child, lives)
                 await end(bus)
                 request = logs_pb2.ReadLogRequest(parent=RUN, follow=True)

@@ -8,13 +8,11 @@ from contextlib import asynccontextmanager
 from dataclasses import fields, replace
 
 from services.runs.tests.support import STREAMS, Client, settings_of
-from services.runs.tests.test_faults import secrets
+from services.runs.tests.test_faults import as_service, secrets
 from services.secrets.tests.support import Secrets
 from stellwerk_launcher import ports
 from stellwerk_launcher.testing import Servers, plaintext_command
-from stellwerk_platform.auth import StaticCredentials
 from stellwerk_platform.bus import Bus
-from stellwerk_platform.grpc_client import connect
 from stellwerk_platform.mongo import Database
 from stellwerk_protos.runs.v1 import runs_pb2 as pb
 from stellwerk_runs.config import RunsSettings
@@ -69,12 +67,12 @@ async def forest(database: Database) -> tuple[list[str], str]:
 
 
 @asynccontextmanager
-async def last_life(settings: RunsSettings, key: str) -> AsyncIterator[Client]:
-    """The owner's stubs of a service that does not die."""
+async def last_life(settings: RunsSettings, secrets: Secrets) -> AsyncIterator[Client]:
+    """Stubs of a service that does not die."""
     process = await start(settings, "")
     try:
-        async with connect(settings.listen, StaticCredentials(key)) as channel:
-            yield Client(channel)
+        async with as_service(settings, secrets) as client:
+            yield client
     finally:
         process.terminate()
         await process.wait()
@@ -98,7 +96,7 @@ async def test_a_killed_service_forgets_no_run(servers: Servers, secrets: Secret
         process = await start(settings, failpoint)
         async with asyncio.timeout(60):
             assert await process.wait() == -signal.SIGKILL, failpoint
-    async with asyncio.timeout(60), last_life(settings, secrets.owner_key) as client:
+    async with asyncio.timeout(60), last_life(settings, secrets) as client:
         for name in tree:
             # Created, asked to stop, stopped because its process was silent: nothing twice.
             assert (await until(client, name, pb.RUN_STATE_CANCELED)).revision == 3
