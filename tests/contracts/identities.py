@@ -5,7 +5,7 @@ import json
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ class Somebody:
     """A caller: how a test names it, its token, and what the rules look at."""
 
     name: str
-    token: str
+    token: str = field(repr=False)
     subject: str = ""
     # Of the token; "" for who is not known at all.
     role: str = ""

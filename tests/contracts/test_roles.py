@@ -249,7 +249,7 @@ def test_what_is_allowed_is_what_the_table_says(
         return  # The doors do not offer it, or nobody answers it yet: it is not open.
     elif not who.role:
         assert code is grpc.StatusCode.UNAUTHENTICATED, shown
-    elif allowed(who, permission_of(method), subject_of(request)):
+    elif allowed(who, permission_of(method), subject_of(request)) and reads_all(who, request):
         assert code not in _REFUSED, shown
     else:
         assert code is grpc.StatusCode.PERMISSION_DENIED, shown
