@@ -7,11 +7,15 @@ import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest.mock import create_autospec
 
 import httpx
 import pytest
 
 from services.scorer.tests.support import BARE_PYTHON, StartScorer
+from stellwerk_scorer.job import Job
+from stellwerk_scorer.worker import frames
+from stellwerk_scorer.worker_process import WorkerProcess
 
 WHO = """
     import os, time
@@ -187,6 +191,17 @@ async def test_batches_give_each_caller_its_own_rows(scorer: StartScorer) -> Non
             *(http.post("/v2/models/digits/infer", json=_infer(n)) for n in range(12))
         )
         assert [answer.json()["outputs"][0]["data"] for answer in answers] == [[2.0 * n] for n in range(12)]
+
+
+async def test_who_comes_alone_after_a_batch_is_not_made_to_wait_for_another() -> None:
+    """By the rule itself: the wait is some milliseconds, which no test over the network could tell."""
+    worker = WorkerProcess(lambda _worker: None, lambda _job: None)
+    worker._transport = create_autospec(asyncio.Transport, instance=True)
+    job = Job(frames.SCORE, b"", b"1", asyncio.get_running_loop().time() + 60, lambda _outcome: None)
+    worker.send([job] * 3)
+    assert worker.last_batch == 3
+    worker.send([job])
+    assert worker.last_batch == 1
 
 
 async def test_arrays_are_batched_along_their_first_axis(scorer: StartScorer, tmp_path: Path) -> None:

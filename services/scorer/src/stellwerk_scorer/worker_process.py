@@ -161,12 +161,12 @@ class WorkerProcess(asyncio.Protocol):
         if not self.parcels:
             self.busy_since = now
         self.parcels.append(_Parcel(first_id, jobs))
+        self.last_batch = len(jobs)
         if len(jobs) == 1:
             job = jobs[0]
             limit = max(int((job.deadline - now) * 1000), 1)
             self._transport.write(frames.encode(job.kind, first_id, job.meta, job.payload, limit))
             return
-        self.last_batch = len(jobs)
         limit = max(int((min(job.deadline for job in jobs) - now) * 1000), 1)
         parts = [
             frames.encode(job.kind, first_id + position, job.meta, job.payload, limit)
