@@ -14,6 +14,7 @@ from services.registry.tests.support import WORKSPACE, Registry
 from services.registry.tests.test_blobs import Blobs, aged, blobs
 from services.registry.tests.test_uploads import connected, refusal
 from stellwerk.pack import pack as described
+from stellwerk_platform.errors import InvalidArgument
 from stellwerk_protos.registry.v1 import blobs_pb2 as pb
 from stellwerk_registry.packs.store import Packs
 
@@ -129,3 +130,19 @@ async def test_two_who_bring_the_same_in_other_packs_leave_one(blobs: Blobs) -> 
     await packs.create("demo", other, members[::-1])
     assert await blobs.objects.size("demo", one) == 2
     assert await blobs.objects.size("demo", other) is None
+
+
+async def test_a_blob_that_a_run_may_need_is_not_taken_for_a_pack(blobs: Blobs) -> None:
+    packs = Packs(blobs.index, blobs.index._places)
+    contents = [b"ab", b"cd", b"a", b"b"]
+    digests = [await blobs.put(content) for content in contents]
+    # As it is asked for before it becomes an output: only `runs` knows of that.
+    assert await blobs.index.missing("demo", digests) == []
+    with pytest.raises(InvalidArgument):
+        await packs.create("demo", digests[0], [blob(b"ab")])
+    await packs.create("demo", digests[0], [blob(b"a"), blob(b"b")])
+    await packs.create("demo", digests[1], [blob(b"c"), blob(b"d")])
+    assert await blobs.index.used_bytes("demo") == 8, "it counts as before"
+    await aged()
+    await blobs.release(blob(b"c").sha256, blob(b"d").sha256)
+    assert [await blobs.objects.size("demo", digest) for digest in digests[:2]] == [2, 2]

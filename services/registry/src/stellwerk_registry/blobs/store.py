@@ -107,8 +107,14 @@ class BlobIndex:
         ids = [_id(workspace, digest) for digest in digests]
         return {_digest(d["_id"]): d async for d in self._blobs.find({"_id": {"$in": ids}})}
 
-    async def pack(self, workspace: str, pack: str, places: Mapping[str, tuple[int, int]]) -> None:
-        """Notes that blobs, by digest with offset and bytes, lie in a pack, unless they are there already."""
+    async def pack(
+        self, workspace: str, pack: str, places: Mapping[str, tuple[int, int]], *, is_only_pack: bool
+    ) -> None:
+        """Notes that blobs, by digest with offset and bytes, lie in a pack, unless they are there already.
+
+        What somebody may have meant as a blob of its own (not `is_only_pack`) stays one, which counts and
+        does not go with the last that lies in it.
+        """
         moment, pack_id = datetime.now(UTC), _id(workspace, pack)
         datastore = _datastore((await self.documents(workspace, [pack]))[pack])
         size_bytes = sum(size for _, size in places.values())
@@ -123,9 +129,10 @@ class BlobIndex:
             return [{"$set": {"seen_time": moment, **fields}}, {"$unset": ["offer_time", "upload"]}]
 
         # First, so that the pack is never counted beside what lies in it.
-        await self._blobs.update_one({"_id": pack_id}, {"$set": {"size": 0, "pack_bytes": size_bytes}})
+        if is_only_pack:
+            await self._blobs.update_one({"_id": pack_id}, {"$set": {"size": 0, "pack_bytes": size_bytes}})
         await self._upsert(workspace, list(places), packed)
-        if not await self._referred(workspace, [pack]):
+        if is_only_pack and not await self._referred(workspace, [pack]):
             # Somebody else was faster with all of it, in other packs.
             await self._remove(workspace, [pack], {"removing_time": {"$exists": False}})
 
@@ -292,7 +299,9 @@ class BlobIndex:
     ) -> set[str]:
         """Removes the packs of blobs that are gone, once they hold none; returns those that must wait."""
         packs = {_digest(document["pack"]) for document in gone if "pack" in document}
-        empty = packs - await self._referred(workspace, list(packs))
+        # Others are blobs too, to which something of `runs` may refer.
+        only = {d for d, known in (await self.documents(workspace, list(packs))).items() if is_pack(known)}
+        empty = only - await self._referred(workspace, list(only))
         where: Document = {"seen_time": {"$lt": cutoff}, "removing_time": {"$exists": False}}
         return empty - await self._remove(workspace, list(empty), where) if empty else set()
 
@@ -386,6 +395,11 @@ class BlobIndex:
         return {
             digest: int(found[digest]["size"]) for digest in digests if found[digest].get("present")
         } | asked
+
+
+def is_pack(document: Mapping[str, Any]) -> bool:
+    """Whether a blob is nothing but a pack."""
+    return "pack_bytes" in document
 
 
 def _id(workspace: str, digest: str) -> str:

@@ -11,19 +11,27 @@ MOST_BYTES = 16 * 1024 * 1024
 MOST_BLOBS = 1_000
 
 
-def check(blobs: Sequence[Blob]) -> None:
-    """Raises `InvalidArgument` for what cannot be a pack."""
+def check(pack: str, blobs: Sequence[Blob]) -> None:
+    """Raises `InvalidArgument` for what cannot be a pack of these blobs."""
     if not 1 <= len(blobs) <= MOST_BLOBS:
         raise InvalidArgument(
             "INVALID_PACK", f"A pack of {len(blobs):,} blobs.", f"Put 1 to {MOST_BLOBS:,} into it."
         )
     for blob in blobs:
-        check_sha256(blob.sha256)
+        if check_sha256(blob.sha256) == pack:
+            raise InvalidArgument(
+                "INVALID_PACK", "A pack that holds itself.", "Leave it: a single blob needs no pack."
+            )
     size_bytes = sum(blob.size_bytes for blob in blobs)
     if size_bytes > MOST_BYTES or any(blob.size_bytes < 0 for blob in blobs):
-        raise InvalidArgument(
-            "INVALID_PACK", f"A pack of {size_bytes:,} bytes.", f"Put up to {MOST_BYTES:,} into it."
-        )
+        raise invalid_size(size_bytes)
+
+
+def invalid_size(size_bytes: int) -> InvalidArgument:
+    """The error for a pack of so many bytes."""
+    return InvalidArgument(
+        "INVALID_PACK", f"A pack of {size_bytes:,} bytes.", f"Put up to {MOST_BYTES:,} into it."
+    )
 
 
 def places(content: bytes, blobs: Sequence[Blob]) -> dict[str, tuple[int, int]]:

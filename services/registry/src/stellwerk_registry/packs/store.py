@@ -6,7 +6,7 @@ from typing import Any
 
 from stellwerk_platform.errors import FailedPrecondition
 from stellwerk_protos.registry.v1 import blobs_pb2 as pb
-from stellwerk_registry.blobs.store import BlobIndex
+from stellwerk_registry.blobs.store import BlobIndex, is_pack
 from stellwerk_registry.datastores.places import Place, Places
 from stellwerk_registry.packs import domain
 from stellwerk_registry.workspaces.domain import DEFAULT_DATASTORE
@@ -27,7 +27,8 @@ class Packs:
 
     async def create(self, workspace: str, pack: str, blobs: Sequence[pb.Blob]) -> None:
         """Makes what lies in a pack present; raises `FailedPrecondition`, `InvalidArgument`."""
-        domain.check(blobs)
+        domain.check(pack, blobs)
+        before = (await self._index.documents(workspace, [pack])).get(pack, {})
         if await self._index.missing(workspace, [pack]):
             raise FailedPrecondition(
                 "BLOB_MISSING", f"The pack {pack} has not been uploaded.", "Upload it first."
@@ -36,11 +37,13 @@ class Packs:
         place = await self._place(workspace, document)
         size_bytes = await place.size(pack)
         if size_bytes is None or size_bytes > domain.MOST_BYTES:
-            domain.check([pb.Blob(sha256=pack, size_bytes=domain.MOST_BYTES + 1)])
+            raise domain.invalid_size(size_bytes or 0)
         async with self._reading:
             content = b"".join([part async for part in place.store.read(place.prefix, pack)])
             found = await asyncio.to_thread(domain.places, content, blobs)
-        await self._index.pack(workspace, pack, found)
+        # What was there before may be an output or a part of a snapshot: only `runs` knows.
+        is_only_pack = is_pack(before) or not before.get("present")
+        await self._index.pack(workspace, pack, found, is_only_pack=is_only_pack)
 
     async def downloads(self, workspace: str, digests: Sequence[str], *, packs: bool) -> list[pb.Download]:
         """Where to get blobs that are there; those in packs as such only for callers who can take them."""
