@@ -73,7 +73,12 @@ class FakeReplica:
         if request.path == "/score" and body == b"stream":
             return await self._stream(request)
         document = {"by": self.name, "path": request.raw_path, "body": body.decode()[:1000]}
-        return web.json_response(document, headers={"x-script": "yes"})
+        answer = web.json_response(document, headers={"x-script": "yes"})
+        if "cookie" in request.headers:
+            # One of its own, and one that is the door's.
+            answer.set_cookie("seen", "1")
+            answer.set_cookie("stellwerk_session", "swk_of_somebody_else")
+        return answer
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()

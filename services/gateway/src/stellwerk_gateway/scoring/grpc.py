@@ -26,7 +26,7 @@ from stellwerk_gateway.scoring.deployment import Deployment
 from stellwerk_gateway.scoring.headers import STICKY
 from stellwerk_gateway.scoring.router import Router
 from stellwerk_platform.addresses import address_of_peer
-from stellwerk_platform.errors import Internal, PlatformError, Unavailable
+from stellwerk_platform.errors import Internal, InvalidArgument, PlatformError, Unavailable
 from stellwerk_platform.grpc_server import abort
 
 log = logging.getLogger(__name__)
@@ -34,9 +34,10 @@ _DROPPED = frozenset(
     {
         *("authorization", access.ENDPOINT_KEY, REQUEST_ID, "traceparent", "azureml-model-deployment"),
         *("user-agent", "content-type", "te", "connection", "host", "content-length", "transfer-encoding"),
-        *("upgrade", "keep-alive", "expect", "trailer"),
+        *("upgrade", "keep-alive", "expect", "trailer", "cookie"),
     }
 )
+_CONTROL = frozenset("\r\n\0")
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -110,6 +111,7 @@ class _GrpcCall(Call):
     async def run(self) -> bytes:
         """The answer; raises `PlatformError`, or aborts with the replica's own error."""
         fields = self._fields
+        _check_lines(self._metadata)
         self._endpoint = access.endpoint_of(fields)
         given = str(fields.get(REQUEST_ID, ""))
         access.check_request_id(given)
@@ -199,6 +201,18 @@ class _GrpcCall(Call):
         self.count(status, None if self.deployment is not None else self._router.counters(self._endpoint))
         if self._span is not None:
             tracing.end(self._span, status, reason)
+
+
+def _check_lines(metadata: Iterable[tuple[str, str | bytes]]) -> None:
+    """Raises `InvalidArgument` for a value that would be more than one line of an HTTP head.
+
+    gRPC takes what HTTP/2 carries; clients' libraries send no such thing, but others can.
+    """
+    for key, value in metadata:
+        if isinstance(value, str) and not _CONTROL.isdisjoint(value):
+            raise InvalidArgument(
+                "METADATA_INVALID", f"The metadata {key} has a line break.", "Send text of one line."
+            )
 
 
 def _lines(metadata: Iterable[tuple[str, str | bytes]]) -> Iterable[bytes]:

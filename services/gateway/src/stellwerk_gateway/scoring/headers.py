@@ -18,6 +18,9 @@ _READ = frozenset(
         *(b"content-length", b"azureml-model-deployment"),
     }
 )
+# In the names of the door's own cookies (login/cookies.py): a session's has a person's key, which is
+# nothing for the code behind an endpoint, nor may that sign a browser in.
+_OWN_COOKIES = b"stellwerk_"
 # Values of `connection` that name no other header.
 _PLAIN = frozenset({b"keep-alive", b"close"})
 STICKY = b"x-stellwerk-sticky"
@@ -76,7 +79,10 @@ def read(headers: Sequence[Header]) -> Given:
     values, onward = given._values, given.onward
     for name, value in headers:
         values[name] = value
-        if name not in _HOP and name not in _READ:
+        if name == b"cookie":
+            if value := _foreign_cookies(value):
+                onward.append(b"cookie: %b\r\n" % value)
+        elif name not in _HOP and name not in _READ:
             onward.append(b"%b: %b\r\n" % (name, value))
     if (length := values.get(b"content-length")) is not None:
         given.length = int(length)
@@ -95,6 +101,8 @@ def forward(headers: Sequence[Header], dropped: frozenset[bytes]) -> tuple[list[
     names: set[bytes] = set()
     named: list[bytes] = []
     for name, value in headers:
+        if name == b"set-cookie" and _OWN_COOKIES in value:
+            continue
         if name not in dropped:
             names.add(name)
             lines.append(b"%b: %b\r\n" % (name, value))
@@ -103,3 +111,7 @@ def forward(headers: Sequence[Header], dropped: frozenset[bytes]) -> tuple[list[
     if named:
         lines = [line for line in lines if not line.startswith(tuple(named))]
     return lines, names
+
+
+def _foreign_cookies(value: bytes) -> bytes:
+    return b"; ".join(part.strip() for part in value.split(b";") if _OWN_COOKIES not in part)
