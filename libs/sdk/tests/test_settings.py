@@ -45,6 +45,35 @@ def test_each_place_wins_over_those_after_it(tmp_path: Path, stack: Path) -> Non
     assert (settings.grpc_address, settings.workspace) == ("flag:1", "f")
 
 
+@pytest.mark.parametrize(
+    ("config", "door"),
+    [
+        ({"gateway_url": "http://evil"}, ""),
+        ({"gateway_url": "http://stack"}, "http://stack"),
+        ({"grpc_address": "https://far.example:1", "gateway_url": "https://evil@evil.example"}, ""),
+        (
+            {"grpc_address": "https://far.example:1", "gateway_url": "https://far.example/"},
+            "https://far.example/",
+        ),
+    ],
+)
+def test_a_project_sends_no_kept_key_to_a_door_of_its_own(
+    tmp_path: Path, stack: Path, config: dict[str, str], door: str
+) -> None:
+    environment = {"STELLWERK_DATA_DIR": str(stack), "XDG_CONFIG_HOME": str(tmp_path)}
+    (tmp_path / "stellwerk").mkdir()
+    kept = {"user": "users/ada", "key_name": "users/ada/keys/k", "origin": "session", "key": "swk_ada"}
+    logins = {"logins": {"https://far.example:1": kept}}
+    (tmp_path / "stellwerk" / "credentials.json").write_text(json.dumps(logins))
+    (tmp_path / ".stellwerk").mkdir()
+    (tmp_path / ".stellwerk" / "config.json").write_text(json.dumps(config))
+    settings = resolve(environment=environment, folder=tmp_path)
+    assert settings.gateway_url == door
+    assert settings.api_key == ("swk_ada" if "grpc_address" in config else "swk_owner")
+    named = resolve(Flags(gateway_url="http://named"), environment=environment, folder=tmp_path)
+    assert named.gateway_url == "http://named"
+
+
 def test_a_data_folder_that_is_named_wins_over_variables(stack: Path, tmp_path: Path) -> None:
     environment = {"STELLWERK_GRPC_ADDRESS": "variable:1", "STELLWERK_API_KEY": "swk_variable"}
     settings = resolve(Flags(data_dir=stack), environment=environment, folder=tmp_path)

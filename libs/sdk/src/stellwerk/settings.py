@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from stellwerk import logins
 from stellwerk.errors import StellwerkError
@@ -19,6 +20,7 @@ from stellwerk.errors import StellwerkError
 CONFIG_PATH = Path(".stellwerk") / "config.json"
 CONFIG_KEYS = ("workspace", "grpc_address", "gateway_url")
 _TOKEN_FILE = "STELLWERK_TOKEN_FILE"
+_LOGIN = "stellwerk login"
 _VARIABLES = {
     "workspace": "STELLWERK_WORKSPACE",
     "grpc_address": "STELLWERK_GRPC_ADDRESS",
@@ -118,6 +120,12 @@ def resolve(
     api_key, origins["api_key"] = "", ""
     if not flags.anonymous:
         api_key, origins["api_key"] = _api_key(flags, environment, owner, values["grpc_address"])
+    # Nor does a key that nobody named go to another door than that of the address it is for.
+    kept = origins["api_key"].startswith(_LOGIN)
+    if (kept or origins["api_key"] == str(owner)) and origins["gateway_url"] == str(config_path):
+        known = values["gateway_url"] == stack.get("gateway_url")
+        if not known and not (kept and _host(values["gateway_url"]) == _host(values["grpc_address"])):
+            values["gateway_url"] = origins["gateway_url"] = ""
     token_file = Path(environment[_TOKEN_FILE]) if origins["api_key"] == _TOKEN_FILE else None
     return Settings(
         **values,
@@ -146,10 +154,18 @@ def _api_key(flags: Flags, environment: Mapping[str, str], owner: object, addres
         if variable and origin == "STELLWERK_API_KEY_FILE":
             return variable, "STELLWERK_API_KEY"
         if origin == str(owner) and not flags.data_dir and (login := logins.find(address, environment)):
-            return login.key, f"stellwerk login ({login.user})"
+            return login.key, f"{_LOGIN} ({login.user})"
         if path:
             return _read_key(Path(path)), origin
     return "", ""
+
+
+def _host(address: str) -> str:
+    """Of a URL, or of `host:port`; "" for what is neither."""
+    try:
+        return urlsplit(f"//{address.partition('://')[2] or address}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def _read_key(path: Path) -> str:
