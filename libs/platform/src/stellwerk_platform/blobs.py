@@ -113,7 +113,7 @@ class BlobStore:
         try:
             await self._client.put_object(Bucket=self._bucket, Key=name, Body=content)
             answer = await self._client.get_object(Bucket=self._bucket, Key=name)
-            found = await answer["Body"].read()
+            found = await answer["Body"].read(len(content) + 1)
             await self._client.delete_object(Bucket=self._bucket, Key=name)
         except ClientError as error:
             code = str(error.response.get("Error", {}).get("Code", "an error"))
@@ -262,6 +262,21 @@ class BlobStore:
             with closing(answer["Body"]) as body:
                 while chunk := await body.read(_CHUNK_BYTES):
                     yield chunk
+
+    async def content(
+        self, workspace: str, sha256: str, limit_bytes: int, span: tuple[int, int] | None = None
+    ) -> bytes:
+        """The same whole; raises `FailedPrecondition` when a store sends more than it said there is."""
+        content = bytearray()
+        async for part in self.read(workspace, sha256, span):
+            content += part
+            if len(content) > limit_bytes:
+                raise FailedPrecondition(
+                    "BLOB_STORE_REFUSED",
+                    f"The store sends more than {limit_bytes:,} bytes for {sha256}.",
+                    "Check the S3 server.",
+                )
+        return bytes(content)
 
     def part_url(
         self, workspace: str, sha256: str, upload_id: str, number: int, part_sha256: str

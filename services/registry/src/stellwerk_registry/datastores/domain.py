@@ -2,6 +2,7 @@
 
 import ipaddress
 import re
+import socket
 from urllib.parse import urlsplit
 
 from stellwerk_platform import names
@@ -14,6 +15,8 @@ PATTERN = "workspaces/*/datastores/*"
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _PREFIX_LENGTH = 200
 _URL_LENGTH = 1_000
+# Where AWS answers over IPv6, Alibaba Cloud, Oracle Cloud: not link-local ones.
+_METADATA = frozenset({"fd00:ec2::254", "100.100.100.200", "192.0.0.192"})
 _OWN = ("bucket", "access_key_secret", "secret_key_secret")
 
 
@@ -80,16 +83,19 @@ def _check_endpoint(endpoint: str) -> None:
             f"{endpoint[:200]!r} is no URL of an S3 endpoint.",
             "Give scheme, host and port only, as in https://s3.example.com; keys belong into secrets.",
         )
-    if _is_link_local(parts.hostname):
-        # Clouds answer there with the credentials of the machine.
-        raise _invalid(f"{parts.hostname} is a link-local address.", "Give the address of an S3 server.")
+    check_address(parts.hostname)
 
 
-def _is_link_local(host: str) -> bool:
+def check_address(host: str) -> None:
+    """Raises `InvalidArgument` for an address at which clouds answer with the credentials of the machine."""
     try:
-        return ipaddress.ip_address(host).is_link_local
-    except ValueError:
-        return False
+        # Also of one that is written as a single number, in octal or in hexadecimal digits.
+        address = ipaddress.ip_address(host if ":" in host else socket.inet_aton(host))
+    except (OSError, ValueError):
+        return
+    address = getattr(address, "ipv4_mapped", None) or address
+    if address.is_link_local or str(address) in _METADATA:
+        raise _invalid(f"{host} is a link-local address.", "Give the address of an S3 server.")
 
 
 def without_place(datastore: Datastore) -> Datastore:

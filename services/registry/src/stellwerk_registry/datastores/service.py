@@ -1,7 +1,10 @@
 """DatastoreService: parse, probe, store, reply."""
 
+import asyncio
 import logging
+from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 from stellwerk_platform import names
 from stellwerk_platform.access import Guard
@@ -40,6 +43,7 @@ class DatastoreService(datastores_pb2_grpc.DatastoreServiceServicer):
         await self._workspaces.check(names.workspace_of(request.parent))
         if (existing := await self._store.created_by(request.request_id)) is not None:
             return existing
+        await _check_host(datastore.endpoint)
         await self._probe(datastore)
         fact = Fact("created", "REQUESTED", f"{datastore.creator} created it.")
         return await self._store.create(datastore, fact, request.request_id)
@@ -81,3 +85,16 @@ class DatastoreService(datastores_pb2_grpc.DatastoreServiceServicer):
         names.parse(domain.PATTERN, request.name)
         await self._store.delete(request.name, self._lies_in)
         return pb.DeleteDatastoreResponse()
+
+
+async def _check_host(endpoint: str) -> None:
+    """Raises `InvalidArgument` for a name behind which there is an address that no datastore may have.
+
+    One that cannot be resolved fails its probe.
+    """
+    host = urlsplit(endpoint).hostname
+    if host:
+        with suppress(OSError, UnicodeError):
+            found = await asyncio.get_running_loop().getaddrinfo(host, None)
+            for *_, (address, *_) in found:
+                domain.check_address(str(address))

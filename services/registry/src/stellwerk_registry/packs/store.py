@@ -39,7 +39,7 @@ class Packs:
         if size_bytes is None or size_bytes > domain.MOST_BYTES:
             raise domain.invalid_size(size_bytes or 0)
         async with self._reading:
-            content = b"".join([part async for part in place.store.read(place.prefix, pack)])
+            content = await place.store.content(place.prefix, pack, domain.MOST_BYTES)
             found = await asyncio.to_thread(domain.places, content, blobs)
         # What was there before may be an output or a part of a snapshot: only `runs` knows.
         is_only_pack = is_pack(before) or not before.get("present")
@@ -79,8 +79,7 @@ class Packs:
         async with self._slots:
             content = b""
             if size_bytes:
-                span = (start, size_bytes)
-                content = b"".join([part async for part in place.store.read(place.prefix, pack, span)])
+                content = await place.store.content(place.prefix, pack, size_bytes, (start, size_bytes))
             await place.store.put(place.prefix, digest, content)
         await self._index.unpacked(workspace, digest)
 
