@@ -112,7 +112,7 @@ def test_a_server_that_is_not_there(cli: Cli) -> None:
     assert "stellwerk up" in outcome.err
 
 
-def test_scoring_without_a_key_or_endpoint(stack: dict[str, Any], owner_key: str) -> None:
+def test_scoring_without_a_key_or_endpoint(cli: Cli, stack: dict[str, Any], owner_key: str) -> None:
     url = f"{stack['gateway_url']}/endpoints/badinput/nothing/score"
     assert httpx.post(url, content=b"{}").status_code == 401
     unknown = httpx.post(url, content=b"{}", headers={"authorization": f"Bearer {owner_key}"})
