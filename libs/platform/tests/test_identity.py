@@ -20,6 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from stellwerk_launcher import ports
 from stellwerk_launcher.testing import Servers
 from stellwerk_platform.access import Guard
+from stellwerk_platform.addresses import METADATA_KEY
 from stellwerk_platform.auth import Caller, StaticCredentials, current_caller
 from stellwerk_platform.errors import FailedPrecondition, from_rpc
 from stellwerk_platform.grpc_client import connect
@@ -256,3 +257,15 @@ def self_signed(authorities: bytes) -> Certificate:
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     return Certificate(certificate.public_bytes(serialization.Encoding.PEM), private, authorities, 0)
+
+
+async def test_a_services_token_is_good_at_no_door_of_the_gateway(servers: Servers) -> None:
+    gateway, token = await identity_of(servers, "gateway"), StaticCredentials("services/gateway")
+    async with serving(await identity_of(servers, "runs")) as address:
+        assert await call(address, gateway, "services/gateway") == "services/gateway"
+        async with connect(address, token, identity=gateway, service="runs") as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await Stub(channel).get_caller(
+                    tokens_pb2.GetCallerRequest(), timeout=5, metadata=((METADATA_KEY, "192.0.2.1"),)
+                )
+    assert from_rpc(caught.value).reason == "CERTIFICATE_MISMATCH"

@@ -17,6 +17,11 @@ def address_of(context: Any) -> str:
     return address_of_peer(context.peer())
 
 
+def is_forwarded(context: Any) -> bool:
+    """Whether a call says that it came through a door of the gateway, which says so of all that it forwards."""
+    return any(key == METADATA_KEY for key, _ in context.invocation_metadata() or ())
+
+
 def address_of_peer(peer: str) -> str:
     """`10.0.0.7` of `ipv4:10.0.0.7:4711`, `::1` of `ipv6:%5B::1%5D:4711`; "" for what is no IP address."""
     kind, _, place = peer.partition(":")

@@ -14,6 +14,7 @@ import grpc
 import hvac
 import hvac.exceptions
 
+from stellwerk_platform.addresses import is_forwarded
 from stellwerk_platform.errors import PlatformError, Unauthenticated, Unavailable
 from stellwerk_platform.settings import IdentitySettings
 from stellwerk_platform.vault import Vault
@@ -163,12 +164,14 @@ def check_peer(context: Any, subject: str, role: str) -> None:
     """Raises `Unauthenticated` for a caller whose token and certificate do not belong together.
 
     A stolen token of a service is worth nothing without that service's certificate, and an agent's
-    certificate opens the gateway's door for agents only.
+    certificate opens the gateway's door for agents only. What the gateway forwards comes with its
+    certificate, so no service's token is good there, its own neither.
     """
     if not is_encrypted(context):
         return
     peer = peer_service(context)
-    if peer == AGENT or (role == "Service" and subject != f"services/{peer}"):
+    proven = subject == f"services/{peer}" and not is_forwarded(context)
+    if peer == AGENT or (role == "Service" and not proven):
         raise Unauthenticated(
             "CERTIFICATE_MISMATCH",
             f"The token of {subject} came with the certificate of {peer or 'nobody'}.",
