@@ -18,7 +18,7 @@ def address_of(context: Any) -> str:
 
 
 def is_forwarded(context: Any) -> bool:
-    """Whether a call says that it came through a door of the gateway, which says so of all that it forwards."""
+    """Whether a call says that it came through a door of the gateway, as all do that it forwards."""
     return any(key == METADATA_KEY for key, _ in context.invocation_metadata() or ())
 
 

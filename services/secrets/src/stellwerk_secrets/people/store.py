@@ -260,10 +260,12 @@ class People:
 
     async def _end_tokens(self, tx: Transaction, subject: str, code: str, cause: str = "") -> None:
         fact = Fact("created", code, f"Earlier tokens of {subject} end.", cause=cause or tx.last_event())
-        revocation = await self._revocations.revoke_in(
-            tx, subject, datetime.now(UTC), API_KEY_TOKEN_SECONDS, fact
-        )
-        if subject.count("/") == 1:  # a person; a key that was revoked never comes back
+        is_person, moment = subject.count("/") == 1, datetime.now(UTC)
+        if not is_person:
+            # A key never comes back: a token that waits for Vault meanwhile is not good either.
+            moment += timedelta(seconds=API_KEY_TOKEN_SECONDS)
+        revocation = await self._revocations.revoke_in(tx, subject, moment, API_KEY_TOKEN_SECONDS, fact)
+        if is_person:
             after = {"$set": {_TOKENS_AFTER: revocation.before_time.ToDatetime(UTC)}}
             await self.users.raw.update_one({"_id": subject}, after, session=tx.session)
 
