@@ -152,6 +152,27 @@ async def test_what_is_revoked_is_announced_and_listed(fresh: Secrets) -> None:
             assert await reason_of(refused) == "ALREADY_EXISTS"
 
 
+async def test_an_invitation_into_somebody_elses_account_leaves_a_trace(fresh: Secrets) -> None:
+    async with fresh.run(), fresh.people() as owner, fresh.sessions() as sessions:
+        await fresh.join("ada")
+        again = await owner.EnableUser(users_pb2.EnableUserRequest(name="users/ada"))
+        await sessions.AcceptInvitation(sessions_pb2.AcceptInvitationRequest(invitation=again.invitation))
+        invited, keys = "", list[tuple[str, str]]()
+        async with asyncio.timeout(20), fresh.bus() as bus:
+            subject, stream = bus.names.subject("journal", "_", "secrets", ">"), bus.names.stream("JOURNAL")
+            journal = await bus.jetstream.subscribe(subject, stream=stream, ordered_consumer=True)
+            async for message in journal.messages:
+                event = json.loads(message.data)
+                if ".user.invited." in event["type"]:
+                    invited = event["data"]["actor"]
+                if event["subject"].startswith("users/ada/keys/"):
+                    keys.append((event["data"]["actor"], event["data"]["address"]))
+                if len(keys) == 2:
+                    break
+    assert invited == "users/owner"
+    assert keys == [("users/ada", "127.0.0.1")] * 2
+
+
 async def test_a_disabled_person_is_out_until_a_new_invitation(secrets: Secrets) -> None:
     key = await secrets.join(name := unique("mallory"))
     async with secrets.people() as owner, secrets.sessions() as sessions:

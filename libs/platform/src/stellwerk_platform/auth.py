@@ -60,6 +60,8 @@ class Caller:
 Beyond = Callable[[Caller, Message], Awaitable[bool]]
 
 _caller: ContextVar[Caller] = ContextVar("caller")
+# Of a call that everybody may make.
+_address: ContextVar[str] = ContextVar("address", default="")
 
 
 def current_caller() -> Caller:
@@ -80,7 +82,12 @@ def is_called() -> bool:
 def current_address() -> str:
     """Where the RPC that this task handles came from; "" outside of one."""
     caller = _caller.get(None)
-    return caller.address if caller is not None else ""
+    return caller.address if caller is not None else _address.get()
+
+
+def set_address(address: str) -> None:
+    """Says where the RPC that this task handles came from, when its caller is nobody."""
+    _address.set(address)
 
 
 def current_actor(service: str) -> str:

@@ -254,6 +254,7 @@ class _Method:
     async def _admit(self, request: Any, context: Any) -> auth.Caller | None:
         """The caller, who may make the call; None where everybody may."""
         if self.permission == PUBLIC:
+            auth.set_address(address_of(context))
             return None
         metadata = context.invocation_metadata()
         message = request if isinstance(request, Message) else None

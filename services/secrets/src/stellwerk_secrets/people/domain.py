@@ -175,10 +175,10 @@ def disable(user: pb.User, actor: str) -> Fact | None:
     return Fact("disabled", "REQUESTED", f"{actor} disabled {user.name}.")
 
 
-def enable(user: pb.User, actor: str) -> Fact | None:
-    """Lets a person in again; None for somebody who may come in."""
+def enable(user: pb.User, actor: str) -> Fact:
+    """Lets a person in again. Who has the invitation can come in as them: never without a trace."""
     if not user.disabled:
-        return None
+        return Fact("invited", "REQUESTED", f"{actor} made a new invitation for {user.name}.")
     user.disabled = False
     return Fact("enabled", "REQUESTED", f"{actor} enabled {user.name}.")
 

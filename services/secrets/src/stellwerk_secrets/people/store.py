@@ -153,14 +153,15 @@ class People:
                     "Ask an administrator for a new one: stellwerk user enable NAME.",
                 )
             user = await self.users.get(found["user"], tx.session)
-            return user, await self._add_key_in(tx, key(user.name), issued.digest)
+            return user, await self._add_key_in(tx, key(user.name), issued.digest, user.name)
 
         return await self._database.commit(work)
 
     async def add_key(self, key: ApiKey, digest: str) -> ApiKey:
         """Stores a new key; raises `AlreadyExists` and `ResourceExhausted`."""
         try:
-            return await self._database.commit(lambda tx: self._add_key_in(tx, key, digest))
+            owner = names.parent_of(key.name)
+            return await self._database.commit(lambda tx: self._add_key_in(tx, key, digest, owner))
         except DuplicateKeyError:
             raise AlreadyExists(
                 "ALREADY_EXISTS", f"{key.name} exists already.", "Choose another name."
@@ -224,7 +225,7 @@ class People:
         )
         await self._add_key_in(tx, made, digest)
 
-    async def _add_key_in(self, tx: Transaction, key: ApiKey, digest: str) -> ApiKey:
+    async def _add_key_in(self, tx: Transaction, key: ApiKey, digest: str, actor: str = "") -> ApiKey:
         owner, moment = names.parent_of(key.name), datetime.now(UTC)
         await self._forget_ended(tx, owner, domain.forgettable_before(moment))
         living = [
@@ -236,7 +237,8 @@ class People:
                 f"{owner} has {len(living)} keys.",
                 "Revoke some: stellwerk key list; stellwerk key revoke NAME.",
             )
-        created = await self.keys.create_in(tx, key, Fact("created", "REQUESTED", f"A key of {owner}."))
+        fact = Fact("created", "REQUESTED", f"A key of {owner}.", actor)
+        created = await self.keys.create_in(tx, key, fact)
         await self.keys.raw.update_one({"_id": key.name}, {"$set": {_DIGEST: digest}}, session=tx.session)
         return created
 
