@@ -42,7 +42,7 @@ def test_every_command_helps_with_an_example(words: tuple[str, ...]) -> None:
     example = result.stdout.partition("Example:\n")[2]
     assert f"stellwerk {' '.join(words)}" in example
     assert ("--output" in result.stdout) == (words not in (("logs",), ("completion",)))
-    here = words[0] in ("up", "down", "status", "logs", "completion")
+    here = words[0] in ("up", "down", "status", "logs", "credentials", "completion")
     login = words[0] in ("login", "logout")
     assert ("--workspace" in result.stdout, "--grpc-address" in result.stdout) == (
         not here and not login,

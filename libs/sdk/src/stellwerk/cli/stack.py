@@ -98,10 +98,10 @@ def credentials() -> None:
 @credentials.command("rotate", common=_OF_A_STACK, example="stellwerk credentials rotate registry runs")
 @click.argument("services", nargs=-1)
 def rotate(session: Session, services: tuple[str, ...]) -> None:
-    """Give services new secrets, one after the other; all of them when none is named.
+    """Give services (all unless named) new passwords and keys.
 
-    New are the keys and passwords for NATS, MongoDB and S3 and the secret id at Vault; the old
-    ones stop to work. Each service is away for the moment of its restart.
+    One after the other: keys and passwords for NATS, MongoDB and S3, and the secret id at Vault. The old
+    ones stop to work, and each service is away for the moment of its restart.
     """
     rotated = launcher().rotate(session.data_dir, services, _progress(session))
     if session.json:
