@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 import httpx
+import pytest
 import pytest_asyncio
 
 from stellwerk_launcher.testing import Servers
@@ -14,7 +15,7 @@ from stellwerk_platform.blobs import BlobStore
 from stellwerk_platform.mongo import Database
 from stellwerk_protos.registry.v1.datasets_pb2 import DatasetVersion
 from stellwerk_registry.blobs.store import BlobIndex
-from stellwerk_registry.datastores.places import Places
+from stellwerk_registry.datastores.places import Place, Places
 from stellwerk_registry.datastores.store import DatastoreStore
 from stellwerk_registry.members.store import MemberStore
 from stellwerk_registry.versions.store import VersionStore
@@ -132,3 +133,35 @@ async def test_whoever_asks_during_a_removal_waits_and_uploads_again(blobs: Blob
     await asyncio.gather(removal, upload)
     assert await blobs.objects.size(WORKSPACE, digest) == 5
     assert await blobs.index.missing(WORKSPACE, [digest]) == []
+
+
+async def test_a_store_of_a_users_own_that_hangs_holds_up_nobody_else(
+    blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = asyncio.Event()
+
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(hang, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    places, digests = blobs.index._places, [f"{number:064x}" for number in range(100)]
+    async with BlobStore.connect(url, "key", "secret", "bucket", create=False) as store:
+        of = places.of
+
+        async def one_hangs(workspace: str, datastore: str) -> Place:
+            return (
+                Place(store, "p", is_foreign=True) if datastore == "own" else await of(workspace, datastore)
+            )
+
+        monkeypatch.setattr(places, "of", one_hangs)
+        await blobs.index.offer(WORKSPACE, dict.fromkeys(digests, 1), "own")
+        waiting = asyncio.create_task(blobs.index.missing(WORKSPACE, digests))
+        await asked.wait()
+        async with asyncio.timeout(10):
+            assert await blobs.index.missing(WORKSPACE, [await blobs.put(b"here")]) == []
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+    server.close()

@@ -26,7 +26,7 @@ from stellwerk_platform.blobs import URL_SECONDS
 from stellwerk_platform.documents import Document
 from stellwerk_platform.errors import PlatformError, Unavailable
 from stellwerk_platform.mongo import Database
-from stellwerk_registry.datastores.places import Places
+from stellwerk_registry.datastores.places import Places, Slots
 from stellwerk_registry.versions.store import VersionStore
 from stellwerk_registry.workspaces.domain import DEFAULT_DATASTORE
 
@@ -58,7 +58,7 @@ class BlobIndex:
         self._places = places
         self._holders = holders
         self._grace = timedelta(seconds=grace_seconds)
-        self._slots = asyncio.Semaphore(_CONCURRENT)
+        self._slots = Slots(_CONCURRENT)
 
     async def open(self) -> None:
         """Creates the collection."""
@@ -245,8 +245,8 @@ class BlobIndex:
         """Sizes of those, given by digest, that the object store has."""
 
         async def size(digest: str) -> int | None:
-            async with self._slots:
-                place = await self._places.of(workspace, _datastore(documents[digest]))
+            place = await self._places.of(workspace, _datastore(documents[digest]))
+            async with self._slots.at(place):
                 return await place.size(digest)
 
         sizes = await asyncio.gather(*(size(digest) for digest in documents))
@@ -341,11 +341,10 @@ class BlobIndex:
         return doomed
 
     async def _delete(self, workspace: str, document: Mapping[str, Any]) -> None:
-        async with self._slots:
-            place = await self._places.of(workspace, _datastore(document))
-            digest = _digest(document["_id"])
-            if "pack" in document:
-                return
+        if "pack" in document:
+            return
+        place, digest = await self._places.of(workspace, _datastore(document)), _digest(document["_id"])
+        async with self._slots.at(place):
             if "upload" in document:
                 await place.store.abort_upload(place.prefix, digest, document["upload"]["id"])
             await place.delete(digest)

@@ -20,10 +20,11 @@ ReadSecret = Callable[[str], Awaitable[str]]
 
 @dataclass(frozen=True)
 class Place:
-    """A prefix in a bucket."""
+    """A prefix in a bucket; `is_foreign` says that the server is a user's, which may be slow or worse."""
 
     store: BlobStore
     prefix: str
+    is_foreign: bool = False
 
     async def size(self, sha256: str) -> int | None:
         """Bytes of a blob, None when it is missing; raises `Unavailable`."""
@@ -40,6 +41,17 @@ class Place:
     def download_url(self, sha256: str) -> str:
         """A URL for GETs."""
         return self.store.download_url(self.prefix, sha256)
+
+
+class Slots:
+    """How much goes on at a time at the platform's store, and apart from it at all foreign ones."""
+
+    def __init__(self, count: int) -> None:
+        self._own, self._foreign = asyncio.Semaphore(count), asyncio.Semaphore(count)
+
+    def at(self, place: Place) -> asyncio.Semaphore:
+        """Those for a place."""
+        return self._foreign if place.is_foreign else self._own
 
 
 @dataclass(frozen=True)
@@ -110,7 +122,7 @@ class Places:
             yield Place(self._platform, datastore.prefix)
             return
         async with BlobStore.connect(datastore.endpoint, *keys, datastore.bucket, create=False) as store:
-            yield Place(store, datastore.prefix)
+            yield Place(store, datastore.prefix, is_foreign=True)
 
     async def probe(self, datastore: Datastore) -> None:
         """Writes, reads and deletes a small object there; raises `PlatformError`."""

@@ -7,7 +7,7 @@ from typing import Any
 from stellwerk_platform.errors import FailedPrecondition
 from stellwerk_protos.registry.v1 import blobs_pb2 as pb
 from stellwerk_registry.blobs.store import BlobIndex, is_pack
-from stellwerk_registry.datastores.places import Place, Places
+from stellwerk_registry.datastores.places import Place, Places, Slots
 from stellwerk_registry.packs import domain
 from stellwerk_registry.workspaces.domain import DEFAULT_DATASTORE
 
@@ -22,8 +22,7 @@ class Packs:
     def __init__(self, index: BlobIndex, places: Places) -> None:
         self._index = index
         self._places = places
-        self._slots = asyncio.Semaphore(_CONCURRENT)
-        self._reading = asyncio.Semaphore(_READING)
+        self._slots, self._reading = Slots(_CONCURRENT), Slots(_READING)
 
     async def create(self, workspace: str, pack: str, blobs: Sequence[pb.Blob]) -> None:
         """Makes what lies in a pack present; raises `FailedPrecondition`, `InvalidArgument`."""
@@ -38,7 +37,7 @@ class Packs:
         size_bytes = await place.size(pack)
         if size_bytes is None or size_bytes > domain.MOST_BYTES:
             raise domain.invalid_size(size_bytes or 0)
-        async with self._reading:
+        async with self._reading.at(place):
             content = await place.store.content(place.prefix, pack, domain.MOST_BYTES)
             found = await asyncio.to_thread(domain.places, content, blobs)
         # What was there before may be an output or a part of a snapshot: only `runs` knows.
@@ -76,7 +75,7 @@ class Packs:
         place = await self._place(workspace, document)
         start, size_bytes = int(document["offset"]), int(document["size"])
         pack = document["pack"].rpartition("/")[2]
-        async with self._slots:
+        async with self._slots.at(place):
             content = b""
             if size_bytes:
                 content = await place.store.content(place.prefix, pack, size_bytes, (start, size_bytes))
