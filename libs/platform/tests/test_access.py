@@ -6,7 +6,7 @@ import pytest
 from google.protobuf.message import Message
 
 from stellwerk_platform import memberships
-from stellwerk_platform.access import Guard, allows
+from stellwerk_platform.access import Guard, allows, denied
 from stellwerk_platform.auth import Caller
 from stellwerk_platform.errors import InvalidArgument, PermissionDenied, PlatformError, Unavailable
 from stellwerk_platform.memberships import Memberships
@@ -122,6 +122,22 @@ async def test_who_has_no_role_cannot_tell_whether_a_workspace_exists() -> None:
         assert isinstance(answer, PermissionDenied)
         answers.add((answer.reason, answer.message.replace(workspace, "W"), answer.cure))
     assert len(answers) == 1
+
+
+@pytest.mark.parametrize(
+    ("permission", "who"),
+    [
+        ("run.write", "An owner of the workspace can make you owner, contributor or data-scientist."),
+        ("workspace.delete", "Only an owner of the workspace may."),
+        ("quota.write", "Only administrators of the platform may."),
+        ("key.write", "Only administrators of the platform may, and the person themselves."),
+        ("key.create", "Only the person themselves may."),
+    ],
+)
+def test_who_may_not_is_told_who_may(permission: str, who: str) -> None:
+    assert (
+        denied(Caller("users/ada", "User", 0.0), permission, "").cure == f"Check the name and the key. {who}"
+    )
 
 
 @pytest.mark.parametrize("name", ["", "runs/a", "workspaces", "workspaces/", "workspaces/UP/runs/a", "\0"])

@@ -290,3 +290,12 @@ def test_the_installed_command_answers() -> None:
         [executable, "workspace", "list"], capture_output=True, text=True, env=dict(os.environ), check=False
     )
     assert (result.returncode, result.stdout) == (5, "")
+
+
+def test_where_nobody_can_be_asked_a_script_is_told_to_say_yes() -> None:
+    result = call("secret", "delete", "db-password", "--purge")
+    assert (result.exit_code, "CONFIRMATION_MISSING" in result.stderr, "--yes" in result.stderr) == (
+        2,
+        True,
+        True,
+    )

@@ -139,12 +139,28 @@ class Guard:
 def denied(caller: Caller, permission: str, resource: str) -> PermissionDenied:
     """The one answer to who may not: it does not tell whether the resource exists."""
     shown = resource if len(resource) <= _SHOWN else resource[:_SHOWN] + "…"
+    who = f" {_who_may(TABLE[permission])}" if caller.role == roles.USER else ""
     return PermissionDenied(
         "PERMISSION_DENIED",
         f"{caller.subject} ({caller.role}) may not {permission} {shown}".rstrip() + ".",
-        "Check the name and the key; an owner of the workspace can give you a role in it.",
+        f"Check the name and the key.{who}",
         {"permission": permission},
     )
+
+
+def _who_may(rule: Rule) -> str:
+    """Whom to ask, the same whatever there is, so that it tells nothing but the table."""
+    able = [roles.word(role) for role in roles.WORKSPACE_ROLES if role in rule.workspace]
+    if len(able) == 1:
+        return f"Only an {able[0]} of the workspace may."
+    if able:
+        return f"An owner of the workspace can make you {', '.join(able[:-1])} or {able[-1]}."
+    if roles.ADMINISTRATOR in rule.workspace | rule.platform:
+        themselves = ", and the person themselves" if roles.SELF in rule.platform else ""
+        return f"Only administrators of the platform may{themselves}."
+    if roles.SELF in rule.platform:
+        return "Only the person themselves may."
+    return "No person may."
 
 
 def allows(caller: Caller, permission: str, resource: str) -> bool:

@@ -5,6 +5,7 @@ roles in workspaces; services, nodes, workloads, endpoints and exporters have th
 token. `access.py` applies the table.
 """
 
+import re
 from dataclasses import dataclass
 
 # The permission of what answers everybody, without a key.
@@ -23,6 +24,11 @@ PLATFORM_ROLES = (ADMINISTRATOR, ANY_PERSON, SELF)
 USER, SERVICE, NODE, WORKLOAD = "User", "Service", "Node", "Workload"
 INVOKER, TELEMETRY_WRITER = "Invoker", "TelemetryWriter"
 TOKEN_ROLES = (NODE, WORKLOAD, INVOKER, TELEMETRY_WRITER)
+
+
+def word(role: str) -> str:
+    """As people write it: `data-scientist` for `DataScientist`."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "-", role).lower()
 
 
 @dataclass(frozen=True)

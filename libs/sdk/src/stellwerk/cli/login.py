@@ -10,6 +10,7 @@ import click
 from stellwerk import logins
 from stellwerk.cli import output
 from stellwerk.cli.base import Command, Session
+from stellwerk.cli.confirm import confirm
 from stellwerk.errors import StellwerkError, invalid
 
 if TYPE_CHECKING:
@@ -100,8 +101,8 @@ def logout(session: Session, yes: bool) -> None:
             "NOT_SIGNED_IN", f"Nobody has signed in to {address} here.", "", code="FAILED_PRECONDITION"
         )
     if found.origin == "invitation" and not yes:
-        text = "Your first key is kept nowhere else. Without another you need a new invitation. End it?"
-        click.confirm(text, abort=True, err=True)
+        text = "Your first key is kept nowhere else. Without another you need a new invitation."
+        confirm(text, f"{text} End it?")
     ended = found.origin != "key" and _revoke(session, found)
     logins.forget(address)
     if session.json:

@@ -9,6 +9,7 @@ import click
 from stellwerk import names
 from stellwerk.cli import output
 from stellwerk.cli.base import Group, Session, traced
+from stellwerk.cli.confirm import confirm
 
 _UNITS = {"m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _limit = click.option(
@@ -95,8 +96,8 @@ def user_disable(session: Session, name: str, yes: bool) -> None:
     client = session.client()
     if not yes:
         living = [key for key in client.keys.list(name) if not _ended(key)]
-        text = f"{name} has {len(living)} keys, which end for good. What they made stays. Disable {name}?"
-        click.confirm(text, abort=True, err=True)
+        text = f"{name} has {len(living)} keys, which end for good. What they made stays."
+        confirm(text, f"{text} Disable {name}?")
     _show_user(session, client.users.disable(name))
 
 
@@ -193,7 +194,8 @@ def key_revoke(session: Session, name: str, owner: str, yes: bool) -> None:
     if not yes:
         own = client.whoami().key
         warning = " It is the one that this command uses." if names.last(own) == names.last(name) else ""
-        click.confirm(f"Whatever uses the key {name} stops.{warning} Revoke it?", abort=True, err=True)
+        text = f"Whatever uses the key {name} stops.{warning}"
+        confirm(text, f"{text} Revoke it?")
     revoked = client.keys.revoke(name, user=owner)
     output.facts(revoked, session.json, [("name", revoked.name), ("state", _ended(revoked))])
 

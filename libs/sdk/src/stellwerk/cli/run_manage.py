@@ -8,8 +8,8 @@ import click
 from stellwerk import names
 from stellwerk.cli import arguments, output
 from stellwerk.cli.base import Session, traced
+from stellwerk.cli.confirm import confirm
 from stellwerk.cli.run import run
-from stellwerk.errors import invalid
 
 
 def show_run(session: Session, found: Any) -> None:
@@ -144,19 +144,9 @@ def remove(
         _show_report(session, preview)
         return
     if not yes:
-        _confirm(preview)
+        counted = _counted(preview)
+        confirm(f"This would remove {counted} for good.", f"Remove {counted} for good?")
     _show_report(session, workspace.runs.remove(runs, experiment=experiment, dry_run=False))
-
-
-def _confirm(preview: Any) -> None:
-    """Asks a person; a script has to say --yes."""
-    import sys
-
-    if not sys.stdin.isatty():
-        raise invalid(
-            "CONFIRMATION_MISSING", f"This would remove {_counted(preview)} for good.", "Add --yes to do it."
-        )
-    click.confirm(f"Remove {_counted(preview)} for good?", abort=True, err=True)
 
 
 def _counted(report: Any) -> str:

@@ -8,6 +8,7 @@ import click
 from stellwerk import names
 from stellwerk.cli import output
 from stellwerk.cli.base import Group, Session, traced
+from stellwerk.cli.confirm import confirm
 
 if TYPE_CHECKING:
     from stellwerk_protos.secrets.v1 import secrets_pb2
@@ -106,7 +107,9 @@ def versions(session: Session, name: str, limit: int) -> None:
 def delete(session: Session, name: str, purge: bool, yes: bool) -> None:
     """Delete a secret. It can be brought back with `undelete`, unless it is purged."""
     if purge and not yes:
-        click.confirm(f"Remove all versions of {name} for good?", abort=True, err=True)
+        confirm(
+            f"This would remove all versions of {name} for good.", f"Remove all versions of {name} for good?"
+        )
     _show(session, session.workspace().secrets.delete(name, purge=purge))
 
 

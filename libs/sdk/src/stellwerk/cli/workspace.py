@@ -9,7 +9,8 @@ import click
 from stellwerk import names
 from stellwerk.cli import arguments, config, output, quota
 from stellwerk.cli.base import Group, Session, traced
-from stellwerk.errors import StellwerkError, invalid
+from stellwerk.cli.confirm import confirm
+from stellwerk.errors import StellwerkError
 
 if TYPE_CHECKING:
     from stellwerk import Client
@@ -161,11 +162,10 @@ def _confirm(name: str, preview: "workspaces_pb2.DeleteWorkspaceResponse") -> No
     """Shows what goes and asks a person; a script has to say --yes."""
     for line in _lines(preview.data):
         click.echo(line, err=True)
-    if not sys.stdin.isatty():
-        raise invalid(
-            "CONFIRMATION_MISSING", f"This would delete the workspace {name} for good.", "Add --yes to do it."
-        )
-    click.confirm(f"Delete the workspace {name} with all this for good?", abort=True, err=True)
+    confirm(
+        f"This would delete the workspace {name} for good.",
+        f"Delete the workspace {name} with all this for good?",
+    )
 
 
 def _show_data(session: Session, data: Mapping[str, Any], verb: str, message: Any) -> None:
