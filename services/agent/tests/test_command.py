@@ -188,6 +188,16 @@ def test_success_needs_no_cure() -> None:
     assert outcome_of(Exit(0), "ModuleNotFoundError: No module named 'x'", WHERE).state == SUCCEEDED
 
 
+def test_what_was_raised_from_a_missing_module_is_the_reason() -> None:
+    log = (
+        "ModuleNotFoundError: No module named 'google'\n\n"
+        "The above exception was the direct cause of the following exception:\n\n"
+        "ImportError: Add 'stellwerk' to the packages.\n"
+    )
+    reason = outcome_of(Exit(1), log, WHERE).reason
+    assert (reason.code, "Add 'stellwerk'" in reason.message) == ("SCRIPT_FAILED", True)
+
+
 def test_the_package_of_a_module_is_named() -> None:
     reason = outcome_of(Exit(1), "ModuleNotFoundError: No module named 'sklearn'", WHERE).reason
     assert "scikit-learn" in reason.cure

@@ -24,6 +24,8 @@ from stellwerk_agent.worker import CANCELED, FAILED, FINALIZING, RUNNING, SUCCEE
 from stellwerk_platform import failpoints, names, telemetry
 from stellwerk_protos.common.v1 import common_pb2
 
+# Between an exception and the one that was raised from it, which says it better.
+_CAUSED = "The above exception was the direct cause of the following exception"
 _NO_MODULE = re.compile(r"ModuleNotFoundError: No module named '([^']+)'")
 # Where the name to import is not the name to install.
 _PACKAGES = {
@@ -283,7 +285,8 @@ def outcome_of(ended: Exit, log_tail: str, where: str) -> Outcome:
     number = -code if code < 0 else code - _SHELL_SIGNAL_BASE
     if code < 0 or number in _EXIT_BY_SHELL:
         return Outcome(FAILED, _killed(number, where))
-    if found := _NO_MODULE.search(log_tail):
+    found = _NO_MODULE.search(log_tail)
+    if found and _CAUSED not in log_tail[found.end() :]:
         return Outcome(FAILED, _no_module(found.group(1)), code)
     last = next((line.strip() for line in reversed(log_tail.splitlines()) if line.strip()), "")
     return Outcome(
