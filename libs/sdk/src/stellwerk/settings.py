@@ -191,8 +191,8 @@ def require(settings: Settings) -> Settings:
         raise StellwerkError(
             "ADDRESS_MISSING",
             "No Stellwerk is known here.",
-            f"Start Stellwerk with `stellwerk up{_data_dir_option(settings)}`, or name its address with "
-            "--grpc-address.",
+            f"Start Stellwerk with `stellwerk up{_data_dir_option(settings)}`, or name its folder "
+            "(STELLWERK_DATA_DIR, --data-dir) or its address (--grpc-address).",
             code="UNAVAILABLE",
         )
     if not settings.api_key and not settings.anonymous:
