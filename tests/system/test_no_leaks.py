@@ -14,6 +14,7 @@ import psutil
 import pymongo
 import pytest
 
+from stellwerk_launcher.testing import StackProcess
 from tests.system.support import Cli
 
 pytestmark = pytest.mark.timeout(300)
@@ -127,7 +128,11 @@ def _needles(secrets: dict[str, str]) -> dict[str, bytes]:
 
 
 @pytest.mark.usefixtures("main_job")
-def test_no_secret_is_in_a_store_a_log_or_an_event(stack: dict[str, Any], named: dict[str, str]) -> None:
+def test_no_secret_is_in_a_store_a_log_or_an_event(
+    stack_process: StackProcess, named: dict[str, str]
+) -> None:
+    # As it is now: other tests may have had its processes start anew.
+    stack = stack_process.status()
     needles = _needles(platform_secrets(stack) | named)
     assert len(needles) > 20, "the secrets of the stack were not found"
     leaks = [

@@ -72,7 +72,7 @@ TABLE: dict[str, Rule] = {
     "dataset.write": _rule(_WRITERS),
     "environment.read": _rule(_MEMBERS, tokens="Workload"),
     "environment.write": _rule(_WRITERS),
-    "environment.lock": _rule(tokens="Node"),
+    "environment.lock": _rule(tokens="Workload"),
     "model.read": _rule(_MEMBERS, tokens="Workload"),
     "model.write": _rule(_WRITERS),
     "blob.read": _rule(_MEMBERS, tokens="Workload"),

@@ -32,9 +32,9 @@ def work_for(read: _Read) -> None:
 
 
 @contextmanager
-def showing(token: str | None) -> Iterator[None]:
-    """Shows this token, or with None that of the node: for what is the node's own business."""
-    before = _read.set(None if token is None else lambda: token)
+def showing(token: str) -> Iterator[None]:
+    """Shows this token, which is not in the file yet."""
+    before = _read.set(lambda: token)
     try:
         yield
     finally:

@@ -16,7 +16,6 @@ from pathlib import Path
 import uv
 
 from stellwerk_agent.calls import call
-from stellwerk_agent.credentials import showing
 from stellwerk_agent.failure import StepFailed
 from stellwerk_agent.files import remove, tail, write_atomic
 from stellwerk_protos.registry.v1 import environments_pb2, environments_pb2_grpc
@@ -81,9 +80,7 @@ class Environments:
                 name=version.name, lock=lock, digest=digest
             )
             # Another node may have been faster; the first lock holds for all.
-            # A lock holds for everybody, so no run may say what it is.
-            with showing(None):
-                lock = (await call(self._registry.LockEnvironmentVersion, request)).lock
+            lock = (await call(self._registry.LockEnvironmentVersion, request)).lock
             digest = digest_of(lock, python_version)
         folder, was_there = await self._materialise(digest.partition(":")[2], lock, python_version, log)
         note = "environment served from the cache" if was_there else "environment built"
