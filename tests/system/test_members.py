@@ -31,6 +31,7 @@ def test_a_person_is_let_in_changed_and_taken_out(cli: Cli) -> None:
 
 def test_what_cannot_be_is_said(cli: Cli) -> None:
     cli.run("member", "remove", "owner").check_clear("LAST_OWNER", FAILED, "owner")
+    cli.run("member", "add", "owner").check_clear("ALREADY_MEMBER", FAILED, "member role owner")
     cli.run("member", "add", "nobody-here").check_clear("USER_NOT_FOUND", NOT_FOUND, "nobody-here")
     assert cli.run("member", "add", "mia", "--role", "king").code == USAGE
     elsewhere = cli.run("member", "list", "-w", "not-mine")

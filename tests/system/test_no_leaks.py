@@ -136,7 +136,10 @@ def test_no_secret_is_in_a_store_a_log_or_an_event(
     needles = _needles(platform_secrets(stack) | named)
     assert len(needles) > 20, "the secrets of the stack were not found"
     leaks = [
-        f"{what} in {path}" for path, data in _contents(stack) for what, it in needles.items() if it in data
+        f"{what} in {path}"
+        for path, data in _contents(stack)
+        for what, needle in needles.items()
+        if needle in data and not (path in _OF_THE_INSPECTOR and what.endswith("inspector"))
     ]
     assert not leaks, "\n".join(sorted(leaks)[:50])
 

@@ -7,9 +7,11 @@ import click
 from stellwerk import names
 from stellwerk.cli import output
 from stellwerk.cli.base import Group, Session, traced
+from stellwerk.errors import StellwerkError
 from stellwerk.roles import ROLES, role_name
 
 if TYPE_CHECKING:
+    from stellwerk._sync.members import Members
     from stellwerk_protos.registry.v1 import members_pb2
 
 _ROLE = click.Choice(ROLES)
@@ -28,8 +30,25 @@ def member() -> None:
 @click.option("--role", type=_ROLE, default="reader", show_default=True, help="What the person may do.")
 @traced
 def add(session: Session, user: str, role: str) -> None:
-    """Let a person into the workspace. Who is a member already gets this role."""
-    _show(session, session.workspace().members.set(user, role))
+    """Let a person into the workspace."""
+    members = session.workspace().members
+    if (known := _find(members, user)) is not None and role_name(known.role) != role:
+        raise StellwerkError(
+            "ALREADY_MEMBER",
+            f"{user} is a member already: {role_name(known.role)}.",
+            f"Change that with: stellwerk member role {user} {role}",
+            code="ALREADY_EXISTS",
+        )
+    _show(session, members.set(user, role))
+
+
+def _find(members: "Members", user: str) -> "members_pb2.Member | None":
+    try:
+        return members.get(user)
+    except StellwerkError as error:
+        if error.code != "NOT_FOUND":
+            raise
+        return None
 
 
 @member.command("role", example="stellwerk member role alice contributor")
