@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -246,6 +247,10 @@ class Deployment(_message.Message):
     REPLICA_COUNT_FIELD_NUMBER: _builtins.int
     READY_REPLICA_COUNT_FIELD_NUMBER: _builtins.int
     REQUEST_SETTINGS_FIELD_NUMBER: _builtins.int
+    ROLLOUT_FIELD_NUMBER: _builtins.int
+    TARGET_ROLLOUT_FIELD_NUMBER: _builtins.int
+    ROLLOUTS_FIELD_NUMBER: _builtins.int
+    ROLLOUT_LIMIT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """workspaces/{workspace}/endpoints/{endpoint}/deployments/{deployment}"""
     revision: _builtins.int
@@ -258,6 +263,12 @@ class Deployment(_message.Message):
     """How many replicas are wanted."""
     ready_replica_count: _builtins.int
     """How many replicas answer."""
+    rollout: _builtins.int
+    """Number of the rollout that serves; 0 until one does."""
+    target_rollout: _builtins.int
+    """Number of the rollout whose replicas are being started; 0: none."""
+    rollout_limit: _builtins.int
+    """How many rollouts are kept, 1 to 20."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was created."""
@@ -282,6 +293,10 @@ class Deployment(_message.Message):
     def request_settings(self) -> Global___RequestSettings:
         """How the doors treat requests to it."""
 
+    @_builtins.property
+    def rollouts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rollout]:
+        """The last rollouts, failed ones too, oldest first; the one that serves is always among them."""
+
     def __init__(
         self,
         *,
@@ -297,14 +312,86 @@ class Deployment(_message.Message):
         replica_count: _builtins.int = ...,
         ready_replica_count: _builtins.int = ...,
         request_settings: Global___RequestSettings | None = ...,
+        rollout: _builtins.int = ...,
+        target_rollout: _builtins.int = ...,
+        rollouts: _abc.Iterable[Global___Rollout] | None = ...,
+        rollout_limit: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "reason", b"reason", "request_settings", b"request_settings", "update_time", b"update_time", "workload", b"workload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "name", b"name", "ready_replica_count", b"ready_replica_count", "reason", b"reason", "replica_count", b"replica_count", "request_settings", b"request_settings", "revision", b"revision", "state", b"state", "tags", b"tags", "update_time", b"update_time", "workload", b"workload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "name", b"name", "ready_replica_count", b"ready_replica_count", "reason", b"reason", "replica_count", b"replica_count", "request_settings", b"request_settings", "revision", b"revision", "rollout", b"rollout", "rollout_limit", b"rollout_limit", "rollouts", b"rollouts", "state", b"state", "tags", b"tags", "target_rollout", b"target_rollout", "update_time", b"update_time", "workload", b"workload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Deployment: _TypeAlias = Deployment  # noqa: Y015
+
+@_typing.final
+class Rollout(_message.Message):
+    """One version of what a deployment does: model, code, environment and settings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    CREATOR_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    WORKLOAD_FIELD_NUMBER: _builtins.int
+    REQUEST_SETTINGS_FIELD_NUMBER: _builtins.int
+    SAMPLE_FIELD_NUMBER: _builtins.int
+    SAMPLE_SHA256_FIELD_NUMBER: _builtins.int
+    SAMPLE_CHOSEN_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """From 1, counted by the deployment."""
+    creator: _builtins.str
+    """Who asked for it."""
+    state: Global___ProvisioningState.ValueType
+    """Creating, then Succeeded (it serves or has served) or Failed."""
+    sample: _builtins.str
+    """The file with its sample request, relative to the code; empty: the sample of the script's
+    @input_schema, if it has one.
+    """
+    sample_sha256: _builtins.str
+    """Digest of that file, 64 hexadecimal digits."""
+    sample_chosen: _builtins.bool
+    """Whether the sample file was asked for, so that it goes before the sample of @input_schema."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was asked for."""
+
+    @_builtins.property
+    def reason(self) -> _common_pb2.Reason:
+        """Why it is in this state; of a failed one with the step and the end of the script's error."""
+
+    @_builtins.property
+    def workload(self) -> _workloads_pb2.Workload:
+        """What each replica has to do."""
+
+    @_builtins.property
+    def request_settings(self) -> Global___RequestSettings:
+        """How the doors treat requests to it."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        creator: _builtins.str = ...,
+        state: Global___ProvisioningState.ValueType = ...,
+        reason: _common_pb2.Reason | None = ...,
+        workload: _workloads_pb2.Workload | None = ...,
+        request_settings: Global___RequestSettings | None = ...,
+        sample: _builtins.str = ...,
+        sample_sha256: _builtins.str = ...,
+        sample_chosen: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "reason", b"reason", "request_settings", b"request_settings", "workload", b"workload"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "number", b"number", "reason", b"reason", "request_settings", b"request_settings", "sample", b"sample", "sample_chosen", b"sample_chosen", "sample_sha256", b"sample_sha256", "state", b"state", "workload", b"workload"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Rollout: _TypeAlias = Rollout  # noqa: Y015
 
 @_typing.final
 class RequestSettings(_message.Message):
@@ -361,6 +448,7 @@ class Replica(_message.Message):
     HTTP_ADDRESS_FIELD_NUMBER: _builtins.int
     GRPC_ADDRESS_FIELD_NUMBER: _builtins.int
     ALLOCATION_REVISION_FIELD_NUMBER: _builtins.int
+    ROLLOUT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """workspaces/{workspace}/endpoints/{endpoint}/deployments/{deployment}/replicas/{replica}"""
     revision: _builtins.int
@@ -377,6 +465,8 @@ class Replica(_message.Message):
     """host:port; empty until it runs."""
     allocation_revision: _builtins.int
     """The revision of the allocation that this state follows from."""
+    rollout: _builtins.int
+    """Number of the rollout that it is of."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was created."""
@@ -407,10 +497,11 @@ class Replica(_message.Message):
         http_address: _builtins.str = ...,
         grpc_address: _builtins.str = ...,
         allocation_revision: _builtins.int = ...,
+        rollout: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "reason", b"reason", "update_time", b"update_time", "workload", b"workload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation", b"allocation", "allocation_revision", b"allocation_revision", "create_time", b"create_time", "grpc_address", b"grpc_address", "http_address", b"http_address", "name", b"name", "reason", b"reason", "revision", b"revision", "state", b"state", "update_time", b"update_time", "workload", b"workload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation", b"allocation", "allocation_revision", b"allocation_revision", "create_time", b"create_time", "grpc_address", b"grpc_address", "http_address", b"http_address", "name", b"name", "reason", b"reason", "revision", b"revision", "rollout", b"rollout", "state", b"state", "update_time", b"update_time", "workload", b"workload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -730,6 +821,8 @@ class CreateDeploymentRequest(_message.Message):
     TAGS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     REQUEST_SETTINGS_FIELD_NUMBER: _builtins.int
+    SAMPLE_FIELD_NUMBER: _builtins.int
+    ROLLOUT_LIMIT_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """workspaces/{workspace}/endpoints/{endpoint}"""
     deployment_id: _builtins.str
@@ -746,6 +839,12 @@ class CreateDeploymentRequest(_message.Message):
     """How many replicas; 0 means 1."""
     request_id: _builtins.str
     """Repeating a request with the same id returns the first answer."""
+    sample: _builtins.str
+    """A file of the snapshot with a request, which each replica must answer before it is ready. Empty: the
+    sample of the script's @input_schema, else sample-request.json or sample_request.json beside the script.
+    """
+    rollout_limit: _builtins.int
+    """How many rollouts are kept for rolling back, 1 to 20; 0 means 10."""
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Model versions, by resource name."""
@@ -777,14 +876,234 @@ class CreateDeploymentRequest(_message.Message):
         tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         request_id: _builtins.str = ...,
         request_settings: Global___RequestSettings | None = ...,
+        sample: _builtins.str = ...,
+        rollout_limit: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["request_settings", b"request_settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute", b"compute", "deployment_id", b"deployment_id", "environment", b"environment", "models", b"models", "parent", b"parent", "replica_count", b"replica_count", "request_id", b"request_id", "request_settings", b"request_settings", "scoring_script", b"scoring_script", "snapshot", b"snapshot", "tags", b"tags", "variables", b"variables"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute", b"compute", "deployment_id", b"deployment_id", "environment", b"environment", "models", b"models", "parent", b"parent", "replica_count", b"replica_count", "request_id", b"request_id", "request_settings", b"request_settings", "rollout_limit", b"rollout_limit", "sample", b"sample", "scoring_script", b"scoring_script", "snapshot", b"snapshot", "tags", b"tags", "variables", b"variables"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CreateDeploymentRequest: _TypeAlias = CreateDeploymentRequest  # noqa: Y015
+
+@_typing.final
+class UpdateDeploymentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class VariablesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAME_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    ENVIRONMENT_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    SCORING_SCRIPT_FIELD_NUMBER: _builtins.int
+    COMPUTE_FIELD_NUMBER: _builtins.int
+    REPLICA_COUNT_FIELD_NUMBER: _builtins.int
+    VARIABLES_FIELD_NUMBER: _builtins.int
+    REQUEST_SETTINGS_FIELD_NUMBER: _builtins.int
+    SAMPLE_FIELD_NUMBER: _builtins.int
+    ROLLOUT_LIMIT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """workspaces/{workspace}/endpoints/{endpoint}/deployments/{deployment}"""
+    etag: _builtins.str
+    """The revision as text, to refuse a lost update (ABORTED); empty means any."""
+    environment: _builtins.str
+    """As in CreateDeploymentRequest."""
+    snapshot: _builtins.str
+    """As in CreateDeploymentRequest."""
+    scoring_script: _builtins.str
+    """As in CreateDeploymentRequest."""
+    compute: _builtins.str
+    """As in CreateDeploymentRequest."""
+    replica_count: _builtins.int
+    """How many replicas, 1 to 100; changes at once, without a rollout."""
+    sample: _builtins.str
+    """As in CreateDeploymentRequest."""
+    rollout_limit: _builtins.int
+    """1 to 20; older rollouts are forgotten at once."""
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """The fields below that are to change, at least one."""
+
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As in CreateDeploymentRequest."""
+
+    @_builtins.property
+    def variables(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """As in CreateDeploymentRequest; all of them."""
+
+    @_builtins.property
+    def request_settings(self) -> Global___RequestSettings:
+        """All of them; those but the time-out change at once, without a rollout."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+        etag: _builtins.str = ...,
+        models: _abc.Iterable[_builtins.str] | None = ...,
+        environment: _builtins.str = ...,
+        snapshot: _builtins.str = ...,
+        scoring_script: _builtins.str = ...,
+        compute: _builtins.str = ...,
+        replica_count: _builtins.int = ...,
+        variables: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        request_settings: Global___RequestSettings | None = ...,
+        sample: _builtins.str = ...,
+        rollout_limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request_settings", b"request_settings", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute", b"compute", "environment", b"environment", "etag", b"etag", "models", b"models", "name", b"name", "replica_count", b"replica_count", "request_settings", b"request_settings", "rollout_limit", b"rollout_limit", "sample", b"sample", "scoring_script", b"scoring_script", "snapshot", b"snapshot", "update_mask", b"update_mask", "variables", b"variables"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateDeploymentRequest: _TypeAlias = UpdateDeploymentRequest  # noqa: Y015
+
+@_typing.final
+class RollBackDeploymentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ROLLOUT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """workspaces/{workspace}/endpoints/{endpoint}/deployments/{deployment}"""
+    rollout: _builtins.int
+    """Number of the rollout; 0: the one that served before this one. The number of the one that serves only
+    ends a rollout that goes on.
+    """
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        rollout: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "rollout", b"rollout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RollBackDeploymentRequest: _TypeAlias = RollBackDeploymentRequest  # noqa: Y015
+
+@_typing.final
+class ListReplicasRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """workspaces/{workspace}/endpoints/{endpoint}/deployments/{deployment}"""
+    page_size: _builtins.int
+    """At most this many, up to 1,000; 0 means 100."""
+    page_token: _builtins.str
+    """From the last answer."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListReplicasRequest: _TypeAlias = ListReplicasRequest  # noqa: Y015
+
+@_typing.final
+class ListReplicasResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLICAS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty at the end, and only there."""
+    @_builtins.property
+    def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___Replica]:
+        """The page."""
+
+    def __init__(
+        self,
+        *,
+        replicas: _abc.Iterable[Global___Replica] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "replicas", b"replicas"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListReplicasResponse: _TypeAlias = ListReplicasResponse  # noqa: Y015
+
+@_typing.final
+class ListModelUsesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    model_version: _builtins.str
+    """workspaces/{workspace}/models/{model}/versions/{number}"""
+    def __init__(
+        self,
+        *,
+        model_version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_version", b"model_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListModelUsesRequest: _TypeAlias = ListModelUsesRequest  # noqa: Y015
+
+@_typing.final
+class ListModelUsesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def deployments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """workspaces/{workspace}/endpoints/{endpoint}/deployments/{deployment}, up to 100, by name."""
+
+    def __init__(
+        self,
+        *,
+        deployments: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployments", b"deployments"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListModelUsesResponse: _TypeAlias = ListModelUsesResponse  # noqa: Y015
 
 @_typing.final
 class GetDeploymentRequest(_message.Message):

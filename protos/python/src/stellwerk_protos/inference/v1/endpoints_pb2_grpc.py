@@ -65,6 +65,26 @@ class EndpointServiceStub:
                 request_serializer=stellwerk_dot_inference_dot_v1_dot_endpoints__pb2.CreateDeploymentRequest.SerializeToString,
                 response_deserializer=stellwerk_dot_inference_dot_v1_dot_endpoints__pb2.Deployment.FromString,
                 _registered_method=True)
+        self.UpdateDeployment = channel.unary_unary(
+                '/stellwerk.inference.v1.EndpointService/UpdateDeployment',
+                request_serializer=stellwerk_dot_inference_dot_v1_dot_endpoints__pb2.UpdateDeploymentRequest.SerializeToString,
+                response_deserializer=stellwerk_dot_inference_dot_v1_dot_endpoints__pb2.Deployment.FromString,
+                _registered_method=True)
+        self.RollBackDeployment = channel.unary_unary(
+                '/stellwerk.inference.v1.EndpointService/RollBackDeployment',
+                request_serializer=stellwerk_dot_inference_dot_v1_dot_endpoints__pb2.RollBackDeploymentRequest.SerializeToString,
+                response_deserializer=stellwerk_dot_inference_dot_v1_dot_endpoints__pb2.Deployment.FromString,
+                _registered_method=True)
+        self.ListReplicas = channel.unary_unary(
+                '/stellwerk.inference.v1.EndpointService/ListReplicas',
+                request_serializer=stellwerk_dot_inference_dot_v1_dot_endpoints__pb2.ListReplicasRequest.SerializeToString,
+                response_deserializer=stellwerk_dot_inference_dot_v1_dot_endpoints__pb2.ListReplicasResponse.FromString,
+                _registered_method=True)
+        self.ListModelUses = channel.unary_unary(
+                '/stellwerk.inference.v1.EndpointService/ListModelUses',
+                request_serializer=stellwerk_dot_inference_dot_v1_dot_endpoints__pb2.ListModelUsesRequest.SerializeToString,
+                response_deserializer=stellwerk_dot_inference_dot_v1_dot_endpoints__pb2.ListModelUsesResponse.FromString,
+                _registered_method=True)
         self.GetDeployment = channel.unary_unary(
                 '/stellwerk.inference.v1.EndpointService/GetDeployment',
                 request_serializer=stellwerk_dot_inference_dot_v1_dot_endpoints__pb2.GetDeploymentRequest.SerializeToString,
@@ -139,6 +159,37 @@ class EndpointServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateDeployment(self, request, context):
+        """Changes a deployment. What needs other replicas (model, code, environment, variables, compute, time-out)
+        makes a rollout: its replicas start beside those that serve, and take their place once all of them have
+        answered the sample request. A rollout that fails changes nothing else. Another update ends a rollout
+        that goes on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollBackDeployment(self, request, context):
+        """Goes back to what an earlier rollout was, by a new rollout; a rollout that goes on is ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListReplicas(self, request, context):
+        """Lists the replicas of a deployment, those that have ended too, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListModelUses(self, request, context):
+        """For the registry: the deployments that serve a model version, or can be rolled back to it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetDeployment(self, request, context):
         """Returns one deployment.
         """
@@ -154,7 +205,8 @@ class EndpointServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchDeployment(self, request, context):
-        """Sends the deployment now and after each change; ends after Succeeded, Failed or Deleted.
+        """Sends the deployment now and after each change; ends after Succeeded, Failed or Deleted with no
+        rollout going on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -206,6 +258,26 @@ def add_EndpointServiceServicer_to_server(servicer, server):
                     servicer.CreateDeployment,
                     request_deserializer=stellwerk_dot_inference_dot_v1_dot_endpoints__pb2.CreateDeploymentRequest.FromString,
                     response_serializer=stellwerk_dot_inference_dot_v1_dot_endpoints__pb2.Deployment.SerializeToString,
+            ),
+            'UpdateDeployment': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateDeployment,
+                    request_deserializer=stellwerk_dot_inference_dot_v1_dot_endpoints__pb2.UpdateDeploymentRequest.FromString,
+                    response_serializer=stellwerk_dot_inference_dot_v1_dot_endpoints__pb2.Deployment.SerializeToString,
+            ),
+            'RollBackDeployment': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollBackDeployment,
+                    request_deserializer=stellwerk_dot_inference_dot_v1_dot_endpoints__pb2.RollBackDeploymentRequest.FromString,
+                    response_serializer=stellwerk_dot_inference_dot_v1_dot_endpoints__pb2.Deployment.SerializeToString,
+            ),
+            'ListReplicas': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListReplicas,
+                    request_deserializer=stellwerk_dot_inference_dot_v1_dot_endpoints__pb2.ListReplicasRequest.FromString,
+                    response_serializer=stellwerk_dot_inference_dot_v1_dot_endpoints__pb2.ListReplicasResponse.SerializeToString,
+            ),
+            'ListModelUses': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListModelUses,
+                    request_deserializer=stellwerk_dot_inference_dot_v1_dot_endpoints__pb2.ListModelUsesRequest.FromString,
+                    response_serializer=stellwerk_dot_inference_dot_v1_dot_endpoints__pb2.ListModelUsesResponse.SerializeToString,
             ),
             'GetDeployment': grpc.unary_unary_rpc_method_handler(
                     servicer.GetDeployment,
@@ -396,6 +468,114 @@ class EndpointService:
             '/stellwerk.inference.v1.EndpointService/CreateDeployment',
             stellwerk_dot_inference_dot_v1_dot_endpoints__pb2.CreateDeploymentRequest.SerializeToString,
             stellwerk_dot_inference_dot_v1_dot_endpoints__pb2.Deployment.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateDeployment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stellwerk.inference.v1.EndpointService/UpdateDeployment',
+            stellwerk_dot_inference_dot_v1_dot_endpoints__pb2.UpdateDeploymentRequest.SerializeToString,
+            stellwerk_dot_inference_dot_v1_dot_endpoints__pb2.Deployment.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollBackDeployment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stellwerk.inference.v1.EndpointService/RollBackDeployment',
+            stellwerk_dot_inference_dot_v1_dot_endpoints__pb2.RollBackDeploymentRequest.SerializeToString,
+            stellwerk_dot_inference_dot_v1_dot_endpoints__pb2.Deployment.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListReplicas(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stellwerk.inference.v1.EndpointService/ListReplicas',
+            stellwerk_dot_inference_dot_v1_dot_endpoints__pb2.ListReplicasRequest.SerializeToString,
+            stellwerk_dot_inference_dot_v1_dot_endpoints__pb2.ListReplicasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListModelUses(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stellwerk.inference.v1.EndpointService/ListModelUses',
+            stellwerk_dot_inference_dot_v1_dot_endpoints__pb2.ListModelUsesRequest.SerializeToString,
+            stellwerk_dot_inference_dot_v1_dot_endpoints__pb2.ListModelUsesResponse.FromString,
             options,
             channel_credentials,
             insecure,

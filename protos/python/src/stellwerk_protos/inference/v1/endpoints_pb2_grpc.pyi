@@ -47,12 +47,26 @@ class EndpointServiceStub:
     """Creates a deployment and starts its replicas. The first deployment of an
     endpoint takes all traffic once it is ready.
     """
+    UpdateDeployment: _grpc.UnaryUnaryMultiCallable[_endpoints_pb2.UpdateDeploymentRequest, _endpoints_pb2.Deployment]
+    """Changes a deployment. What needs other replicas (model, code, environment, variables, compute, time-out)
+    makes a rollout: its replicas start beside those that serve, and take their place once all of them have
+    answered the sample request. A rollout that fails changes nothing else. Another update ends a rollout
+    that goes on.
+    """
+    RollBackDeployment: _grpc.UnaryUnaryMultiCallable[_endpoints_pb2.RollBackDeploymentRequest, _endpoints_pb2.Deployment]
+    """Goes back to what an earlier rollout was, by a new rollout; a rollout that goes on is ended."""
+    ListReplicas: _grpc.UnaryUnaryMultiCallable[_endpoints_pb2.ListReplicasRequest, _endpoints_pb2.ListReplicasResponse]
+    """Lists the replicas of a deployment, those that have ended too, newest first."""
+    ListModelUses: _grpc.UnaryUnaryMultiCallable[_endpoints_pb2.ListModelUsesRequest, _endpoints_pb2.ListModelUsesResponse]
+    """For the registry: the deployments that serve a model version, or can be rolled back to it."""
     GetDeployment: _grpc.UnaryUnaryMultiCallable[_endpoints_pb2.GetDeploymentRequest, _endpoints_pb2.Deployment]
     """Returns one deployment."""
     ListDeployments: _grpc.UnaryUnaryMultiCallable[_endpoints_pb2.ListDeploymentsRequest, _endpoints_pb2.ListDeploymentsResponse]
     """Lists deployments of an endpoint, by name."""
     WatchDeployment: _grpc.UnaryStreamMultiCallable[_endpoints_pb2.WatchDeploymentRequest, _endpoints_pb2.Deployment]
-    """Sends the deployment now and after each change; ends after Succeeded, Failed or Deleted."""
+    """Sends the deployment now and after each change; ends after Succeeded, Failed or Deleted with no
+    rollout going on.
+    """
     DeleteDeployment: _grpc.UnaryUnaryMultiCallable[_endpoints_pb2.DeleteDeploymentRequest, _endpoints_pb2.Deployment]
     """Deletes a deployment. FAILED_PRECONDITION while it takes traffic."""
     WatchRoutes: _grpc.UnaryStreamMultiCallable[_endpoints_pb2.WatchRoutesRequest, _endpoints_pb2.WatchRoutesResponse]
@@ -77,12 +91,26 @@ class EndpointServiceAsyncStub(EndpointServiceStub):
     """Creates a deployment and starts its replicas. The first deployment of an
     endpoint takes all traffic once it is ready.
     """
+    UpdateDeployment: _aio.UnaryUnaryMultiCallable[_endpoints_pb2.UpdateDeploymentRequest, _endpoints_pb2.Deployment]  # type: ignore[assignment]
+    """Changes a deployment. What needs other replicas (model, code, environment, variables, compute, time-out)
+    makes a rollout: its replicas start beside those that serve, and take their place once all of them have
+    answered the sample request. A rollout that fails changes nothing else. Another update ends a rollout
+    that goes on.
+    """
+    RollBackDeployment: _aio.UnaryUnaryMultiCallable[_endpoints_pb2.RollBackDeploymentRequest, _endpoints_pb2.Deployment]  # type: ignore[assignment]
+    """Goes back to what an earlier rollout was, by a new rollout; a rollout that goes on is ended."""
+    ListReplicas: _aio.UnaryUnaryMultiCallable[_endpoints_pb2.ListReplicasRequest, _endpoints_pb2.ListReplicasResponse]  # type: ignore[assignment]
+    """Lists the replicas of a deployment, those that have ended too, newest first."""
+    ListModelUses: _aio.UnaryUnaryMultiCallable[_endpoints_pb2.ListModelUsesRequest, _endpoints_pb2.ListModelUsesResponse]  # type: ignore[assignment]
+    """For the registry: the deployments that serve a model version, or can be rolled back to it."""
     GetDeployment: _aio.UnaryUnaryMultiCallable[_endpoints_pb2.GetDeploymentRequest, _endpoints_pb2.Deployment]  # type: ignore[assignment]
     """Returns one deployment."""
     ListDeployments: _aio.UnaryUnaryMultiCallable[_endpoints_pb2.ListDeploymentsRequest, _endpoints_pb2.ListDeploymentsResponse]  # type: ignore[assignment]
     """Lists deployments of an endpoint, by name."""
     WatchDeployment: _aio.UnaryStreamMultiCallable[_endpoints_pb2.WatchDeploymentRequest, _endpoints_pb2.Deployment]  # type: ignore[assignment]
-    """Sends the deployment now and after each change; ends after Succeeded, Failed or Deleted."""
+    """Sends the deployment now and after each change; ends after Succeeded, Failed or Deleted with no
+    rollout going on.
+    """
     DeleteDeployment: _aio.UnaryUnaryMultiCallable[_endpoints_pb2.DeleteDeploymentRequest, _endpoints_pb2.Deployment]  # type: ignore[assignment]
     """Deletes a deployment. FAILED_PRECONDITION while it takes traffic."""
     WatchRoutes: _aio.UnaryStreamMultiCallable[_endpoints_pb2.WatchRoutesRequest, _endpoints_pb2.WatchRoutesResponse]  # type: ignore[assignment]
@@ -142,6 +170,42 @@ class EndpointServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def UpdateDeployment(
+        self,
+        request: _endpoints_pb2.UpdateDeploymentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_endpoints_pb2.Deployment, _abc.Awaitable[_endpoints_pb2.Deployment]]:
+        """Changes a deployment. What needs other replicas (model, code, environment, variables, compute, time-out)
+        makes a rollout: its replicas start beside those that serve, and take their place once all of them have
+        answered the sample request. A rollout that fails changes nothing else. Another update ends a rollout
+        that goes on.
+        """
+
+    @_abc_1.abstractmethod
+    def RollBackDeployment(
+        self,
+        request: _endpoints_pb2.RollBackDeploymentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_endpoints_pb2.Deployment, _abc.Awaitable[_endpoints_pb2.Deployment]]:
+        """Goes back to what an earlier rollout was, by a new rollout; a rollout that goes on is ended."""
+
+    @_abc_1.abstractmethod
+    def ListReplicas(
+        self,
+        request: _endpoints_pb2.ListReplicasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_endpoints_pb2.ListReplicasResponse, _abc.Awaitable[_endpoints_pb2.ListReplicasResponse]]:
+        """Lists the replicas of a deployment, those that have ended too, newest first."""
+
+    @_abc_1.abstractmethod
+    def ListModelUses(
+        self,
+        request: _endpoints_pb2.ListModelUsesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_endpoints_pb2.ListModelUsesResponse, _abc.Awaitable[_endpoints_pb2.ListModelUsesResponse]]:
+        """For the registry: the deployments that serve a model version, or can be rolled back to it."""
+
+    @_abc_1.abstractmethod
     def GetDeployment(
         self,
         request: _endpoints_pb2.GetDeploymentRequest,
@@ -163,7 +227,9 @@ class EndpointServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _endpoints_pb2.WatchDeploymentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_endpoints_pb2.Deployment], _abc.AsyncIterator[_endpoints_pb2.Deployment]]:
-        """Sends the deployment now and after each change; ends after Succeeded, Failed or Deleted."""
+        """Sends the deployment now and after each change; ends after Succeeded, Failed or Deleted with no
+        rollout going on.
+        """
 
     @_abc_1.abstractmethod
     def DeleteDeployment(

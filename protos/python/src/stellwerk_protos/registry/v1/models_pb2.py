@@ -27,7 +27,7 @@ from stellwerk_protos.access.v1 import access_pb2 as stellwerk_dot_access_dot_v1
 from stellwerk_protos.common.v1 import common_pb2 as stellwerk_dot_common_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"stellwerk/registry/v1/models.proto\x12\x15stellwerk.registry.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a stellwerk/access/v1/access.proto\x1a stellwerk/common/v1/common.proto\"\x9a\x03\n\x0cModelVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63reator\x18\x05 \x01(\t\x12\x0f\n\x07version\x18\x06 \x01(\x03\x12\x13\n\x0b\x64\x65scription\x18\x07 \x01(\t\x12;\n\x04tags\x18\x08 \x03(\x0b\x32-.stellwerk.registry.v1.ModelVersion.TagsEntry\x12\x0b\n\x03run\x18\t \x01(\t\x12\x0c\n\x04path\x18\n \x01(\t\x12(\n\x05\x66iles\x18\x0b \x03(\x0b\x32\x19.stellwerk.common.v1.File\x12\x0e\n\x06\x64igest\x18\x0c \x01(\t\x12\x12\n\nsize_bytes\x18\r \x01(\x03\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x90\x02\n\x19\x43reateModelVersionRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12H\n\x04tags\x18\x03 \x03(\x0b\x32:.stellwerk.registry.v1.CreateModelVersionRequest.TagsEntry\x12\x0b\n\x03run\x18\x04 \x01(\t\x12\x0c\n\x04path\x18\x05 \x01(\t\x12(\n\x05\x66iles\x18\x06 \x03(\x0b\x32\x19.stellwerk.common.v1.File\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"&\n\x16GetModelVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"Q\n\x18ListModelVersionsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"q\n\x19ListModelVersionsResponse\x12;\n\x0emodel_versions\x18\x01 \x03(\x0b\x32#.stellwerk.registry.v1.ModelVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\x8c\x03\n\x0cModelService\x12|\n\x12\x43reateModelVersion\x12\x30.stellwerk.registry.v1.CreateModelVersionRequest\x1a#.stellwerk.registry.v1.ModelVersion\"\x0f\xa2\xbb\x18\x0bmodel.write\x12u\n\x0fGetModelVersion\x12-.stellwerk.registry.v1.GetModelVersionRequest\x1a#.stellwerk.registry.v1.ModelVersion\"\x0e\xa2\xbb\x18\nmodel.read\x12\x86\x01\n\x11ListModelVersions\x12/.stellwerk.registry.v1.ListModelVersionsRequest\x1a\x30.stellwerk.registry.v1.ListModelVersionsResponse\"\x0e\xa2\xbb\x18\nmodel.readb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"stellwerk/registry/v1/models.proto\x12\x15stellwerk.registry.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a stellwerk/access/v1/access.proto\x1a stellwerk/common/v1/common.proto\"\x9a\x03\n\x0cModelVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63reator\x18\x05 \x01(\t\x12\x0f\n\x07version\x18\x06 \x01(\x03\x12\x13\n\x0b\x64\x65scription\x18\x07 \x01(\t\x12;\n\x04tags\x18\x08 \x03(\x0b\x32-.stellwerk.registry.v1.ModelVersion.TagsEntry\x12\x0b\n\x03run\x18\t \x01(\t\x12\x0c\n\x04path\x18\n \x01(\t\x12(\n\x05\x66iles\x18\x0b \x03(\x0b\x32\x19.stellwerk.common.v1.File\x12\x0e\n\x06\x64igest\x18\x0c \x01(\t\x12\x12\n\nsize_bytes\x18\r \x01(\x03\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x90\x02\n\x19\x43reateModelVersionRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12H\n\x04tags\x18\x03 \x03(\x0b\x32:.stellwerk.registry.v1.CreateModelVersionRequest.TagsEntry\x12\x0b\n\x03run\x18\x04 \x01(\t\x12\x0c\n\x04path\x18\x05 \x01(\t\x12(\n\x05\x66iles\x18\x06 \x03(\x0b\x32\x19.stellwerk.common.v1.File\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"&\n\x16GetModelVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\")\n\x19\x44\x65leteModelVersionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"Q\n\x18ListModelVersionsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"q\n\x19ListModelVersionsResponse\x12;\n\x0emodel_versions\x18\x01 \x03(\x0b\x32#.stellwerk.registry.v1.ModelVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\x8a\x04\n\x0cModelService\x12|\n\x12\x43reateModelVersion\x12\x30.stellwerk.registry.v1.CreateModelVersionRequest\x1a#.stellwerk.registry.v1.ModelVersion\"\x0f\xa2\xbb\x18\x0bmodel.write\x12u\n\x0fGetModelVersion\x12-.stellwerk.registry.v1.GetModelVersionRequest\x1a#.stellwerk.registry.v1.ModelVersion\"\x0e\xa2\xbb\x18\nmodel.read\x12\x86\x01\n\x11ListModelVersions\x12/.stellwerk.registry.v1.ListModelVersionsRequest\x1a\x30.stellwerk.registry.v1.ListModelVersionsResponse\"\x0e\xa2\xbb\x18\nmodel.read\x12|\n\x12\x44\x65leteModelVersion\x12\x30.stellwerk.registry.v1.DeleteModelVersionRequest\x1a#.stellwerk.registry.v1.ModelVersion\"\x0f\xa2\xbb\x18\x0bmodel.writeb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,6 +44,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODELSERVICE'].methods_by_name['GetModelVersion']._serialized_options = b'\242\273\030\nmodel.read'
   _globals['_MODELSERVICE'].methods_by_name['ListModelVersions']._loaded_options = None
   _globals['_MODELSERVICE'].methods_by_name['ListModelVersions']._serialized_options = b'\242\273\030\nmodel.read'
+  _globals['_MODELSERVICE'].methods_by_name['DeleteModelVersion']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['DeleteModelVersion']._serialized_options = b'\242\273\030\013model.write'
   _globals['_MODELVERSION']._serialized_start=163
   _globals['_MODELVERSION']._serialized_end=573
   _globals['_MODELVERSION_TAGSENTRY']._serialized_start=530
@@ -54,10 +56,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEMODELVERSIONREQUEST_TAGSENTRY']._serialized_end=573
   _globals['_GETMODELVERSIONREQUEST']._serialized_start=850
   _globals['_GETMODELVERSIONREQUEST']._serialized_end=888
-  _globals['_LISTMODELVERSIONSREQUEST']._serialized_start=890
-  _globals['_LISTMODELVERSIONSREQUEST']._serialized_end=971
-  _globals['_LISTMODELVERSIONSRESPONSE']._serialized_start=973
-  _globals['_LISTMODELVERSIONSRESPONSE']._serialized_end=1086
-  _globals['_MODELSERVICE']._serialized_start=1089
-  _globals['_MODELSERVICE']._serialized_end=1485
+  _globals['_DELETEMODELVERSIONREQUEST']._serialized_start=890
+  _globals['_DELETEMODELVERSIONREQUEST']._serialized_end=931
+  _globals['_LISTMODELVERSIONSREQUEST']._serialized_start=933
+  _globals['_LISTMODELVERSIONSREQUEST']._serialized_end=1014
+  _globals['_LISTMODELVERSIONSRESPONSE']._serialized_start=1016
+  _globals['_LISTMODELVERSIONSRESPONSE']._serialized_end=1129
+  _globals['_MODELSERVICE']._serialized_start=1132
+  _globals['_MODELSERVICE']._serialized_end=1654
 # @@protoc_insertion_point(module_scope)

@@ -50,6 +50,11 @@ class ModelServiceStub:
                 request_serializer=stellwerk_dot_registry_dot_v1_dot_models__pb2.ListModelVersionsRequest.SerializeToString,
                 response_deserializer=stellwerk_dot_registry_dot_v1_dot_models__pb2.ListModelVersionsResponse.FromString,
                 _registered_method=True)
+        self.DeleteModelVersion = channel.unary_unary(
+                '/stellwerk.registry.v1.ModelService/DeleteModelVersion',
+                request_serializer=stellwerk_dot_registry_dot_v1_dot_models__pb2.DeleteModelVersionRequest.SerializeToString,
+                response_deserializer=stellwerk_dot_registry_dot_v1_dot_models__pb2.ModelVersion.FromString,
+                _registered_method=True)
 
 
 class ModelServiceServicer:
@@ -77,6 +82,14 @@ class ModelServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteModelVersion(self, request, context):
+        """Deletes one version; its number is not given again. FAILED_PRECONDITION with the names of the
+        deployments (MODEL_IN_USE) while one serves it or can be rolled back to it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModelServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +107,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.ListModelVersions,
                     request_deserializer=stellwerk_dot_registry_dot_v1_dot_models__pb2.ListModelVersionsRequest.FromString,
                     response_serializer=stellwerk_dot_registry_dot_v1_dot_models__pb2.ListModelVersionsResponse.SerializeToString,
+            ),
+            'DeleteModelVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteModelVersion,
+                    request_deserializer=stellwerk_dot_registry_dot_v1_dot_models__pb2.DeleteModelVersionRequest.FromString,
+                    response_serializer=stellwerk_dot_registry_dot_v1_dot_models__pb2.ModelVersion.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +196,33 @@ class ModelService:
             '/stellwerk.registry.v1.ModelService/ListModelVersions',
             stellwerk_dot_registry_dot_v1_dot_models__pb2.ListModelVersionsRequest.SerializeToString,
             stellwerk_dot_registry_dot_v1_dot_models__pb2.ListModelVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteModelVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stellwerk.registry.v1.ModelService/DeleteModelVersion',
+            stellwerk_dot_registry_dot_v1_dot_models__pb2.DeleteModelVersionRequest.SerializeToString,
+            stellwerk_dot_registry_dot_v1_dot_models__pb2.ModelVersion.FromString,
             options,
             channel_credentials,
             insecure,

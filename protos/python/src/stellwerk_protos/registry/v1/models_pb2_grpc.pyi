@@ -39,6 +39,10 @@ class ModelServiceStub:
     """Returns one version; the version id may be "latest"."""
     ListModelVersions: _grpc.UnaryUnaryMultiCallable[_models_pb2.ListModelVersionsRequest, _models_pb2.ListModelVersionsResponse]
     """Lists versions of one model, or of all (model id "-"), newest first."""
+    DeleteModelVersion: _grpc.UnaryUnaryMultiCallable[_models_pb2.DeleteModelVersionRequest, _models_pb2.ModelVersion]
+    """Deletes one version; its number is not given again. FAILED_PRECONDITION with the names of the
+    deployments (MODEL_IN_USE) while one serves it or can be rolled back to it.
+    """
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
@@ -51,6 +55,10 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """Returns one version; the version id may be "latest"."""
     ListModelVersions: _aio.UnaryUnaryMultiCallable[_models_pb2.ListModelVersionsRequest, _models_pb2.ListModelVersionsResponse]  # type: ignore[assignment]
     """Lists versions of one model, or of all (model id "-"), newest first."""
+    DeleteModelVersion: _aio.UnaryUnaryMultiCallable[_models_pb2.DeleteModelVersionRequest, _models_pb2.ModelVersion]  # type: ignore[assignment]
+    """Deletes one version; its number is not given again. FAILED_PRECONDITION with the names of the
+    deployments (MODEL_IN_USE) while one serves it or can be rolled back to it.
+    """
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     """Models: named, numbered versions of files."""
@@ -78,5 +86,15 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_models_pb2.ListModelVersionsResponse, _abc.Awaitable[_models_pb2.ListModelVersionsResponse]]:
         """Lists versions of one model, or of all (model id "-"), newest first."""
+
+    @_abc_1.abstractmethod
+    def DeleteModelVersion(
+        self,
+        request: _models_pb2.DeleteModelVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_models_pb2.ModelVersion, _abc.Awaitable[_models_pb2.ModelVersion]]:
+        """Deletes one version; its number is not given again. FAILED_PRECONDITION with the names of the
+        deployments (MODEL_IN_USE) while one serves it or can be rolled back to it.
+        """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

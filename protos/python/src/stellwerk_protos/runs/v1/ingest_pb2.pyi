@@ -85,7 +85,7 @@ class AppendRequest(_message.Message):
     LOG_FIELD_NUMBER: _builtins.int
     RECORDS_FIELD_NUMBER: _builtins.int
     run: _builtins.str
-    """workspaces/{workspace}/runs/{run}"""
+    """workspaces/{workspace}/runs/{run}; for log text also the name of a replica of a deployment."""
     batch: _builtins.int
     """Echoed in the answer."""
     @_builtins.property

@@ -20,7 +20,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Log(_message.Message):
-    """A log of a run."""
+    """A log of a run or replica."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -50,7 +50,7 @@ class ListLogsRequest(_message.Message):
 
     PARENT_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
-    """workspaces/{workspace}/runs/{run}"""
+    """workspaces/{workspace}/runs/{run}, or the name of a replica of a deployment."""
     def __init__(
         self,
         *,
@@ -96,7 +96,7 @@ class ReadLogRequest(_message.Message):
     FOLLOW_FIELD_NUMBER: _builtins.int
     TAIL_BYTES_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
-    """workspaces/{workspace}/runs/{run}"""
+    """workspaces/{workspace}/runs/{run}, or the name of a replica of a deployment."""
     log: _builtins.str
     """Path of the log; empty means user_logs/std_log.txt."""
     offset: _builtins.int
@@ -160,7 +160,7 @@ class SearchLogRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
-    """workspaces/{workspace}/runs/{run}"""
+    """workspaces/{workspace}/runs/{run}, or the name of a replica of a deployment."""
     log: _builtins.str
     """Path of the log; empty means user_logs/std_log.txt."""
     query: _builtins.str

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class LogServiceStub:
-    """Logs of runs.
+    """Logs of runs, and of replicas of deployments.
     """
 
     def __init__(self, channel):
@@ -53,7 +53,7 @@ class LogServiceStub:
 
 
 class LogServiceServicer:
-    """Logs of runs.
+    """Logs of runs, and of replicas of deployments.
     """
 
     def ListLogs(self, request, context):
@@ -104,7 +104,7 @@ def add_LogServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class LogService:
-    """Logs of runs.
+    """Logs of runs, and of replicas of deployments.
     """
 
     @staticmethod

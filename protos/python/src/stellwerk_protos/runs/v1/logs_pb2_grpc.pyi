@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class LogServiceStub:
-    """Logs of runs."""
+    """Logs of runs, and of replicas of deployments."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -42,7 +42,7 @@ class LogServiceStub:
 
 @_typing.type_check_only
 class LogServiceAsyncStub(LogServiceStub):
-    """Logs of runs."""
+    """Logs of runs, and of replicas of deployments."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListLogs: _aio.UnaryUnaryMultiCallable[_logs_pb2.ListLogsRequest, _logs_pb2.ListLogsResponse]  # type: ignore[assignment]
@@ -53,7 +53,7 @@ class LogServiceAsyncStub(LogServiceStub):
     """Finds the lines that hold a text, first to last."""
 
 class LogServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Logs of runs."""
+    """Logs of runs, and of replicas of deployments."""
 
     @_abc_1.abstractmethod
     def ListLogs(
