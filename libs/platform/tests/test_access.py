@@ -62,6 +62,7 @@ def test_a_run_appends_to_itself_only_and_reads_its_workspace_only() -> None:
     assert allows(run, "identity.read", "")
     for permission, resource in (
         ("run.append", "workspaces/demo/runs/b"),
+        ("collection.write", "workspaces/demo/endpoints/e/deployments/d/replicas/r"),
         ("run.append", "workspaces/other/runs/a"),
         ("dataset.read", "workspaces/other/datasets/d/versions/1"),
         ("run.write", "workspaces/demo"),

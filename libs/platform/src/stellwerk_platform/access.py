@@ -209,7 +209,7 @@ def _machine_may(caller: Caller, permission: str, rule: Rule, resource: str) -> 
         return resource == caller.subject
     if caller.role != roles.WORKLOAD or permission == "identity.read":
         return True
-    if permission == "run.append":
+    if permission in ("run.append", "collection.write"):
         return resource == caller.subject
     if permission == "secret.access":
         return any(resource in (secret, names.parent_of(secret)) for secret in caller.secrets)

@@ -90,6 +90,7 @@ TABLE: dict[str, Rule] = {
     "endpoint.read": _rule(_MEMBERS, tokens="Workload"),
     "endpoint.write": _rule(_WRITERS),
     "endpoint.invoke": _rule(_WRITERS, tokens="Invoker"),
+    "collection.write": _rule(tokens="Workload"),
     # Secrets of a workspace, less and with their values.
     "secret.read": _rule(_WRITERS),
     "secret.write": _rule(_MANAGERS),

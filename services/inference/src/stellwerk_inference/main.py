@@ -3,6 +3,8 @@
 import aiohttp
 
 from stellwerk_inference.changes import Changes
+from stellwerk_inference.collected.service import CollectionService
+from stellwerk_inference.collected.store import CollectedStore
 from stellwerk_inference.config import InferenceSettings
 from stellwerk_inference.events import CONSUMED, CONSUMER, AllocationEvents
 from stellwerk_inference.lifecycle import Lifecycle
@@ -14,7 +16,12 @@ from stellwerk_inference.upstream import Upstream
 from stellwerk_inference.workspace_data import workspace_data
 from stellwerk_platform.app import App, Service, run
 from stellwerk_platform.grpc_server import Registration
-from stellwerk_protos.inference.v1 import endpoints_pb2, endpoints_pb2_grpc
+from stellwerk_protos.inference.v1 import (
+    collections_pb2,
+    collections_pb2_grpc,
+    endpoints_pb2,
+    endpoints_pb2_grpc,
+)
 
 
 async def compose(app: App, settings: InferenceSettings) -> None:
@@ -22,6 +29,8 @@ async def compose(app: App, settings: InferenceSettings) -> None:
     service = await Service.open(app, settings)
     store = Store(service.database)
     await store.open()
+    collected = CollectedStore(service.database)
+    await collected.open()
     changes = Changes(service.bus)
     await changes.open()
     lifecycle = Lifecycle(store)
@@ -46,6 +55,11 @@ async def compose(app: App, settings: InferenceSettings) -> None:
                 EndpointService(store, lifecycle, changes, upstream),
                 endpoints_pb2_grpc.add_EndpointServiceServicer_to_server,
                 endpoints_pb2.DESCRIPTOR.services_by_name["EndpointService"],
+            ),
+            Registration(
+                CollectionService(collected, store, upstream),
+                collections_pb2_grpc.add_CollectionServiceServicer_to_server,
+                collections_pb2.DESCRIPTOR.services_by_name["CollectionService"],
             ),
             workspace_data(service.database, upstream.workspaces, store, lifecycle).registration(),
         ],

@@ -4,12 +4,15 @@ from collections.abc import Sequence
 
 import grpc
 
+from stellwerk_platform.errors import FailedPrecondition
 from stellwerk_platform.mongo import Database
 from stellwerk_platform.quotas import Quotas
 from stellwerk_platform.workspaces import Workspaces
 from stellwerk_protos.common.v1.common_pb2 import File
 from stellwerk_protos.compute.v1 import computes_pb2, computes_pb2_grpc
 from stellwerk_protos.registry.v1 import (
+    blobs_pb2,
+    blobs_pb2_grpc,
     environments_pb2,
     environments_pb2_grpc,
     models_pb2,
@@ -32,6 +35,7 @@ class Upstream:
     ) -> None:
         self._workspaces = workspaces_pb2_grpc.WorkspaceServiceStub(registry)
         self._environments = environments_pb2_grpc.EnvironmentServiceStub(registry)
+        self._blobs = blobs_pb2_grpc.BlobServiceStub(registry)
         self._models = models_pb2_grpc.ModelServiceStub(registry)
         self._snapshots = snapshots_pb2_grpc.SnapshotServiceStub(runs)
         self._computes = computes_pb2_grpc.ComputeServiceStub(compute)
@@ -67,3 +71,15 @@ class Upstream:
     async def files(self, snapshot: str) -> Sequence[File]:
         """What the snapshot holds."""
         return (await self._snapshots.GetSnapshot(snapshots_pb2.GetSnapshotRequest(name=snapshot))).files
+
+    async def check_blobs(self, workspace: str, files: Sequence[File]) -> None:
+        """Raises `FailedPrecondition` naming one of up to 1,000 files that was not uploaded."""
+        blobs = [blobs_pb2.Blob(sha256=file.sha256, size_bytes=file.size_bytes) for file in files]
+        # Asked as for an upload, so that they stay while they are being recorded.
+        request = blobs_pb2.PrepareUploadsRequest(parent=workspace, blobs=blobs)
+        missing = {upload.sha256 for upload in (await self._blobs.PrepareUploads(request)).uploads}
+        for file in files:
+            if file.sha256 in missing:
+                raise FailedPrecondition(
+                    "BLOB_MISSING", f"The content of {file.path} was not uploaded.", "Upload it first."
+                )

@@ -8,7 +8,12 @@ from stellwerk_platform.mongo import Database
 from stellwerk_platform.workspace_data import Rules, WorkspaceData
 from stellwerk_platform.workspaces import Workspaces
 
-_LABELS = {"endpoints": "endpoints", "deployments": "deployments", "replicas": "replicas"}
+_LABELS = {
+    "endpoints": "endpoints",
+    "deployments": "deployments",
+    "replicas": "replicas",
+    "collected_files": "files of collected data",
+}
 _MOST = 1_000
 
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 from google.protobuf.duration_pb2 import Duration
 
+from stellwerk_inference.collected import domain as collected
 from stellwerk_inference.replicas import domain as replicas_domain
 from stellwerk_inference.states import (
     CREATING,
@@ -73,6 +74,8 @@ def check_request(request: pb.CreateDeploymentRequest) -> None:
         )
     _check_variables(request.variables)
     _check_request_settings(request.request_settings)
+    if request.HasField("data_collection"):
+        collected.check_settings(request.data_collection)
 
 
 def _check_request_settings(settings: pb.RequestSettings) -> None:
@@ -137,6 +140,7 @@ def new(
             variables=request.variables,
             inputs=inputs,
             grace=Duration(seconds=_GRACE_SECONDS),
+            data_collection=request.data_collection if request.HasField("data_collection") else None,
         )
     )
     return deployment

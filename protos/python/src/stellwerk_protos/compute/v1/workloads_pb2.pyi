@@ -83,6 +83,7 @@ class Workload(_message.Message):
     TIMEOUT_FIELD_NUMBER: _builtins.int
     SECRETS_FIELD_NUMBER: _builtins.int
     CORES_FIELD_NUMBER: _builtins.int
+    DATA_COLLECTION_FIELD_NUMBER: _builtins.int
     kind: Global___WorkloadKind.ValueType
     """The kind."""
     compute: _builtins.str
@@ -115,6 +116,10 @@ class Workload(_message.Message):
     def secrets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """workspaces/{workspace}/secrets/{secret}, each, that the command may read."""
 
+    @_builtins.property
+    def data_collection(self) -> Global___DataCollection:
+        """Which inputs and outputs of a replica are kept; absent: none."""
+
     def __init__(
         self,
         *,
@@ -129,14 +134,55 @@ class Workload(_message.Message):
         timeout: _duration_pb2.Duration | None = ...,
         secrets: _abc.Iterable[_builtins.str] | None = ...,
         cores: _builtins.int = ...,
+        data_collection: Global___DataCollection | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace", "timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data_collection", b"data_collection", "grace", b"grace", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "compute", b"compute", "cores", b"cores", "environment", b"environment", "grace", b"grace", "inputs", b"inputs", "kind", b"kind", "secrets", b"secrets", "snapshot", b"snapshot", "timeout", b"timeout", "variables", b"variables"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "compute", b"compute", "cores", b"cores", "data_collection", b"data_collection", "environment", b"environment", "grace", b"grace", "inputs", b"inputs", "kind", b"kind", "secrets", b"secrets", "snapshot", b"snapshot", "timeout", b"timeout", "variables", b"variables"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Workload: _TypeAlias = Workload  # noqa: Y015
+
+@_typing.final
+class DataCollection(_message.Message):
+    """What of the requests to a replica is kept as data, and how much of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTIONS_FIELD_NUMBER: _builtins.int
+    SAMPLING_PERCENT_FIELD_NUMBER: _builtins.int
+    CAPTURED_HEADERS_FIELD_NUMBER: _builtins.int
+    MAX_PAYLOAD_BYTES_FIELD_NUMBER: _builtins.int
+    sampling_percent: _builtins.float
+    """Percent of the requests, over 0 and up to 100; 0 means 100. Of a request all collections are kept or none."""
+    max_payload_bytes: _builtins.int
+    """Of one body, up to 1,048,576; what is longer is cut and marked. 0 means 262,144."""
+    @_builtins.property
+    def collections(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """"request" and "response": bodies as they came and went. Any other name: what the script collects under
+        it (Collector). 1 to 10 of them; letters, digits, '_' and '-', up to 64 characters.
+        """
+
+    @_builtins.property
+    def captured_headers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of request headers that are kept with "request", in lower case, up to 20. None that carry keys."""
+
+    def __init__(
+        self,
+        *,
+        collections: _abc.Iterable[_builtins.str] | None = ...,
+        sampling_percent: _builtins.float = ...,
+        captured_headers: _abc.Iterable[_builtins.str] | None = ...,
+        max_payload_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["captured_headers", b"captured_headers", "collections", b"collections", "max_payload_bytes", b"max_payload_bytes", "sampling_percent", b"sampling_percent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DataCollection: _TypeAlias = DataCollection  # noqa: Y015
 
 @_typing.final
 class Input(_message.Message):

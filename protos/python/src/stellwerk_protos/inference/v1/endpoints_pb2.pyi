@@ -823,6 +823,7 @@ class CreateDeploymentRequest(_message.Message):
     REQUEST_SETTINGS_FIELD_NUMBER: _builtins.int
     SAMPLE_FIELD_NUMBER: _builtins.int
     ROLLOUT_LIMIT_FIELD_NUMBER: _builtins.int
+    DATA_COLLECTION_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """workspaces/{workspace}/endpoints/{endpoint}"""
     deployment_id: _builtins.str
@@ -861,6 +862,10 @@ class CreateDeploymentRequest(_message.Message):
     def request_settings(self) -> Global___RequestSettings:
         """How the doors treat requests to it."""
 
+    @_builtins.property
+    def data_collection(self) -> _workloads_pb2.DataCollection:
+        """Which inputs and outputs are kept; absent: none."""
+
     def __init__(
         self,
         *,
@@ -878,10 +883,11 @@ class CreateDeploymentRequest(_message.Message):
         request_settings: Global___RequestSettings | None = ...,
         sample: _builtins.str = ...,
         rollout_limit: _builtins.int = ...,
+        data_collection: _workloads_pb2.DataCollection | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["request_settings", b"request_settings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data_collection", b"data_collection", "request_settings", b"request_settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute", b"compute", "deployment_id", b"deployment_id", "environment", b"environment", "models", b"models", "parent", b"parent", "replica_count", b"replica_count", "request_id", b"request_id", "request_settings", b"request_settings", "rollout_limit", b"rollout_limit", "sample", b"sample", "scoring_script", b"scoring_script", "snapshot", b"snapshot", "tags", b"tags", "variables", b"variables"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute", b"compute", "data_collection", b"data_collection", "deployment_id", b"deployment_id", "environment", b"environment", "models", b"models", "parent", b"parent", "replica_count", b"replica_count", "request_id", b"request_id", "request_settings", b"request_settings", "rollout_limit", b"rollout_limit", "sample", b"sample", "scoring_script", b"scoring_script", "snapshot", b"snapshot", "tags", b"tags", "variables", b"variables"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -924,6 +930,7 @@ class UpdateDeploymentRequest(_message.Message):
     REQUEST_SETTINGS_FIELD_NUMBER: _builtins.int
     SAMPLE_FIELD_NUMBER: _builtins.int
     ROLLOUT_LIMIT_FIELD_NUMBER: _builtins.int
+    DATA_COLLECTION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """workspaces/{workspace}/endpoints/{endpoint}/deployments/{deployment}"""
     etag: _builtins.str
@@ -958,6 +965,10 @@ class UpdateDeploymentRequest(_message.Message):
     def request_settings(self) -> Global___RequestSettings:
         """All of them; those but the time-out change at once, without a rollout."""
 
+    @_builtins.property
+    def data_collection(self) -> _workloads_pb2.DataCollection:
+        """As in CreateDeploymentRequest; all of it."""
+
     def __init__(
         self,
         *,
@@ -974,10 +985,11 @@ class UpdateDeploymentRequest(_message.Message):
         request_settings: Global___RequestSettings | None = ...,
         sample: _builtins.str = ...,
         rollout_limit: _builtins.int = ...,
+        data_collection: _workloads_pb2.DataCollection | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["request_settings", b"request_settings", "update_mask", b"update_mask"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data_collection", b"data_collection", "request_settings", b"request_settings", "update_mask", b"update_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute", b"compute", "environment", b"environment", "etag", b"etag", "models", b"models", "name", b"name", "replica_count", b"replica_count", "request_settings", b"request_settings", "rollout_limit", b"rollout_limit", "sample", b"sample", "scoring_script", b"scoring_script", "snapshot", b"snapshot", "update_mask", b"update_mask", "variables", b"variables"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute", b"compute", "data_collection", b"data_collection", "environment", b"environment", "etag", b"etag", "models", b"models", "name", b"name", "replica_count", b"replica_count", "request_settings", b"request_settings", "rollout_limit", b"rollout_limit", "sample", b"sample", "scoring_script", b"scoring_script", "snapshot", b"snapshot", "update_mask", b"update_mask", "variables", b"variables"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

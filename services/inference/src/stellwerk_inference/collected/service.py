@@ -1,0 +1,40 @@
+"""CollectionService: parse, check, store, reply."""
+
+from typing import Any
+
+from stellwerk_inference.collected import domain
+from stellwerk_inference.collected.store import CollectedStore
+from stellwerk_inference.endpoints.domain import PATTERN
+from stellwerk_inference.store import Store, endpoint_of
+from stellwerk_inference.upstream import Upstream
+from stellwerk_platform import names
+from stellwerk_protos.inference.v1 import collections_pb2 as pb
+from stellwerk_protos.inference.v1 import collections_pb2_grpc
+
+
+class CollectionService(collections_pb2_grpc.CollectionServiceServicer):
+    """The servicer."""
+
+    def __init__(self, collected: CollectedStore, store: Store, upstream: Upstream) -> None:
+        self._collected = collected
+        self._store = store
+        self._upstream = upstream
+
+    async def RecordCollectedFiles(
+        self, request: pb.RecordCollectedFilesRequest, context: Any
+    ) -> pb.RecordCollectedFilesResponse:
+        places = domain.check_record(request)
+        endpoint = endpoint_of(request.parent)
+        # The endpoint may be on its way out: what it was asked until then is not lost.
+        await self._store.endpoints.get(endpoint)
+        await self._upstream.check_blobs(names.parent_of(endpoint), [item.file for item in request.files])
+        await self._collected.record(endpoint, request.files, places)
+        return pb.RecordCollectedFilesResponse()
+
+    async def ListCollectedFiles(
+        self, request: pb.ListCollectedFilesRequest, context: Any
+    ) -> pb.ListCollectedFilesResponse:
+        names.parse(PATTERN, request.parent)
+        await self._store.endpoints.get(request.parent)
+        files, token = await self._collected.page(request, *domain.hours(request))
+        return pb.ListCollectedFilesResponse(files=files, next_page_token=token)
