@@ -64,7 +64,9 @@ def limits() -> Limits:
 
 @pytest.fixture
 def router(table: RouteTable, limits: Limits) -> Router:
-    return Router(table, Access(guard_without_registry(verify), issue), limits, Tracer(per_second=1_000))
+    access = Access(guard_without_registry(verify), issue, table)
+    table.on_lock_change(access.forget)
+    return Router(table, access, limits, Tracer(per_second=1_000))
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from stellwerk_platform.journal import CONTENT_TYPE, Fact, entry
 from stellwerk_protos.common.v1.common_pb2 import File, Reason
 from stellwerk_protos.compute.v1 import computes_pb2 as compute
 from stellwerk_protos.inference.v1 import endpoints_pb2 as pb
-from stellwerk_protos.inference.v1 import endpoints_pb2_grpc
+from stellwerk_protos.inference.v1 import endpoints_pb2_grpc, keys_pb2_grpc
 from stellwerk_protos.registry.v1 import environments_pb2, members_pb2, models_pb2, quotas_pb2, workspaces_pb2
 from stellwerk_protos.runs.v1 import snapshots_pb2
 
@@ -126,6 +126,7 @@ class Inference:
     ready_seconds: float = 30.0
     stub: Any = None
     routes_stub: Any = None
+    keys: Any = None
     _revisions: dict[str, int] = field(default_factory=dict)
 
     @asynccontextmanager
@@ -157,6 +158,7 @@ class Inference:
                 ) as internal,
             ):
                 self.stub = endpoints_pb2_grpc.EndpointServiceStub(channel)
+                self.keys = keys_pb2_grpc.EndpointKeyServiceStub(channel)
                 self.routes_stub = endpoints_pb2_grpc.EndpointServiceStub(internal)
                 yield self
         finally:

@@ -7,6 +7,7 @@ from stellwerk_inference.collected.service import CollectionService
 from stellwerk_inference.collected.store import CollectedStore
 from stellwerk_inference.config import InferenceSettings
 from stellwerk_inference.events import CONSUMED, CONSUMER, AllocationEvents
+from stellwerk_inference.keys.service import EndpointKeyService
 from stellwerk_inference.lifecycle import Lifecycle
 from stellwerk_inference.probes import Prober
 from stellwerk_inference.replacements import Replacer
@@ -21,6 +22,8 @@ from stellwerk_protos.inference.v1 import (
     collections_pb2_grpc,
     endpoints_pb2,
     endpoints_pb2_grpc,
+    keys_pb2,
+    keys_pb2_grpc,
 )
 
 
@@ -60,6 +63,11 @@ async def compose(app: App, settings: InferenceSettings) -> None:
                 CollectionService(collected, store, upstream),
                 collections_pb2_grpc.add_CollectionServiceServicer_to_server,
                 collections_pb2.DESCRIPTOR.services_by_name["CollectionService"],
+            ),
+            Registration(
+                EndpointKeyService(store),
+                keys_pb2_grpc.add_EndpointKeyServiceServicer_to_server,
+                keys_pb2.DESCRIPTOR.services_by_name["EndpointKeyService"],
             ),
             workspace_data(service.database, upstream.workspaces, store, lifecycle).registration(),
         ],

@@ -9,6 +9,7 @@ from pymongo.errors import DuplicateKeyError
 from stellwerk_inference.changes import Changes
 from stellwerk_inference.deployments import domain as deployments
 from stellwerk_inference.endpoints import domain as endpoints
+from stellwerk_inference.keys.domain import check_auth_mode
 from stellwerk_inference.lifecycle import Lifecycle
 from stellwerk_inference.routes import domain as routes
 from stellwerk_inference.store import Store, visible
@@ -35,6 +36,7 @@ class EndpointService(endpoints_pb2_grpc.EndpointServiceServicer):
         names.check_id("endpoints", request.endpoint_id)
         check_description(request.description)
         check_tags(request.tags)
+        check_auth_mode(request.auth_mode)
         await self._upstream.check_workspace(request.parent)
         endpoint = endpoints.new(request, current_caller().subject)
         return await self._store.create_endpoint(endpoint, Fact("created", "REQUESTED"), request.request_id)
@@ -121,7 +123,7 @@ class EndpointService(endpoints_pb2_grpc.EndpointServiceServicer):
         with self._changes.watch() as waiter:
             while True:
                 await waiter.next()
-                table = routes.table(*await self._store.served())
+                table = routes.table(*await self._store.served(), await self._store.key_digests())
                 if table != sent:
                     sent = table
                     yield table

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC
 from typing import TypeVar
 
+from bson import Binary
 from pymongo import ASCENDING, IndexModel
 from pymongo.errors import DuplicateKeyError
 
@@ -25,6 +26,8 @@ from stellwerk_protos.inference.v1 import endpoints_pb2 as pb
 
 T = TypeVar("T")
 R = TypeVar("R", pb.Endpoint, pb.Deployment)
+# Beside an endpoint's message, so that no answer and no event has it: SHA-256 by `primary`, `secondary`.
+_KEY_DIGESTS = "key_digests"
 
 
 class Store:
@@ -100,9 +103,11 @@ class Store:
             tombstone.revision = revision
             return fact
 
-        mark: Document = {"$unset": {"request_id": ""}}
+        mark: Document = {"$unset": {_KEY_DIGESTS: ""}}
         if request_id:
-            mark = {"$set": {"request_id": request_key(request_id)}}
+            mark["$set"] = {"request_id": request_key(request_id)}
+        else:
+            mark["$unset"]["request_id"] = ""
         await collection.raw.update_one({"_id": resource.name}, mark, session=tx.session)
         return await collection.update_in(tx, resource.name, revive)
 
@@ -112,6 +117,28 @@ class Store:
         if existing is None:
             raise AlreadyExists("ALREADY_EXISTS", f"{name} exists already.", "Choose another name.")
         return existing
+
+    async def set_key(
+        self, endpoint: str, which: str, digest: bytes, change: Callable[[pb.Endpoint], Fact | None]
+    ) -> pb.Endpoint:
+        """Replaces the digest of one of the keys, beside the endpoint; raises `NotFound`."""
+
+        async def work(tx: Transaction) -> pb.Endpoint:
+            changed = await self.endpoints.update_in(tx, endpoint, change)
+            update = {"$set": {f"{_KEY_DIGESTS}.{which}": Binary(digest)}}
+            await self.endpoints.raw.update_one({"_id": endpoint}, update, session=tx.session)
+            return changed
+
+        return await self.change(endpoint, work)
+
+    async def key_digests(self) -> dict[str, list[bytes]]:
+        """The digests of all keys that open an endpoint, by its name."""
+        where = {"state": name_of(SUCCEEDED), _KEY_DIGESTS: {"$exists": True}}
+        found = self.endpoints.raw.find(where, {_KEY_DIGESTS: 1})
+        return {
+            document["_id"]: [bytes(digest) for _, digest in sorted(document[_KEY_DIGESTS].items())]
+            async for document in found
+        }
 
     async def deployments_of(self, endpoint: str, session: Session | None = None) -> list[pb.Deployment]:
         """All deployments of an endpoint, deleted ones too."""

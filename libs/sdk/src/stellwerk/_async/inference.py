@@ -7,6 +7,7 @@ from typing import Any
 
 from stellwerk import names, states
 from stellwerk._async.core import AsyncCore
+from stellwerk._async.endpoint_keys import auth_mode
 from stellwerk._async.runs import create_snapshot
 from stellwerk_protos.inference.v1 import endpoints_pb2, endpoints_pb2_grpc
 
@@ -19,11 +20,18 @@ class AsyncEndpoints:
         self._stub = endpoints_pb2_grpc.EndpointServiceStub(core.channel)
 
     async def create(
-        self, name: str, *, description: str = "", tags: Mapping[str, str] | None = None
+        self, name: str, *, description: str = "", tags: Mapping[str, str] | None = None, auth: str = "both"
     ) -> "AsyncEndpoint":
-        """Creates an endpoint without deployments."""
+        """Creates an endpoint without deployments and without keys (`endpoint_keys.regenerate`).
+
+        `auth`: what callers may show, `key`, `token` or `both`.
+        """
         request = endpoints_pb2.CreateEndpointRequest(
-            parent=self._parent, endpoint_id=name, description=description, tags=tags
+            parent=self._parent,
+            endpoint_id=name,
+            description=description,
+            tags=tags,
+            auth_mode=auth_mode(auth),
         )
         return AsyncEndpoint(self._core, await self._core.call(self._stub.CreateEndpoint, request))
 

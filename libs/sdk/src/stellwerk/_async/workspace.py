@@ -7,6 +7,7 @@ from stellwerk._async.activities import AsyncActivities
 from stellwerk._async.assets import AsyncDatasets, AsyncEnvironments, AsyncModels
 from stellwerk._async.core import AsyncCore
 from stellwerk._async.datastores import AsyncDatastores, AsyncQuota
+from stellwerk._async.endpoint_keys import AsyncEndpointKeys
 from stellwerk._async.events import AsyncEvents
 from stellwerk._async.experiments import AsyncExperiments
 from stellwerk._async.inference import AsyncDeployments, AsyncEndpoints
@@ -34,6 +35,7 @@ class AsyncWorkspace:
         self.models = AsyncModels(core, name)
         self.runs = AsyncRuns(core, name, self.environments)
         self.endpoints = AsyncEndpoints(core, name)
+        self.endpoint_keys = AsyncEndpointKeys(core, name)
         self.deployments = AsyncDeployments(core, name)
         self.computes = AsyncComputes(core, name)
         self.events = AsyncEvents(core, name)

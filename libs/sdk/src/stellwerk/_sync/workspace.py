@@ -8,6 +8,7 @@ from stellwerk._sync.activities import Activities
 from stellwerk._sync.assets import Datasets, Environments, Models
 from stellwerk._sync.core import Core
 from stellwerk._sync.datastores import Datastores, Quota
+from stellwerk._sync.endpoint_keys import EndpointKeys
 from stellwerk._sync.events import Events
 from stellwerk._sync.experiments import Experiments
 from stellwerk._sync.inference import Deployments, Endpoints
@@ -35,6 +36,7 @@ class Workspace:
         self.models = Models(core, name)
         self.runs = Runs(core, name, self.environments)
         self.endpoints = Endpoints(core, name)
+        self.endpoint_keys = EndpointKeys(core, name)
         self.deployments = Deployments(core, name)
         self.computes = Computes(core, name)
         self.events = Events(core, name)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from stellwerk import names
-from stellwerk.cli import arguments, output
+from stellwerk.cli import arguments, endpoint_keys, output
 from stellwerk.cli.base import Group, Session, traced
 from stellwerk.errors import StellwerkError
 
@@ -22,13 +22,33 @@ def endpoint() -> None:
 @click.argument("name")
 @click.option("--description", default="", help="Free text.")
 @click.option("--tag", "tags", multiple=True, metavar="NAME=VALUE", help="Repeatable.")
+@click.option(
+    "--auth",
+    type=endpoint_keys.MODES,
+    default="both",
+    show_default=True,
+    help="What callers show: the endpoint's keys, tokens and API keys of the platform, or both.",
+)
 @traced
-def endpoint_create(session: Session, name: str, description: str, tags: tuple[str, ...]) -> None:
-    """Create an endpoint."""
+def endpoint_create(session: Session, name: str, description: str, tags: tuple[str, ...], auth: str) -> None:
+    """Create an endpoint, and print its two keys. They are shown only now.
+
+    Callers send one of them as `Authorization: Bearer KEY`.
+    """
     created = session.workspace().endpoints.create(
-        name, description=description, tags=arguments.pairs(tags, "--tag")
+        name, description=description, tags=arguments.pairs(tags, "--tag"), auth=auth
     )
+    made = endpoint_keys.make_both(session, name) if auth != "token" else {}
+    if session.json:
+        shown = output.to_json(session.workspace().endpoints.get(name).message)
+        output.document({**shown, "keys": made})
+        return
     _show_endpoint(session, created)
+    output.lines((f"{which} key", key) for which, key in made.items())
+
+
+endpoint.add_command(endpoint_keys.keys)
+endpoint.add_command(endpoint_keys.auth)
 
 
 @endpoint.command("list", example="stellwerk endpoint list")
@@ -140,6 +160,7 @@ def _show_endpoint(session: Session, found: Any) -> None:
         ("traffic", output.pairs(item.traffic)),
         ("copies", output.pairs(item.mirror_traffic)),
         ("sticky by", item.sticky_header),
+        ("callers show", endpoint_keys.mode_word(item)),
         ("url", found.url),
     ]
     output.facts(item, session.json, facts)

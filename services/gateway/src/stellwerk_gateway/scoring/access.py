@@ -4,15 +4,18 @@ because what a replica gets to see, its user's code may get to see too."""
 import asyncio
 import functools
 import hashlib
+import hmac
 import random
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
-from stellwerk_platform import auth, names
+from stellwerk_platform import auth, names, roles
 from stellwerk_platform.access import Guard
-from stellwerk_platform.errors import InvalidArgument
+from stellwerk_platform.errors import InvalidArgument, Unauthenticated
+from stellwerk_protos.inference.v1 import endpoints_pb2 as pb
 from stellwerk_protos.secrets.v1 import tokens_pb2
 
 if TYPE_CHECKING:
@@ -25,6 +28,13 @@ MAX_REQUEST_ID_LENGTH = 100
 # A key that is withdrawn opens an endpoint so much longer than `secrets` says.
 _REMEMBERED_SECONDS = 5.0
 _MAX_TOKENS = 10_000
+
+# A key of an endpoint begins so; those of people do not.
+_ENDPOINT_KEY = "bearer swe_"
+# Compared with where there is no key, so that an answer takes as long.
+_NO_DIGESTS = (bytes(32), bytes(32))
+# A key can be known a moment before its digest is here; a request waits that long.
+_PATIENCE_SECONDS = 0.5
 
 Issue = Callable[[str], Awaitable[str]]
 
@@ -62,16 +72,44 @@ class InvokeTokens:
             return answer.token
 
 
+@dataclass(frozen=True)
+class Lock:
+    """What opens an endpoint: digests of its keys, and whether keys or tokens are taken at all."""
+
+    digests: tuple[bytes, ...] = ()
+    auth_mode: pb.AuthMode.ValueType = pb.AUTH_MODE_KEY_AND_TOKEN
+
+    def fits(self, digest: bytes) -> bool:
+        """Whether a key opens it; always the same work."""
+        digests = (*self.digests, *_NO_DIGESTS)[: len(_NO_DIGESTS)]
+        return sum(hmac.compare_digest(digest, known) for known in digests) > 0
+
+
+class Locks(Protocol):
+    """Where locks are known: the table of routes."""
+
+    def lock(self, endpoint: str) -> Lock:
+        """That of an endpoint; one that no key opens for an endpoint that is not known."""
+
+    def check_loaded(self) -> None:
+        """Raises `Unavailable` while nothing is known."""
+
+    async def next_change(self) -> None:
+        """Returns when the table has changed."""
+
+
 class Access:
     """Checks callers, and gives the token that the gateway shows in their place.
 
-    `admit` is the one place that decides who may score: other kinds of keys are checked there.
+    `admit` is the one place that decides who may score. A key of an endpoint is compared with the
+    digests that came with the routes: nobody is asked.
     What it found is remembered for some seconds, so that a request costs one look into a table.
     """
 
-    def __init__(self, guard: Guard, issue: Issue) -> None:
+    def __init__(self, guard: Guard, issue: Issue, locks: Locks) -> None:
         self._guard = guard
         self._issue = issue
+        self._locks = locks
         # By digest of the authorization and endpoint: what to show its scorers, and until when that holds.
         self._admitted: OrderedDict[tuple[bytes, str], tuple[str, float]] = OrderedDict()
         self._changes = 0
@@ -105,10 +143,42 @@ class Access:
 
     async def check(self, authorization: str, endpoint: str, permission: str = _INVOKE) -> auth.Caller:
         """The caller, who has the permission; raises as `admit`."""
+        invokes = permission == _INVOKE
+        if invokes and authorization[: len(_ENDPOINT_KEY)].lower() == _ENDPOINT_KEY:
+            return await self._check_key(authorization.partition(" ")[2], endpoint)
         metadata = (("authorization", authorization),) if authorization else ()
         caller = await self._guard.authenticate(metadata)
         auth.set_caller(caller)
         await self._guard.require(caller, permission, endpoint)
+        if invokes and self._locks.lock(endpoint).auth_mode == pb.AUTH_MODE_KEY:
+            raise Unauthenticated(
+                "TOKEN_NOT_ACCEPTED",
+                "The endpoint takes its own keys only.",
+                "Show one of its two keys: `stellwerk endpoint keys regenerate` makes a new one.",
+            )
+        return caller
+
+    async def _check_key(self, key: str, endpoint: str) -> auth.Caller:
+        digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+        try:
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                while not self._locks.lock(endpoint).fits(digest):
+                    await self._locks.next_change()
+        except TimeoutError:
+            self._locks.check_loaded()
+            raise Unauthenticated(
+                "KEY_INVALID",
+                "The key does not open this endpoint.",
+                "Show one of its two keys: `stellwerk endpoint keys show-hint` tells which there are.",
+            ) from None
+        caller = auth.Caller(f"{endpoint}/key", roles.INVOKER, float("inf"))
+        auth.set_caller(caller)
+        if self._locks.lock(endpoint).auth_mode == pb.AUTH_MODE_TOKEN:
+            raise Unauthenticated(
+                "KEY_NOT_ACCEPTED",
+                "The endpoint takes tokens and API keys of the platform only.",
+                "Show one whose role may invoke it, or `stellwerk endpoint auth NAME both`.",
+            )
         return caller
 
 

@@ -3,10 +3,11 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import grpc
 
+from stellwerk_gateway.scoring.access import Lock
 from stellwerk_gateway.scoring.balance import Copies, Split
 from stellwerk_gateway.scoring.counters import Counters
 from stellwerk_gateway.scoring.deployment import Deployment
@@ -28,6 +29,7 @@ class Endpoint:
         self.name = name
         self.deployments: dict[str, Deployment] = {}
         self.sticky_header = b""
+        self.lock = Lock()
         # What no deployment got to see: refused, or for nobody.
         self.refused = Counters()
         self.copies: dict[str, Copies] = {}
@@ -42,6 +44,7 @@ class Endpoint:
             if name not in self.deployments:
                 self.deployments[name] = Deployment(target.deployment, default_timeout_seconds)
             self.deployments[name].update(target)
+        self.lock = Lock(tuple(route.key_digests), route.auth_mode)
         self.sticky_header = route.sticky_header.lower().encode("latin-1")
         self._split.update({name: target.percent for name, target in targets.items()})
         mirrors = {name: target.mirror_percent for name, target in targets.items() if target.mirror_percent}
@@ -99,10 +102,32 @@ class RouteTable:
         self._default_timeout_seconds = default_timeout_seconds
         self._loaded = False
         self._changed = asyncio.Event()
+        self._lock_listeners: list[Callable[[], None]] = []
+
+    def on_lock_change(self, listener: Callable[[], None]) -> None:
+        """Calls this when what opens an endpoint has changed: for who remembers whom it let in."""
+        self._lock_listeners.append(listener)
+
+    def lock(self, endpoint: str) -> Lock:
+        """What opens an endpoint."""
+        found = self.endpoints.get(endpoint)
+        return found.lock if found is not None else Lock()
+
+    def check_loaded(self) -> None:
+        """Raises `Unavailable` before `inference` has told the routes."""
+        if not self._loaded:
+            raise Unavailable(
+                "ROUTES_NOT_LOADED", "The gateway does not know the endpoints yet.", "Try again in a moment."
+            )
+
+    async def next_change(self) -> None:
+        """Returns when `inference` has told something new."""
+        await self._changed.wait()
 
     def replace(self, routes: Iterable[pb.Route]) -> None:
         """Takes over the whole table."""
         wanted = {route.endpoint: route for route in routes}
+        locks = {name: endpoint.lock for name, endpoint in self.endpoints.items()}
         for gone in self.endpoints.keys() - wanted.keys():
             for deployment in self.endpoints.pop(gone).deployments.values():
                 deployment.close()
@@ -110,6 +135,9 @@ class RouteTable:
             if name not in self.endpoints:
                 self.endpoints[name] = Endpoint(name)
             self.endpoints[name].update(route, self._default_timeout_seconds)
+        if any(self.lock(name) != lock for name, lock in locks.items()):
+            for listener in self._lock_listeners:
+                listener()
         self._loaded = True
         self._changed.set()
         self._changed = asyncio.Event()
@@ -126,10 +154,7 @@ class RouteTable:
                     await self._changed.wait()
         if found is not None:
             return found
-        if not self._loaded:
-            raise Unavailable(
-                "ROUTES_NOT_LOADED", "The gateway does not know the endpoints yet.", "Try again in a moment."
-            )
+        self.check_loaded()
         if name not in self.endpoints:
             raise NotFound("ENDPOINT_NOT_FOUND", f"There is no endpoint {name}.", "List the endpoints.")
         if wanted:

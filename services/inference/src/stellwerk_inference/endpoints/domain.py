@@ -30,6 +30,7 @@ def new(request: pb.CreateEndpointRequest, creator: str) -> pb.Endpoint:
         state=SUCCEEDED,
         reason=Reason(code=READY_CODE, message="Takes deployments."),
         path=f"/endpoints/{workspace}/{request.endpoint_id}",
+        auth_mode=request.auth_mode or pb.AUTH_MODE_KEY_AND_TOKEN,
     )
 
 

@@ -1,7 +1,8 @@
 """The table of routes: for each endpoint, the deployments that are ready or get a share of the traffic."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from stellwerk_inference.replicas.domain import deployment_of
 from stellwerk_inference.states import SUCCEEDED
@@ -10,11 +11,14 @@ from stellwerk_protos.inference.v1 import endpoints_pb2 as pb
 
 
 def table(
-    endpoints: Iterable[pb.Endpoint], deployments: Iterable[pb.Deployment], replicas: Iterable[pb.Replica]
+    endpoints: Iterable[pb.Endpoint],
+    deployments: Iterable[pb.Deployment],
+    replicas: Iterable[pb.Replica],
+    key_digests: Mapping[str, Sequence[bytes]] = MappingProxyType({}),
 ) -> pb.WatchRoutesResponse:
     """All routes, in the order of names; an endpoint that nobody serves has one without targets.
 
-    `replicas` are those that live, ready or not.
+    `replicas` are those that live, ready or not; `key_digests` are by endpoint.
     """
     of_endpoint: dict[str, list[pb.Deployment]] = defaultdict(list)
     for deployment in sorted(deployments, key=lambda deployment: deployment.name):
@@ -24,7 +28,12 @@ def table(
         of_deployment[deployment_of(replica.name)].append(replica)
     routes = pb.WatchRoutesResponse()
     for endpoint in sorted(endpoints, key=lambda endpoint: endpoint.name):
-        route = routes.routes.add(endpoint=endpoint.name, sticky_header=endpoint.sticky_header)
+        route = routes.routes.add(
+            endpoint=endpoint.name,
+            sticky_header=endpoint.sticky_header,
+            auth_mode=endpoint.auth_mode,
+            key_digests=key_digests.get(endpoint.name, ()),
+        )
         for deployment in of_endpoint[endpoint.name]:
             percent = endpoint.traffic.get(names.id_of(deployment.name), 0)
             if percent or deployment.state == SUCCEEDED:

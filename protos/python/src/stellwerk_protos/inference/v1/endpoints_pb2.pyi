@@ -63,6 +63,34 @@ PROVISIONING_STATE_NOT_RESPONDING: ProvisioningState.ValueType  # 6
 """Replicas only: its node has not been heard of for one lease, so it gets no requests."""
 Global___ProvisioningState: _TypeAlias = ProvisioningState  # noqa: Y015
 
+class _AuthMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AuthModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AuthMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    AUTH_MODE_UNSPECIFIED: _AuthMode.ValueType  # 0
+    """As AUTH_MODE_KEY_AND_TOKEN."""
+    AUTH_MODE_KEY: _AuthMode.ValueType  # 1
+    """One of the two keys of the endpoint."""
+    AUTH_MODE_TOKEN: _AuthMode.ValueType  # 2
+    """API keys and tokens of the platform whose role has `endpoint.invoke`."""
+    AUTH_MODE_KEY_AND_TOKEN: _AuthMode.ValueType  # 3
+    """Either."""
+
+class AuthMode(_AuthMode, metaclass=_AuthModeEnumTypeWrapper):
+    """What callers of an endpoint may show as `Authorization: Bearer ...`."""
+
+AUTH_MODE_UNSPECIFIED: AuthMode.ValueType  # 0
+"""As AUTH_MODE_KEY_AND_TOKEN."""
+AUTH_MODE_KEY: AuthMode.ValueType  # 1
+"""One of the two keys of the endpoint."""
+AUTH_MODE_TOKEN: AuthMode.ValueType  # 2
+"""API keys and tokens of the platform whose role has `endpoint.invoke`."""
+AUTH_MODE_KEY_AND_TOKEN: AuthMode.ValueType  # 3
+"""Either."""
+Global___AuthMode: _TypeAlias = AuthMode  # noqa: Y015
+
 @_typing.final
 class Endpoint(_message.Message):
     """One address that deployments stand behind."""
@@ -142,6 +170,9 @@ class Endpoint(_message.Message):
     PATH_FIELD_NUMBER: _builtins.int
     MIRROR_TRAFFIC_FIELD_NUMBER: _builtins.int
     STICKY_HEADER_FIELD_NUMBER: _builtins.int
+    AUTH_MODE_FIELD_NUMBER: _builtins.int
+    PRIMARY_KEY_FIELD_NUMBER: _builtins.int
+    SECONDARY_KEY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """workspaces/{workspace}/endpoints/{endpoint}"""
     revision: _builtins.int
@@ -158,6 +189,8 @@ class Endpoint(_message.Message):
     """Name of the request header, in lower case, whose value decides which deployment answers, so that
     requests with the same value go to the same one. Empty: the split alone decides.
     """
+    auth_mode: Global___AuthMode.ValueType
+    """What callers may show."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was created."""
@@ -184,6 +217,14 @@ class Endpoint(_message.Message):
         Nobody waits for the answers to copies, and they change nothing.
         """
 
+    @_builtins.property
+    def primary_key(self) -> Global___KeyHint:
+        """When its keys were made; absent: there is none. The keys themselves are never in an answer again."""
+
+    @_builtins.property
+    def secondary_key(self) -> Global___KeyHint:
+        """As `primary_key`."""
+
     def __init__(
         self,
         *,
@@ -200,14 +241,45 @@ class Endpoint(_message.Message):
         path: _builtins.str = ...,
         mirror_traffic: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         sticky_header: _builtins.str = ...,
+        auth_mode: Global___AuthMode.ValueType = ...,
+        primary_key: Global___KeyHint | None = ...,
+        secondary_key: Global___KeyHint | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "reason", b"reason", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "primary_key", b"primary_key", "reason", b"reason", "secondary_key", b"secondary_key", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "description", b"description", "mirror_traffic", b"mirror_traffic", "name", b"name", "path", b"path", "reason", b"reason", "revision", b"revision", "state", b"state", "sticky_header", b"sticky_header", "tags", b"tags", "traffic", b"traffic", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auth_mode", b"auth_mode", "create_time", b"create_time", "creator", b"creator", "description", b"description", "mirror_traffic", b"mirror_traffic", "name", b"name", "path", b"path", "primary_key", b"primary_key", "reason", b"reason", "revision", b"revision", "secondary_key", b"secondary_key", "state", b"state", "sticky_header", b"sticky_header", "tags", b"tags", "traffic", b"traffic", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Endpoint: _TypeAlias = Endpoint  # noqa: Y015
+
+@_typing.final
+class KeyHint(_message.Message):
+    """What may be known of a key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENDING_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    ending: _builtins.str
+    """Its last four characters."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was made."""
+
+    def __init__(
+        self,
+        *,
+        ending: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "ending", b"ending"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeyHint: _TypeAlias = KeyHint  # noqa: Y015
 
 @_typing.final
 class Deployment(_message.Message):
@@ -251,6 +323,8 @@ class Deployment(_message.Message):
     TARGET_ROLLOUT_FIELD_NUMBER: _builtins.int
     ROLLOUTS_FIELD_NUMBER: _builtins.int
     ROLLOUT_LIMIT_FIELD_NUMBER: _builtins.int
+    SCALE_SETTINGS_FIELD_NUMBER: _builtins.int
+    LAST_SCALING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """workspaces/{workspace}/endpoints/{endpoint}/deployments/{deployment}"""
     revision: _builtins.int
@@ -297,6 +371,16 @@ class Deployment(_message.Message):
     def rollouts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rollout]:
         """The last rollouts, failed ones too, oldest first; the one that serves is always among them."""
 
+    @_builtins.property
+    def scale_settings(self) -> Global___ScaleSettings:
+        """How many replicas there may be; absent: always `replica_count`, which is otherwise how many the load
+        wants at the moment.
+        """
+
+    @_builtins.property
+    def last_scaling(self) -> Global___ScalingDecision:
+        """What changed `replica_count` last; absent: nothing has."""
+
     def __init__(
         self,
         *,
@@ -316,10 +400,12 @@ class Deployment(_message.Message):
         target_rollout: _builtins.int = ...,
         rollouts: _abc.Iterable[Global___Rollout] | None = ...,
         rollout_limit: _builtins.int = ...,
+        scale_settings: Global___ScaleSettings | None = ...,
+        last_scaling: Global___ScalingDecision | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "reason", b"reason", "request_settings", b"request_settings", "update_time", b"update_time", "workload", b"workload"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "last_scaling", b"last_scaling", "reason", b"reason", "request_settings", b"request_settings", "scale_settings", b"scale_settings", "update_time", b"update_time", "workload", b"workload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "name", b"name", "ready_replica_count", b"ready_replica_count", "reason", b"reason", "replica_count", b"replica_count", "request_settings", b"request_settings", "revision", b"revision", "rollout", b"rollout", "rollout_limit", b"rollout_limit", "rollouts", b"rollouts", "state", b"state", "tags", b"tags", "target_rollout", b"target_rollout", "update_time", b"update_time", "workload", b"workload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "last_scaling", b"last_scaling", "name", b"name", "ready_replica_count", b"ready_replica_count", "reason", b"reason", "replica_count", b"replica_count", "request_settings", b"request_settings", "revision", b"revision", "rollout", b"rollout", "rollout_limit", b"rollout_limit", "rollouts", b"rollouts", "scale_settings", b"scale_settings", "state", b"state", "tags", b"tags", "target_rollout", b"target_rollout", "update_time", b"update_time", "workload", b"workload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -392,6 +478,100 @@ class Rollout(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Rollout: _TypeAlias = Rollout  # noqa: Y015
+
+@_typing.final
+class ScaleSettings(_message.Message):
+    """Between which counts the load moves the replicas of a deployment, and how fast."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIN_REPLICAS_FIELD_NUMBER: _builtins.int
+    MAX_REPLICAS_FIELD_NUMBER: _builtins.int
+    TARGET_CONCURRENCY_FIELD_NUMBER: _builtins.int
+    TARGET_QUEUE_MS_FIELD_NUMBER: _builtins.int
+    SCALE_UP_DELAY_SECONDS_FIELD_NUMBER: _builtins.int
+    SCALE_DOWN_DELAY_SECONDS_FIELD_NUMBER: _builtins.int
+    min_replicas: _builtins.int
+    """0 to 100. With 0 the last replica ends when nobody asks, and the first request waits for a new one."""
+    max_replicas: _builtins.int
+    """1 to 100, and not less than `min_replicas`."""
+    target_concurrency: _builtins.float
+    """Requests that a replica should have at a time, those that wait counted in; up to 10,000. 0 means 4."""
+    target_queue_ms: _builtins.int
+    """Milliseconds that a request may wait for a replica before one more is started; up to 600,000.
+    0 means 500.
+    """
+    scale_up_delay_seconds: _builtins.int
+    """Seconds for which more replicas must be wanted before they are started, up to 3,600. 0 means 3.
+    The first replica is started at once.
+    """
+    scale_down_delay_seconds: _builtins.int
+    """Seconds for which fewer replicas must be wanted before some are stopped, up to 3,600. 0 means 60."""
+    def __init__(
+        self,
+        *,
+        min_replicas: _builtins.int = ...,
+        max_replicas: _builtins.int = ...,
+        target_concurrency: _builtins.float = ...,
+        target_queue_ms: _builtins.int = ...,
+        scale_up_delay_seconds: _builtins.int = ...,
+        scale_down_delay_seconds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_replicas", b"max_replicas", "min_replicas", b"min_replicas", "scale_down_delay_seconds", b"scale_down_delay_seconds", "scale_up_delay_seconds", b"scale_up_delay_seconds", "target_concurrency", b"target_concurrency", "target_queue_ms", b"target_queue_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScaleSettings: _TypeAlias = ScaleSettings  # noqa: Y015
+
+@_typing.final
+class ScalingDecision(_message.Message):
+    """Why a deployment has another number of replicas than before."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_REPLICAS_FIELD_NUMBER: _builtins.int
+    TO_REPLICAS_FIELD_NUMBER: _builtins.int
+    CONCURRENCY_FIELD_NUMBER: _builtins.int
+    QUEUE_MS_FIELD_NUMBER: _builtins.int
+    READY_REPLICAS_FIELD_NUMBER: _builtins.int
+    GATEWAYS_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    from_replicas: _builtins.int
+    """How many were wanted before."""
+    to_replicas: _builtins.int
+    """How many are wanted since."""
+    concurrency: _builtins.float
+    """Requests under way and waiting, over all gateways, as a mean over the second before."""
+    queue_ms: _builtins.int
+    """The longest time, in milliseconds, that a request had waited for a replica."""
+    ready_replicas: _builtins.int
+    """How many replicas answered."""
+    gateways: _builtins.int
+    """Gateways whose counts these are."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When it was decided."""
+
+    def __init__(
+        self,
+        *,
+        from_replicas: _builtins.int = ...,
+        to_replicas: _builtins.int = ...,
+        concurrency: _builtins.float = ...,
+        queue_ms: _builtins.int = ...,
+        ready_replicas: _builtins.int = ...,
+        gateways: _builtins.int = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["concurrency", b"concurrency", "from_replicas", b"from_replicas", "gateways", b"gateways", "queue_ms", b"queue_ms", "ready_replicas", b"ready_replicas", "time", b"time", "to_replicas", b"to_replicas"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScalingDecision: _TypeAlias = ScalingDecision  # noqa: Y015
 
 @_typing.final
 class RequestSettings(_message.Message):
@@ -536,6 +716,7 @@ class CreateEndpointRequest(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     TAGS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    AUTH_MODE_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """workspaces/{workspace}"""
     endpoint_id: _builtins.str
@@ -544,6 +725,8 @@ class CreateEndpointRequest(_message.Message):
     """Free text."""
     request_id: _builtins.str
     """Repeating a request with the same id returns the first answer."""
+    auth_mode: Global___AuthMode.ValueType
+    """What callers may show."""
     @_builtins.property
     def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Up to 50 pairs."""
@@ -556,10 +739,11 @@ class CreateEndpointRequest(_message.Message):
         description: _builtins.str = ...,
         tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         request_id: _builtins.str = ...,
+        auth_mode: Global___AuthMode.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "endpoint_id", b"endpoint_id", "parent", b"parent", "request_id", b"request_id", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auth_mode", b"auth_mode", "description", b"description", "endpoint_id", b"endpoint_id", "parent", b"parent", "request_id", b"request_id", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -824,6 +1008,7 @@ class CreateDeploymentRequest(_message.Message):
     SAMPLE_FIELD_NUMBER: _builtins.int
     ROLLOUT_LIMIT_FIELD_NUMBER: _builtins.int
     DATA_COLLECTION_FIELD_NUMBER: _builtins.int
+    SCALE_SETTINGS_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """workspaces/{workspace}/endpoints/{endpoint}"""
     deployment_id: _builtins.str
@@ -866,6 +1051,12 @@ class CreateDeploymentRequest(_message.Message):
     def data_collection(self) -> _workloads_pb2.DataCollection:
         """Which inputs and outputs are kept; absent: none."""
 
+    @_builtins.property
+    def scale_settings(self) -> Global___ScaleSettings:
+        """Lets the load decide on the replicas; absent: always `replica_count`. It starts with `replica_count`,
+        kept between the bounds, and at least one.
+        """
+
     def __init__(
         self,
         *,
@@ -884,10 +1075,11 @@ class CreateDeploymentRequest(_message.Message):
         sample: _builtins.str = ...,
         rollout_limit: _builtins.int = ...,
         data_collection: _workloads_pb2.DataCollection | None = ...,
+        scale_settings: Global___ScaleSettings | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["data_collection", b"data_collection", "request_settings", b"request_settings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data_collection", b"data_collection", "request_settings", b"request_settings", "scale_settings", b"scale_settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute", b"compute", "data_collection", b"data_collection", "deployment_id", b"deployment_id", "environment", b"environment", "models", b"models", "parent", b"parent", "replica_count", b"replica_count", "request_id", b"request_id", "request_settings", b"request_settings", "rollout_limit", b"rollout_limit", "sample", b"sample", "scoring_script", b"scoring_script", "snapshot", b"snapshot", "tags", b"tags", "variables", b"variables"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute", b"compute", "data_collection", b"data_collection", "deployment_id", b"deployment_id", "environment", b"environment", "models", b"models", "parent", b"parent", "replica_count", b"replica_count", "request_id", b"request_id", "request_settings", b"request_settings", "rollout_limit", b"rollout_limit", "sample", b"sample", "scale_settings", b"scale_settings", "scoring_script", b"scoring_script", "snapshot", b"snapshot", "tags", b"tags", "variables", b"variables"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1277,13 +1469,21 @@ class Route(_message.Message):
     ENDPOINT_FIELD_NUMBER: _builtins.int
     TARGETS_FIELD_NUMBER: _builtins.int
     STICKY_HEADER_FIELD_NUMBER: _builtins.int
+    AUTH_MODE_FIELD_NUMBER: _builtins.int
+    KEY_DIGESTS_FIELD_NUMBER: _builtins.int
     endpoint: _builtins.str
     """workspaces/{workspace}/endpoints/{endpoint}"""
     sticky_header: _builtins.str
     """As in Endpoint."""
+    auth_mode: Global___AuthMode.ValueType
+    """What callers may show."""
     @_builtins.property
     def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Target]:
         """The deployments that are ready, or get a share of the traffic."""
+
+    @_builtins.property
+    def key_digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """SHA-256 of each key that opens the endpoint, 32 bytes."""
 
     def __init__(
         self,
@@ -1291,10 +1491,12 @@ class Route(_message.Message):
         endpoint: _builtins.str = ...,
         targets: _abc.Iterable[Global___Target] | None = ...,
         sticky_header: _builtins.str = ...,
+        auth_mode: Global___AuthMode.ValueType = ...,
+        key_digests: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "sticky_header", b"sticky_header", "targets", b"targets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auth_mode", b"auth_mode", "endpoint", b"endpoint", "key_digests", b"key_digests", "sticky_header", b"sticky_header", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1312,6 +1514,7 @@ class Target(_message.Message):
     MIRROR_PERCENT_FIELD_NUMBER: _builtins.int
     SETTINGS_FIELD_NUMBER: _builtins.int
     STARTING_FIELD_NUMBER: _builtins.int
+    ASLEEP_FIELD_NUMBER: _builtins.int
     deployment: _builtins.str
     """workspaces/{workspace}/endpoints/{endpoint}/deployments/{deployment}"""
     percent: _builtins.int
@@ -1320,6 +1523,10 @@ class Target(_message.Message):
     """Percent of the requests that it gets as a copy."""
     starting: _builtins.bool
     """Whether replicas are on their way that may be ready soon, so that a request may wait for one."""
+    asleep: _builtins.bool
+    """Whether it has no replica because nobody asked for long: the first request wakes it
+    (LoadService.ReportLoad) and may wait for the replica.
+    """
     @_builtins.property
     def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___Replica]:
         """Ready replicas: names and addresses."""
@@ -1337,10 +1544,11 @@ class Target(_message.Message):
         mirror_percent: _builtins.int = ...,
         settings: Global___RequestSettings | None = ...,
         starting: _builtins.bool = ...,
+        asleep: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "mirror_percent", b"mirror_percent", "percent", b"percent", "replicas", b"replicas", "settings", b"settings", "starting", b"starting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asleep", b"asleep", "deployment", b"deployment", "mirror_percent", b"mirror_percent", "percent", b"percent", "replicas", b"replicas", "settings", b"settings", "starting", b"starting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
