@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from stellwerk_inference import states
 from stellwerk_inference.deployments import domain as deployments
+from stellwerk_inference.deployments import rollouts
 from stellwerk_inference.endpoints import domain as endpoints
 from stellwerk_inference.replicas import domain as replicas
 from stellwerk_inference.routes.domain import table
@@ -31,10 +32,13 @@ STEPS = st.lists(
 )
 
 
-def replica(state: states.State.ValueType, age_seconds: float = 0, code: str = "") -> pb.Replica:
+def replica(
+    state: states.State.ValueType, age_seconds: float = 0, code: str = "", rollout: int = 0
+) -> pb.Replica:
     return pb.Replica(
         name=f"{NAME}/replicas/r{state}",
         state=state,
+        rollout=rollout,
         reason=Reason(code=code or "TEST", message="as the test wants"),
         update_time=timestamp(NOW - timedelta(seconds=age_seconds)),
     )
@@ -59,7 +63,7 @@ def take(one: pb.Replica, step: str, state: compute.AllocationState.ValueType, r
 def test_a_replica_never_leaves_its_end_and_ignores_what_it_has_seen(
     steps: list[tuple[str, compute.AllocationState.ValueType, int]],
 ) -> None:
-    one = replicas.new(pb.Deployment(name=NAME))
+    one = replicas.new(pb.Deployment(name=NAME), pb.Rollout(number=1))
     for step, state, revision in steps:
         before = pb.Replica()
         before.CopyFrom(one)
@@ -84,7 +88,8 @@ def test_a_deployment_is_ready_when_all_replicas_are_and_failed_when_one_is(
     found: list[states.State.ValueType],
 ) -> None:
     deployment = pb.Deployment(name=NAME, state=states.CREATING, replica_count=len(found))
-    existing = [replica(state) for state in found]
+    rollouts.begin(deployment, pb.Rollout())
+    existing = [replica(state, rollout=1) for state in found]
     deployments.observe(deployment, existing)
     if states.FAILED in found:
         assert deployment.state == states.FAILED
@@ -93,7 +98,8 @@ def test_a_deployment_is_ready_when_all_replicas_are_and_failed_when_one_is(
         assert deployment.state == states.SUCCEEDED
     else:
         assert deployment.state == states.CREATING
-    assert deployment.ready_replica_count == found.count(states.SUCCEEDED)
+    serves = deployment.state == states.SUCCEEDED
+    assert deployment.ready_replica_count == (len(found) if serves else 0)
     assert deployments.observe(deployment, existing) is None
 
 

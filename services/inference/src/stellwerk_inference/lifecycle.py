@@ -5,9 +5,10 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from stellwerk_inference.deployments import domain as deployments
+from stellwerk_inference.deployments import rollouts
 from stellwerk_inference.endpoints import domain as endpoints
 from stellwerk_inference.replicas import domain as replicas
-from stellwerk_inference.states import CREATING, DELETING, FAILED, SUCCEEDED
+from stellwerk_inference.states import DELETING, FAILED, LEAVING, SUCCEEDED
 from stellwerk_inference.store import Store, endpoint_of
 from stellwerk_platform.journal import Fact
 from stellwerk_platform.mongo import Transaction
@@ -31,7 +32,7 @@ class Lifecycle:
                 tx, self._store.deployments, deployment, Fact("created", "REQUESTED"), request_id
             )
             fact = Fact("created", "REQUESTED", cause=tx.last_event())
-            await self._add_replicas(tx, created, deployment.replica_count, fact)
+            await self._add_replicas(tx, created, created.rollouts[-1], created.replica_count, fact)
             return created
 
         return await self._store.change(endpoint_of(deployment.name), work)
@@ -65,7 +66,8 @@ class Lifecycle:
         async def work(tx: Transaction) -> datetime | None:
             now = datetime.now(UTC)
             deployment = await self._store.deployments.get(deployment_name, tx.session)
-            existing = await self._store.replicas_of(deployment, tx.session)
+            found = await self._store.replicas_of(deployment, tx.session)
+            existing = deployments.of_rollout(found, deployment.rollout)
             count = deployments.missing_replicas(deployment, existing)
             if not count:
                 return None
@@ -77,8 +79,10 @@ class Lifecycle:
             due = deployments.next_replacement(existing, now)
             if due > now:
                 return due
-            fact = Fact("created", "REPLICA_REPLACED", "Takes the place of one that ended.")
-            await self._add_replicas(tx, deployment, count, fact)
+            fact = _added(existing, deployment)
+            rollout = rollouts.find(deployment, deployment.rollout)
+            if rollout is not None:
+                await self._add_replicas(tx, deployment, rollout, count, fact)
             return None
 
         return await self._store.change(endpoint_of(deployment_name), work)
@@ -96,6 +100,34 @@ class Lifecycle:
             )
 
         return await self._store.change(request.name, work)
+
+    async def change_deployment(
+        self, name: str, change: Callable[[pb.Deployment], Fact | None], etag: str = ""
+    ) -> pb.Deployment:
+        """Applies a rule to a deployment, and starts and stops the replicas that follow from it."""
+
+        async def work(tx: Transaction) -> pb.Deployment:
+            before = await self._store.deployments.get(name, tx.session)
+            after = await self._store.deployments.update_in(tx, name, change, etag)
+            if after.revision == before.revision:
+                return after
+            cause = tx.last_event()
+            await self._start_target(tx, after, cause)
+            await self._settle(tx, name, cause)
+            return await self._store.deployments.get(name, tx.session)
+
+        return await self._store.change(endpoint_of(name), work)
+
+    async def _start_target(self, tx: Transaction, deployment: pb.Deployment, cause: str) -> None:
+        """The replicas that the rollout which goes on lacks."""
+        rollout = rollouts.target(deployment)
+        if rollout is None:
+            return
+        existing = await self._store.replicas_of(deployment, tx.session)
+        live = [r for r in deployments.of_rollout(existing, rollout.number) if r.state in replicas.LIVE]
+        fact = Fact("created", "ROLLOUT", f"Is of rollout {rollout.number}.", cause=cause)
+        count = deployments.target_replicas(deployment) - len(live)
+        await self._add_replicas(tx, deployment, rollout, count, fact)
 
     async def delete_deployment(self, name: str) -> pb.Deployment:
         """Stops the replicas; the deployment is gone when they are."""
@@ -143,16 +175,25 @@ class Lifecycle:
         )
         if after.revision != before.revision:
             cause = tx.last_event()
-        if (before.state, after.state) == (CREATING, FAILED):
-            reason = Reason(code="DEPLOYMENT_FAILED", message="Another replica of the deployment failed.")
-            await self._stop(tx, existing, reason, cause)
-        if (before.state, after.state) == (CREATING, SUCCEEDED):
+        if after.state not in LEAVING:
+            await self._stop_surplus(tx, after, existing, cause)
+        if before.state != SUCCEEDED and after.state == SUCCEEDED:
             endpoint = endpoint_of(deployment_name)
             siblings = await self._store.deployments_of(endpoint, tx.session)
             await self._store.endpoints.update_in(
                 tx, endpoint, lambda e: _caused(endpoints.take_first(e, deployment_name, siblings), cause)
             )
         await self._observe_endpoint(tx, endpoint_of(deployment_name), cause)
+
+    async def _stop_surplus(
+        self, tx: Transaction, deployment: pb.Deployment, existing: Sequence[pb.Replica], cause: str
+    ) -> None:
+        """What is not wanted any more ends, after it has finished what it was asked."""
+        for replica in deployments.surplus_replicas(deployment, existing):
+            reason = Reason(code="ROLLOUT_ENDED", message=f"Rollout {replica.rollout} has ended.")
+            if replica.rollout in (deployment.rollout, deployment.target_rollout):
+                reason = Reason(code="REPLICA_SURPLUS", message="Fewer replicas are wanted.")
+            await self._stop(tx, [replica], reason, cause)
 
     async def _observe_endpoint(self, tx: Transaction, name: str, cause: str) -> None:
         existing = await self._store.deployments_of(name, tx.session)
@@ -168,9 +209,18 @@ class Lifecycle:
                 tx, replica.name, lambda r: _caused(replicas.stop(r, reason.code, reason.message), cause)
             )
 
-    async def _add_replicas(self, tx: Transaction, deployment: pb.Deployment, count: int, fact: Fact) -> None:
+    async def _add_replicas(
+        self, tx: Transaction, deployment: pb.Deployment, rollout: pb.Rollout, count: int, fact: Fact
+    ) -> None:
         for _ in range(count):
-            await self._store.replicas.create_in(tx, replicas.new(deployment), fact)
+            await self._store.replicas.create_in(tx, replicas.new(deployment, rollout), fact)
+
+
+def _added(existing: Sequence[pb.Replica], deployment: pb.Deployment) -> Fact:
+    """Why a replica of the rollout that serves is created."""
+    if any(replicas.has_failed(replica) for replica in existing):
+        return Fact("created", "REPLICA_REPLACED", "Takes the place of one that ended.")
+    return Fact("created", "REPLICA_ADDED", f"{deployment.replica_count} replicas are wanted.")
 
 
 def _caused(fact: Fact | None, cause: str) -> Fact | None:

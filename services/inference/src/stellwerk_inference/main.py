@@ -11,6 +11,7 @@ from stellwerk_inference.keys.service import EndpointKeyService
 from stellwerk_inference.lifecycle import Lifecycle
 from stellwerk_inference.probes import Prober
 from stellwerk_inference.replacements import Replacer
+from stellwerk_inference.samples import Samples
 from stellwerk_inference.service import EndpointService
 from stellwerk_inference.store import Store
 from stellwerk_inference.upstream import Upstream
@@ -25,6 +26,9 @@ from stellwerk_protos.inference.v1 import (
     keys_pb2,
     keys_pb2_grpc,
 )
+from stellwerk_protos.registry.v1.blobs_pb2_grpc import BlobServiceStub
+from stellwerk_protos.runs.v1.logs_pb2_grpc import LogServiceStub
+from stellwerk_protos.secrets.v1.tokens_pb2_grpc import TokenServiceStub
 
 
 async def compose(app: App, settings: InferenceSettings) -> None:
@@ -46,7 +50,13 @@ async def compose(app: App, settings: InferenceSettings) -> None:
     await upstream.workspaces.follow(service.bus)
     await upstream.quotas.follow(service.bus)
     session = await app.enter(aiohttp.ClientSession())
-    prober = Prober(store, lifecycle, changes, session, settings.replica_ready_seconds)
+    samples = Samples(
+        session,
+        TokenServiceStub(service.channel(settings.secrets_address)),
+        BlobServiceStub(service.channel(settings.registry_address)),
+        LogServiceStub(service.channel(settings.runs_address)),
+    )
+    prober = Prober(store, lifecycle, changes, session, samples, settings.replica_ready_seconds)
     app.background(prober.run())
     app.background(Replacer(store, lifecycle, changes).run())
     app.background(service.bus.consume(CONSUMER, CONSUMED, AllocationEvents(lifecycle).handle))

@@ -1,4 +1,4 @@
-"""Asks scoring servers that have started whether they are ready.
+"""Asks scoring servers that have started whether they are ready, and then to score the sample request.
 
 What has to be asked is read from the store, so that a process that starts anew, or a
 second one, goes on where another stopped; an answer that comes twice changes nothing.
@@ -11,10 +11,14 @@ from datetime import UTC, datetime
 import aiohttp
 
 from stellwerk_inference.changes import Changes
+from stellwerk_inference.deployments import rollouts
 from stellwerk_inference.lifecycle import Lifecycle
 from stellwerk_inference.replicas import domain
+from stellwerk_inference.samples import NotNow, Result, Samples
 from stellwerk_inference.states import CREATING
 from stellwerk_inference.store import Store
+from stellwerk_platform import failpoints
+from stellwerk_platform.journal import Fact
 from stellwerk_protos.inference.v1 import endpoints_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -32,12 +36,14 @@ class Prober:
         lifecycle: Lifecycle,
         changes: Changes,
         session: aiohttp.ClientSession,
+        samples: Samples,
         ready_seconds: float,
     ) -> None:
         self._store = store
         self._lifecycle = lifecycle
         self._changes = changes
         self._session = session
+        self._samples = samples
         self._ready_seconds = ready_seconds
         self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
 
@@ -69,9 +75,12 @@ class Prober:
         while True:
             try:
                 if await self._is_ready(replica.http_address):
-                    return await self._lifecycle.move_replica(
-                        replica.name, lambda r: domain.answered(r, replica.allocation_revision)
-                    )
+                    return await self._score(replica)
+            except (NotNow, aiohttp.ClientError, TimeoutError) as error:
+                log.info("%s does not answer its sample request yet: %s", replica.name, error)
+            except Exception:
+                log.warning("The probe of %s is tried again", replica.name, exc_info=True)
+            try:
                 current = await self._store.replicas.get(replica.name)
                 if current.state != CREATING or current.allocation_revision != replica.allocation_revision:
                     return None
@@ -85,6 +94,20 @@ class Prober:
                 log.warning("The probe of %s is tried again", replica.name, exc_info=True)
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, _LONGEST_PAUSE_SECONDS)
+
+    async def _score(self, replica: pb.Replica) -> None:
+        """It is ready once it has answered the sample request of its rollout."""
+        deployment = await self._store.deployments.get(domain.deployment_of(replica.name))
+        rollout = rollouts.find(deployment, replica.rollout)
+        result = Result() if rollout is None else await self._samples.score(replica, rollout)
+        failpoints.hit("inference.sample_scored")
+
+        def judge(current: pb.Replica) -> Fact | None:
+            if result.failure is not None:
+                return domain.refuse(current, replica.allocation_revision, result.failure)
+            return domain.answered(current, replica.allocation_revision, result.note)
+
+        await self._lifecycle.move_replica(replica.name, judge)
 
     async def _is_ready(self, address: str) -> bool:
         try:

@@ -1,13 +1,14 @@
 """EndpointService: parse, check, change, reply."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from pymongo.errors import DuplicateKeyError
 
 from stellwerk_inference.changes import Changes
 from stellwerk_inference.deployments import domain as deployments
+from stellwerk_inference.deployments import rollouts
 from stellwerk_inference.endpoints import domain as endpoints
 from stellwerk_inference.keys.domain import check_auth_mode
 from stellwerk_inference.lifecycle import Lifecycle
@@ -17,9 +18,13 @@ from stellwerk_inference.upstream import Upstream
 from stellwerk_platform import names
 from stellwerk_platform.auth import current_caller
 from stellwerk_platform.checks import check_description, check_tags
+from stellwerk_platform.errors import Aborted
 from stellwerk_platform.journal import Fact
+from stellwerk_protos.common.v1.common_pb2 import File
 from stellwerk_protos.inference.v1 import endpoints_pb2 as pb
 from stellwerk_protos.inference.v1 import endpoints_pb2_grpc
+
+_MOST_USES = 100
 
 
 class EndpointService(endpoints_pb2_grpc.EndpointServiceServicer):
@@ -67,21 +72,68 @@ class EndpointService(endpoints_pb2_grpc.EndpointServiceServicer):
         deployments.check_request(request)
         if (earlier := await self._store.deployments.created_by(request.request_id)) is not None:
             return earlier
-        deployment = await self._resolve(request)
+        resolved = await self._resolve(request)
+        deployment = deployments.new(request, *resolved, current_caller().subject)
         try:
             return await self._lifecycle.create_deployment(deployment, request.request_id)
         except DuplicateKeyError:
             return await self._store.created_by(self._store.deployments, deployment.name, request.request_id)
 
-    async def _resolve(self, request: pb.CreateDeploymentRequest) -> pb.Deployment:
-        """Asks the others whether everything that the request names exists; raises `NotFound`."""
+    async def _resolve(
+        self, request: pb.CreateDeploymentRequest
+    ) -> tuple[Sequence[str], str, Sequence[File]]:
+        """Models and environment with the numbers of versions, and the files; raises `NotFound`."""
         await self._store.endpoints.get(request.parent)
         await self._upstream.check_start(names.parent_of(request.parent))
         await self._upstream.check_compute(request.compute)
         environment = await self._upstream.environment(request.environment)
         models = await asyncio.gather(*(self._upstream.model(model) for model in request.models))
-        deployments.check_script(request.scoring_script, await self._upstream.files(request.snapshot))
-        return deployments.new(request, models, environment, current_caller().subject)
+        files = await self._upstream.files(request.snapshot)
+        deployments.check_script(request.scoring_script, files)
+        return models, environment, files
+
+    async def UpdateDeployment(self, request: pb.UpdateDeploymentRequest, context: Any) -> pb.Deployment:
+        names.parse(deployments.PATTERN, request.name)
+        current = await self._store.deployments.get(request.name)
+        deployments.check_open(current)
+        wanted = deployments.change(current, request)
+        deployments.check_request(wanted)
+        rollout = deployments.rollout_of(wanted, *await self._resolve(wanted), current_caller().subject)
+        fields = list(request.update_mask.paths)
+
+        def update(newest: pb.Deployment) -> Fact | None:
+            if deployments.change(newest, request) != wanted:
+                raise Aborted(
+                    "REVISION_CHANGED", f"{request.name} was updated by somebody else.", "Read it again."
+                )
+            return deployments.update(newest, rollout, wanted, fields)
+
+        return await self._lifecycle.change_deployment(request.name, update, request.etag)
+
+    async def RollBackDeployment(self, request: pb.RollBackDeploymentRequest, context: Any) -> pb.Deployment:
+        names.parse(deployments.PATTERN, request.name)
+        await self._upstream.check_start(f"workspaces/{names.workspace_of(request.name)}")
+        creator = current_caller().subject
+        return await self._lifecycle.change_deployment(
+            request.name, lambda d: deployments.roll_back(d, request.rollout, creator)
+        )
+
+    async def ListReplicas(self, request: pb.ListReplicasRequest, context: Any) -> pb.ListReplicasResponse:
+        names.parse(deployments.PATTERN, request.parent)
+        await self._store.deployments.get(request.parent)
+        items, token = await self._store.replicas.page(
+            {"parent": request.parent},
+            request.page_size,
+            request.page_token,
+            key="create_time",
+            descending=True,
+        )
+        return pb.ListReplicasResponse(replicas=items, next_page_token=token)
+
+    async def ListModelUses(self, request: pb.ListModelUsesRequest, context: Any) -> pb.ListModelUsesResponse:
+        found = await self._store.deployments_with(request.model_version)
+        using = [d.name for d in found if request.model_version in rollouts.models_of(d)]
+        return pb.ListModelUsesResponse(deployments=sorted(using)[:_MOST_USES])
 
     async def GetDeployment(self, request: pb.GetDeploymentRequest, context: Any) -> pb.Deployment:
         names.parse(deployments.PATTERN, request.name)
@@ -109,7 +161,7 @@ class EndpointService(endpoints_pb2_grpc.EndpointServiceServicer):
                 if deployment.revision != revision:
                     revision = deployment.revision
                     yield deployment
-                if deployment.state in deployments.SETTLED:
+                if deployments.is_settled(deployment):
                     return
 
     async def DeleteDeployment(self, request: pb.DeleteDeploymentRequest, context: Any) -> pb.Deployment:

@@ -43,6 +43,7 @@ class Store:
             indexes=[
                 IndexModel([("parent", ASCENDING), ("_id", ASCENDING)]),
                 IndexModel([("state", ASCENDING)]),
+                IndexModel([("rollouts.workload.inputs.resource", ASCENDING)]),
             ],
             extra=_parent,
         )
@@ -150,6 +151,11 @@ class Store:
         """All replicas that a deployment ever had, but none of an earlier one of that name."""
         since = deployment.create_time.ToDatetime(UTC)
         return await self.replicas.all({"parent": deployment.name, "create_time": {"$gte": since}}, session)
+
+    async def deployments_with(self, model_version: str) -> list[pb.Deployment]:
+        """Those that are not gone and have a rollout, failed or not, with the model version."""
+        where = {"rollouts.workload.inputs.resource": model_version, "state": {"$ne": name_of(DELETED)}}
+        return await self.deployments.all(where)
 
     async def starting_replicas(self) -> list[pb.Replica]:
         """Replicas whose scoring server runs but is not known to be ready."""

@@ -8,9 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
-from google.protobuf.duration_pb2 import Duration
-
 from stellwerk_inference.collected import domain as collected
+from stellwerk_inference.deployments import rollouts
 from stellwerk_inference.replicas import domain as replicas_domain
 from stellwerk_inference.states import (
     CREATING,
@@ -27,20 +26,25 @@ from stellwerk_platform import names
 from stellwerk_platform.errors import FailedPrecondition, InvalidArgument, NotFound
 from stellwerk_platform.journal import Fact
 from stellwerk_protos.common.v1.common_pb2 import File, Reason
-from stellwerk_protos.compute.v1 import workloads_pb2
 from stellwerk_protos.inference.v1 import endpoints_pb2 as pb
 
 PATTERN = "workspaces/*/endpoints/*/deployments/*"
 MAX_REPLICAS = 100
 # The last states of a watch.
 SETTLED = frozenset({SUCCEEDED, FAILED, DELETED})
-# A little more than the scoring server takes to finish what it has accepted.
-_GRACE_SECONDS = 25
+_VARIABLES_LENGTH = 32 * 1024
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # Replacements are bounded: more failures than this, per wanted replica and window, end the deployment.
 _FAILURES_PER_REPLICA = 5
 _FAILURE_WINDOW = timedelta(minutes=10)
 _LONGEST_BACKOFF_SECONDS = 30.0
+# Fields of an update, named as in the request that creates a deployment.
+UPDATABLE = frozenset(
+    {
+        *("models", "environment", "snapshot", "scoring_script", "compute", "replica_count", "variables"),
+        *("request_settings", "sample", "rollout_limit"),
+    }
+)
 _SETTINGS_LIMITS = {
     "timeout_ms": 3_600_000,
     "max_concurrent_requests": 10_000,
@@ -72,6 +76,12 @@ def check_request(request: pb.CreateDeploymentRequest) -> None:
             f"{request.replica_count} replicas cannot be had.",
             f"Use 1 to {MAX_REPLICAS}.",
         )
+    if not 0 <= request.rollout_limit <= rollouts.MAX_LIMIT:
+        raise InvalidArgument(
+            "INVALID_ROLLOUT_LIMIT",
+            f"{request.rollout_limit} rollouts cannot be kept.",
+            f"Use 1 to {rollouts.MAX_LIMIT}.",
+        )
     _check_variables(request.variables)
     _check_request_settings(request.request_settings)
     if request.HasField("data_collection"):
@@ -97,6 +107,13 @@ def _check_variables(variables: Mapping[str, str]) -> None:
                 f"{name[:80]!r} cannot be the name of a variable.",
                 "Use letters, digits and '_', not beginning with a digit.",
             )
+    # Each of the rollouts that are kept has them.
+    if sum(len(name) + len(value) for name, value in variables.items()) > _VARIABLES_LENGTH:
+        raise InvalidArgument(
+            "VARIABLES_TOO_LARGE",
+            f"The variables have over {_VARIABLES_LENGTH:,} characters.",
+            "Put long values into a file of the code.",
+        )
 
 
 def check_script(path: str, files: Sequence[File]) -> None:
@@ -111,16 +128,16 @@ def check_script(path: str, files: Sequence[File]) -> None:
 
 
 def new(
-    request: pb.CreateDeploymentRequest, models: Sequence[str], environment: str, creator: str
+    request: pb.CreateDeploymentRequest,
+    models: Sequence[str],
+    environment: str,
+    files: Sequence[File],
+    creator: str,
 ) -> pb.Deployment:
-    """The deployment that a request asks for; `models` and `environment` with the numbers of versions."""
-    inputs = [
-        workloads_pb2.Input(name=names.id_of(names.parent_of(model)), resource=model) for model in models
-    ]
-    if len({entry.name for entry in inputs}) != len(inputs):
-        raise InvalidArgument(
-            "DUPLICATE_MODEL", "A model is named with two versions.", "Name each model once, or rename one."
-        )
+    """The deployment that a request asks for, with its first rollout.
+
+    `models` and `environment` with the numbers of versions; `files` of the snapshot.
+    """
     deployment = pb.Deployment(
         name=f"{request.parent}/deployments/{request.deployment_id}",
         creator=creator,
@@ -128,64 +145,247 @@ def new(
         state=CREATING,
         reason=Reason(code="WAITING_FOR_COMPUTE", message="Waits for its replicas."),
         replica_count=request.replica_count or 1,
-        request_settings=request.request_settings if request.HasField("request_settings") else None,
+        rollout_limit=request.rollout_limit or rollouts.DEFAULT_LIMIT,
     )
-    deployment.workload.CopyFrom(
-        workloads_pb2.Workload(
-            kind=workloads_pb2.WORKLOAD_KIND_REPLICA,
-            compute=request.compute,
-            snapshot=request.snapshot,
-            environment=environment,
-            command=request.scoring_script,
-            variables=request.variables,
-            inputs=inputs,
-            grace=Duration(seconds=_GRACE_SECONDS),
-            data_collection=request.data_collection if request.HasField("data_collection") else None,
-        )
-    )
+    rollout = rollout_of(request, models, environment, files, creator)
+    rollouts.begin(deployment, rollout)
+    rollouts.show(deployment, rollout)
     return deployment
+
+
+def rollout_of(
+    request: pb.CreateDeploymentRequest,
+    models: Sequence[str],
+    environment: str,
+    files: Sequence[File],
+    creator: str,
+) -> pb.Rollout:
+    """What a request asks of the replicas and the doors; parameters as for `new`."""
+    sample = rollouts.sample_of(request.sample, request.scoring_script, files)
+    return pb.Rollout(
+        creator=creator,
+        workload=rollouts.workload(request, models, environment),
+        request_settings=request.request_settings if request.HasField("request_settings") else None,
+        sample=sample.path if sample else "",
+        sample_sha256=sample.sha256 if sample else "",
+        sample_chosen=bool(request.sample),
+    )
+
+
+def request_of(deployment: pb.Deployment) -> pb.CreateDeploymentRequest:
+    """The request that would make what the deployment is to be: what serves, or else was tried last."""
+    base = rollouts.find(deployment, deployment.rollout) or deployment.rollouts[-1]
+    workload = base.workload
+    return pb.CreateDeploymentRequest(
+        parent=names.parent_of(deployment.name),
+        deployment_id=names.id_of(deployment.name),
+        models=[item.resource for item in workload.inputs],
+        environment=workload.environment,
+        snapshot=workload.snapshot,
+        scoring_script=workload.command,
+        compute=workload.compute,
+        replica_count=deployment.replica_count,
+        variables=workload.variables,
+        request_settings=base.request_settings if base.HasField("request_settings") else None,
+        sample=base.sample if base.sample_chosen else "",
+        rollout_limit=deployment.rollout_limit,
+        data_collection=workload.data_collection if workload.HasField("data_collection") else None,
+    )
+
+
+def change(deployment: pb.Deployment, request: pb.UpdateDeploymentRequest) -> pb.CreateDeploymentRequest:
+    """The request that would make what an update asks for; raises `InvalidArgument` for an unknown field."""
+    wanted = request_of(deployment)
+    if not request.update_mask.paths:
+        raise InvalidArgument("NOTHING_TO_UPDATE", "The update changes nothing.", "Say what is to change.")
+    for path in request.update_mask.paths:
+        if path not in UPDATABLE:
+            raise InvalidArgument(
+                "INVALID_UPDATE_MASK",
+                f"{path[:80]!r} cannot be updated.",
+                f"Fields: {', '.join(sorted(UPDATABLE))}.",
+            )
+        wanted.ClearField(path)  # type: ignore[arg-type]  # checked above
+        asked = pb.CreateDeploymentRequest()
+        asked.CopyFrom(_only(request, path))
+        wanted.MergeFrom(asked)
+    if "replica_count" in request.update_mask.paths and request.replica_count < 1:
+        raise InvalidArgument(
+            "INVALID_REPLICA_COUNT",
+            f"{request.replica_count} replicas cannot be asked for.",
+            f"Use 1 to {MAX_REPLICAS}.",
+        )
+    return wanted
+
+
+def _only(request: pb.UpdateDeploymentRequest, path: str) -> pb.CreateDeploymentRequest:
+    """The same field of another message."""
+    value = getattr(request, path)
+    return pb.CreateDeploymentRequest(**{path: value})
+
+
+def update(
+    deployment: pb.Deployment, rollout: pb.Rollout, wanted: pb.CreateDeploymentRequest, fields: Sequence[str]
+) -> Fact | None:
+    """Makes a rollout the target, unless what serves does the same; counts and settings change at once."""
+    check_open(deployment)
+    before = deployment.SerializeToString(deterministic=True)
+    for field in ("replica_count", "rollout_limit"):
+        if field in fields:
+            setattr(deployment, field, getattr(wanted, field))
+    serving = rollouts.find(deployment, deployment.rollout)
+    goal = rollouts.target(deployment) or serving
+    serves = goal is not serving or deployment.state == SUCCEEDED
+    if goal is not None and serves and _same(goal, rollout):
+        goal.ClearField("request_settings")
+        if rollout.HasField("request_settings"):
+            goal.request_settings.CopyFrom(rollout.request_settings)
+        goal.sample, goal.sample_sha256 = rollout.sample, rollout.sample_sha256
+        goal.sample_chosen = rollout.sample_chosen
+        if goal is serving:
+            rollouts.show(deployment, goal)
+    elif set(fields) - {"replica_count", "rollout_limit"}:
+        rollouts.begin(deployment, rollout)
+        return Fact("rollout_started", "REQUESTED", f"Rollout {rollout.number} starts.")
+    rollouts.trim(deployment)
+    if deployment.SerializeToString(deterministic=True) == before:
+        return None
+    return Fact("updated", "REQUESTED", f"Changed: {', '.join(sorted(fields))}.")
+
+
+def _same(one: pb.Rollout, other: pb.Rollout) -> bool:
+    """Whether replicas of the one do what those of the other would."""
+    return one.workload == other.workload
+
+
+def roll_back(deployment: pb.Deployment, number: int, creator: str) -> Fact | None:
+    """Goes back to what an earlier rollout was; 0 is the one before. Raises `NotFound` and more."""
+    check_open(deployment)
+    earlier = rollouts.to_go_back_to(deployment, number)
+    serving = rollouts.find(deployment, deployment.rollout)
+    goal = rollouts.target(deployment)
+    if goal is not None and _same(goal, earlier):
+        return None
+    if serving is not None and _same(serving, earlier) and deployment.state == SUCCEEDED:
+        if goal is None:
+            return None
+        reason = Reason(code="ROLLED_BACK", message=f"Rollout {serving.number} is to stay.")
+        rollouts.fail_target(deployment, reason)
+        return Fact("rollout_failed", reason.code, reason.message)
+    copy = pb.Rollout()
+    copy.CopyFrom(earlier)
+    copy.creator = creator
+    rollouts.begin(deployment, copy)
+    text = f"Rollout {copy.number} goes back to rollout {earlier.number}."
+    return Fact("rollout_started", "ROLLED_BACK", text)
+
+
+def check_open(deployment: pb.Deployment) -> None:
+    """Raises `FailedPrecondition` for a deployment that is deleted or being deleted."""
+    if deployment.state in LEAVING:
+        raise FailedPrecondition(
+            "DEPLOYMENT_DELETED",
+            f"{names.id_of(deployment.name)} is deleted.",
+            "Create it again once it is gone.",
+        )
+
+
+def is_settled(deployment: pb.Deployment) -> bool:
+    """Whether it stays as it is until somebody or something changes it."""
+    return deployment.state in SETTLED and not deployment.target_rollout
 
 
 def observe(deployment: pb.Deployment, replicas: Sequence[pb.Replica]) -> Fact | None:
     """What the replicas make of the deployment."""
-    ready = sum(replica.state == SUCCEEDED for replica in replicas)
+    moved = None
+    if deployment.target_rollout and deployment.state not in LEAVING:
+        moved = _observe_target(deployment, of_rollout(replicas, deployment.target_rollout))
+    serving = of_rollout(replicas, deployment.rollout)
+    ready = sum(replica.state == SUCCEEDED for replica in serving)
     changed = deployment.ready_replica_count != ready
     deployment.ready_replica_count = ready
-    if deployment.state == CREATING:
-        return _observe_creation(deployment, replicas)
     if deployment.state == DELETING and all(r.state in replicas_domain.ENDED for r in replicas):
         return _move(deployment, DELETED, "deleted", Reason(code="REPLICAS_STOPPED", message="Nothing runs."))
-    if not changed:
-        return None
+    if moved is not None and moved.verb == "succeeded":
+        return _move(deployment, SUCCEEDED, "succeeded", _readiness(deployment))
+    if moved is not None or not changed:
+        return moved
     if deployment.state == SUCCEEDED:
         return _move(deployment, SUCCEEDED, "replicas_changed", _readiness(deployment))
     return Fact("replicas_changed", deployment.reason.code, _readiness(deployment).message)
 
 
-def _observe_creation(deployment: pb.Deployment, replicas: Sequence[pb.Replica]) -> Fact | None:
-    for replica in replicas:
-        if replicas_domain.has_failed(replica):
-            return _move(deployment, FAILED, "failed", replica.reason)
-    if deployment.ready_replica_count >= deployment.replica_count:
-        return _move(deployment, SUCCEEDED, "succeeded", _readiness(deployment))
+def of_rollout(replicas: Sequence[pb.Replica], number: int) -> list[pb.Replica]:
+    """Those of the replicas that are of this rollout."""
+    return [replica for replica in replicas if replica.rollout == number]
+
+
+def target_replicas(deployment: pb.Deployment) -> int:
+    """How many replicas of a rollout must be ready before it serves: one also where none is wanted now."""
+    return max(deployment.replica_count, 1)
+
+
+def _observe_target(deployment: pb.Deployment, replicas: Sequence[pb.Replica]) -> Fact | None:
+    """Moves the rollout that goes on, by its replicas."""
+    rollout = rollouts.target(deployment)
+    assert rollout is not None
+    failed = next((r for r in replicas if replicas_domain.has_failed(r)), None)
+    if failed is not None:
+        return _fail_target(deployment, failed.reason)
+    ready = [replica for replica in replicas if replica.state == SUCCEEDED]
+    if len(ready) >= target_replicas(deployment):
+        rollouts.serve_target(deployment, ready[0].reason)
+        return Fact("succeeded", READY_CODE)
     waiting = next((r for r in replicas if r.state in (CREATING, NOT_RESPONDING)), None)
-    if waiting is None or waiting.reason == deployment.reason:
+    if waiting is None or waiting.reason == rollout.reason:
         return None
-    return _move(deployment, CREATING, "progressed", waiting.reason)
+    rollout.reason.CopyFrom(waiting.reason)
+    if deployment.state == CREATING:
+        return _move(deployment, CREATING, "progressed", waiting.reason)
+    return Fact("progressed", waiting.reason.code, f"Rollout {rollout.number}: {waiting.reason.message}")
+
+
+def _fail_target(deployment: pb.Deployment, reason: Reason) -> Fact:
+    """The rollout has failed; what serves goes on serving."""
+    number = deployment.target_rollout
+    rollouts.fail_target(deployment, reason)
+    if not deployment.rollout:
+        return _move(deployment, FAILED, "failed", reason)
+    text = f"Rollout {number} failed, rollout {deployment.rollout} is unchanged: {reason.message}"
+    return Fact("rollout_failed", reason.code, text)
 
 
 def _readiness(deployment: pb.Deployment) -> Reason:
     ready, wanted = deployment.ready_replica_count, deployment.replica_count
     code = READY_CODE if ready >= wanted else "REPLICA_MISSING"
-    return Reason(code=code, message=f"{ready} of {wanted} replicas answer.")
+    rollout = rollouts.find(deployment, deployment.rollout)
+    note = f" {rollout.reason.message}" if rollout is not None and rollout.reason.message else ""
+    return Reason(code=code, message=f"{ready} of {wanted} replicas answer.{note}")
 
 
 def missing_replicas(deployment: pb.Deployment, replicas: Sequence[pb.Replica]) -> int:
     """How many replicas a deployment that was ready lacks."""
     if deployment.state != SUCCEEDED:
         return 0
-    live = sum(replica.state in replicas_domain.LIVE for replica in replicas)
+    serving = of_rollout(replicas, deployment.rollout)
+    live = sum(replica.state in replicas_domain.LIVE for replica in serving)
     return max(deployment.replica_count - live, 0)
+
+
+def surplus_replicas(deployment: pb.Deployment, replicas: Sequence[pb.Replica]) -> list[pb.Replica]:
+    """The replicas that nobody wants any more: of rollouts that have been, and beyond the wanted number."""
+    live = [replica for replica in replicas if replica.state in replicas_domain.LIVE]
+    kept: list[pb.Replica] = []
+    for number, wanted in (
+        (deployment.rollout, deployment.replica_count),
+        (deployment.target_rollout, target_replicas(deployment)),
+    ):
+        found = of_rollout(live, number) if number else []
+        # Those that answer stay, and of them the oldest.
+        found.sort(key=lambda r: (r.state != SUCCEEDED, r.create_time.ToDatetime(), r.name))
+        kept += found[:wanted]
+    keep = {replica.name for replica in kept}
+    return [replica for replica in live if replica.name not in keep]
 
 
 def next_replacement(replicas: Sequence[pb.Replica], now: datetime) -> datetime:
@@ -208,7 +408,7 @@ def exhaust(deployment: pb.Deployment, replicas: Sequence[pb.Replica], now: date
     reason = Reason(
         code="REPLICAS_KEEP_FAILING",
         message=f"{failures} replicas failed within 10 minutes; the last one: {last.reason.message}",
-        cure=last.reason.cure or "See `stellwerk logs agent`, and make a new deployment.",
+        cure=last.reason.cure or "See its log: `stellwerk deployment logs`; then update the deployment.",
     )
     return _move(deployment, FAILED, "failed", reason)
 
@@ -229,6 +429,7 @@ def delete(deployment: pb.Deployment, percent: int) -> Fact | None:
             "Give its share to another deployment first: `stellwerk endpoint traffic`.",
         )
     reason = Reason(code="DELETE_REQUESTED", message="Its replicas are being stopped.")
+    rollouts.fail_target(deployment, reason)
     return _move(deployment, DELETING, "deleting", reason)
 
 

@@ -27,7 +27,7 @@ PATTERN = "workspaces/*/endpoints/*/deployments/*/replicas/*"
 LIVE = frozenset({CREATING, SUCCEEDED, NOT_RESPONDING})
 # Nothing follows.
 ENDED = frozenset({FAILED, DELETED})
-NOT_READY_CODE = "SCORER_NOT_READY"
+NOT_READY_CODE, SAMPLE_FAILED_CODE = "SCORER_NOT_READY", "SAMPLE_FAILED"
 _PLACING = {
     compute.ALLOCATION_STATE_QUEUED: "queued",
     compute.ALLOCATION_STATE_ASSIGNED: "assigned",
@@ -47,13 +47,14 @@ def is_replica(name: str) -> bool:
     return "/replicas/" in name
 
 
-def new(deployment: pb.Deployment) -> pb.Replica:
-    """A replica with an id of its own; compute places it when it reads of it."""
+def new(deployment: pb.Deployment, rollout: pb.Rollout) -> pb.Replica:
+    """A replica of a rollout with an id of its own; compute places it when it reads of it."""
     return pb.Replica(
         name=f"{deployment.name}/replicas/{secrets.token_hex(4)}",
         state=CREATING,
         reason=Reason(code="WAITING_FOR_COMPUTE", message="Waits to be placed."),
-        workload=deployment.workload,
+        workload=rollout.workload,
+        rollout=rollout.number,
     )
 
 
@@ -81,13 +82,21 @@ def follow(replica: pb.Replica, allocation: compute.Allocation) -> Fact | None:
     return None
 
 
-def answered(replica: pb.Replica, allocation_revision: int) -> Fact | None:
-    """The scoring server of this allocation, as it was then, is ready."""
+def answered(replica: pb.Replica, allocation_revision: int, note: str = "") -> Fact | None:
+    """The scoring server of this allocation, as it was then, is ready; `note` tells of the sample request."""
     if replica.state != CREATING or replica.allocation_revision != allocation_revision:
         return None
     if not replica.http_address:
         return None
-    return _move(replica, SUCCEEDED, "ready", Reason(code=READY_CODE, message="The scoring server is ready."))
+    reason = Reason(code=READY_CODE, message=note or "The scoring server is ready.")
+    return _move(replica, SUCCEEDED, "ready", reason)
+
+
+def refuse(replica: pb.Replica, allocation_revision: int, reason: Reason) -> Fact | None:
+    """The sample request was not answered as it should be; compute is told to stop it."""
+    if replica.state != CREATING or replica.allocation_revision != allocation_revision:
+        return None
+    return _move(replica, DELETING, "deleting", reason)
 
 
 def give_up(replica: pb.Replica, allocation_revision: int, seconds: float) -> Fact | None:
@@ -111,7 +120,7 @@ def stop(replica: pb.Replica, code: str, message: str) -> Fact | None:
 
 def has_failed(replica: pb.Replica) -> bool:
     """Whether it ended, or is being ended, for another reason than that nobody wants it any more."""
-    return replica.state == FAILED or replica.reason.code == NOT_READY_CODE
+    return replica.state == FAILED or replica.reason.code in (NOT_READY_CODE, SAMPLE_FAILED_CODE)
 
 
 def _start(replica: pb.Replica, allocation: compute.Allocation) -> Fact | None:
@@ -135,7 +144,7 @@ def _server_ended() -> Reason:
     return Reason(
         code="SCORER_ENDED",
         message="The scoring server ended by itself.",
-        cure="See `stellwerk logs agent` on its node; the scoring script must not end its process.",
+        cure="See `stellwerk deployment logs`; the scoring script must not end its process.",
     )
 
 

@@ -47,7 +47,7 @@ def _target(
     ready = [
         pb.Replica(name=replica.name, http_address=replica.http_address, grpc_address=replica.grpc_address)
         for replica in replicas
-        if replica.state == SUCCEEDED
+        if replica.state == SUCCEEDED and replica.rollout == deployment.rollout
     ]
     return pb.Target(
         deployment=deployment.name,
