@@ -24,7 +24,7 @@ from stellwerk_platform.journal import CONTENT_TYPE, Fact, entry
 from stellwerk_protos.common.v1.common_pb2 import File, Reason
 from stellwerk_protos.compute.v1 import computes_pb2 as compute
 from stellwerk_protos.inference.v1 import endpoints_pb2 as pb
-from stellwerk_protos.inference.v1 import endpoints_pb2_grpc, keys_pb2_grpc
+from stellwerk_protos.inference.v1 import endpoints_pb2_grpc, keys_pb2_grpc, loads_pb2_grpc
 from stellwerk_protos.registry.v1 import environments_pb2, members_pb2, models_pb2, quotas_pb2, workspaces_pb2
 from stellwerk_protos.runs.v1 import snapshots_pb2
 
@@ -127,6 +127,8 @@ class Inference:
     stub: Any = None
     routes_stub: Any = None
     keys: Any = None
+    loads: Any = None
+    loads_of_gateways: Any = None
     _revisions: dict[str, int] = field(default_factory=dict)
 
     @asynccontextmanager
@@ -159,6 +161,8 @@ class Inference:
             ):
                 self.stub = endpoints_pb2_grpc.EndpointServiceStub(channel)
                 self.keys = keys_pb2_grpc.EndpointKeyServiceStub(channel)
+                self.loads = loads_pb2_grpc.LoadServiceStub(channel)
+                self.loads_of_gateways = loads_pb2_grpc.LoadServiceStub(internal)
                 self.routes_stub = endpoints_pb2_grpc.EndpointServiceStub(internal)
                 yield self
         finally:
@@ -263,3 +267,14 @@ class Journal:
                 event: dict[str, Any] = await self._queue.get()
                 if event["type"] == f"stellwerk.inference.{kind}.v1":
                     return event
+
+    async def together(self, **counts: int) -> dict[str, list[dict[str, Any]]]:
+        """So many events of each `<resource>_<verb>`, in whatever order; others are skipped."""
+        kinds = {f"stellwerk.inference.{name.replace('_', '.', 1)}.v1": name for name in counts}
+        found: dict[str, list[dict[str, Any]]] = {name: [] for name in counts}
+        async with asyncio.timeout(20):
+            while any(len(found[name]) < count for name, count in counts.items()):
+                event = await self._queue.get()
+                if event["type"] in kinds:
+                    found[kinds[event["type"]]].append(event)
+        return found

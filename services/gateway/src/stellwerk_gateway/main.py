@@ -15,6 +15,7 @@ from stellwerk_gateway.login.cookies import Seal
 from stellwerk_gateway.login.door import LoginDoor
 from stellwerk_gateway.scoring.access import Access, InvokeTokens
 from stellwerk_gateway.scoring.grpc import ScoringHandler
+from stellwerk_gateway.scoring.reporter import LoadReporter
 from stellwerk_gateway.scoring.router import Limits, Router
 from stellwerk_gateway.scoring.routes import RouteTable, follow
 from stellwerk_gateway.scoring.statistics import Metrics
@@ -25,9 +26,11 @@ from stellwerk_platform.auth import CallerCredentials, TokenVerifier
 from stellwerk_platform.bus import Bus
 from stellwerk_platform.memberships import Memberships, Registry
 from stellwerk_platform.revocations import Revocations, from_secrets
+from stellwerk_protos.inference.v1 import loads_pb2_grpc
 from stellwerk_protos.secrets.v1 import tokens_pb2_grpc
 
 log = logging.getLogger(__name__)
+_REPORT_SECONDS = 2.0
 
 
 async def compose(process: app.App, settings: Settings) -> None:
@@ -52,6 +55,11 @@ async def compose(process: app.App, settings: Settings) -> None:
     routes.on_lock_change(admission.forget)
     process.defer(routes.close)
     process.background(follow(routes, inference, credentials))
+    loads = loads_pb2_grpc.LoadServiceStub(
+        process.connect("inference", settings.inference_address, credentials)
+    )
+    reporter = LoadReporter(routes, lambda report: loads.ReportLoad(report, timeout=_REPORT_SECONDS))
+    process.background(reporter.run())
 
     forwarder = Forwarder(backends)
     limits = Limits(

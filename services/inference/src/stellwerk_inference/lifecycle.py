@@ -87,6 +87,26 @@ class Lifecycle:
 
         return await self._store.change(endpoint_of(deployment_name), work)
 
+    async def scale(self, name: str, change: Callable[[pb.Deployment], Fact | None]) -> pb.Deployment:
+        """Applies a rule that changes how many replicas are wanted, then starts or stops as many."""
+
+        async def work(tx: Transaction) -> pb.Deployment:
+            before = await self._store.deployments.get(name, tx.session)
+            after = await self._store.deployments.update_in(tx, name, change)
+            if after.revision == before.revision:
+                return after
+            cause = tx.last_event()
+            existing = await self._store.replicas_of(after, tx.session)
+            rollout = rollouts.find(after, after.rollout)
+            count = deployments.missing_replicas(after, existing)
+            if rollout is not None and count:
+                fact = Fact("created", "SCALED_UP", cause=cause)
+                await self._add_replicas(tx, after, rollout, count, fact)
+            await self._settle(tx, name, cause)
+            return await self._store.deployments.get(name, tx.session)
+
+        return await self._store.change(endpoint_of(name), work)
+
     async def set_traffic(self, request: pb.SetTrafficRequest) -> pb.Endpoint:
         """Replaces the split."""
 

@@ -2,6 +2,8 @@
 
 import aiohttp
 
+from stellwerk_inference.autoscale.scaler import Autoscaler
+from stellwerk_inference.autoscale.service import LoadService
 from stellwerk_inference.changes import Changes
 from stellwerk_inference.collected.service import CollectionService
 from stellwerk_inference.collected.store import CollectedStore
@@ -25,6 +27,8 @@ from stellwerk_protos.inference.v1 import (
     endpoints_pb2_grpc,
     keys_pb2,
     keys_pb2_grpc,
+    loads_pb2,
+    loads_pb2_grpc,
 )
 from stellwerk_protos.registry.v1.blobs_pb2_grpc import BlobServiceStub
 from stellwerk_protos.runs.v1.logs_pb2_grpc import LogServiceStub
@@ -60,6 +64,9 @@ async def compose(app: App, settings: InferenceSettings) -> None:
     app.background(prober.run())
     app.background(Replacer(store, lifecycle, changes).run())
     app.background(service.bus.consume(CONSUMER, CONSUMED, AllocationEvents(lifecycle).handle))
+    autoscaler = Autoscaler(store, lifecycle, service.bus)
+    await autoscaler.open()
+    app.background(autoscaler.run())
     await app.serve(
         settings.listen,
         service.guard,
@@ -78,6 +85,11 @@ async def compose(app: App, settings: InferenceSettings) -> None:
                 EndpointKeyService(store),
                 keys_pb2_grpc.add_EndpointKeyServiceServicer_to_server,
                 keys_pb2.DESCRIPTOR.services_by_name["EndpointKeyService"],
+            ),
+            Registration(
+                LoadService(store, lifecycle, autoscaler),
+                loads_pb2_grpc.add_LoadServiceServicer_to_server,
+                loads_pb2.DESCRIPTOR.services_by_name["LoadService"],
             ),
             workspace_data(service.database, upstream.workspaces, store, lifecycle).registration(),
         ],

@@ -7,7 +7,7 @@ one of that name goes on counting revisions.
 """
 
 from collections.abc import Awaitable, Callable
-from datetime import UTC
+from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 from bson import Binary
@@ -15,7 +15,7 @@ from pymongo import ASCENDING, IndexModel
 from pymongo.errors import DuplicateKeyError
 
 from stellwerk_inference.endpoints.domain import PATTERN
-from stellwerk_inference.replicas.domain import LIVE, deployment_of
+from stellwerk_inference.replicas.domain import ENDED, LIVE, deployment_of
 from stellwerk_inference.states import CREATING, DELETED, FAILED, SUCCEEDED, name_of
 from stellwerk_platform import names
 from stellwerk_platform.documents import Document
@@ -28,6 +28,8 @@ T = TypeVar("T")
 R = TypeVar("R", pb.Endpoint, pb.Deployment)
 # Beside an endpoint's message, so that no answer and no event has it: SHA-256 by `primary`, `secondary`.
 _KEY_DIGESTS = "key_digests"
+# Longer than failures are counted; deployments/domain.py.
+_ENDED_REPLICAS = timedelta(minutes=30)
 
 
 class Store:
@@ -148,9 +150,15 @@ class Store:
     async def replicas_of(
         self, deployment: pb.Deployment, session: Session | None = None
     ) -> list[pb.Replica]:
-        """All replicas that a deployment ever had, but none of an earlier one of that name."""
+        """The replicas of a deployment, but none of an earlier one of that name.
+
+        Without those that ended long ago: nothing depends on them any more, and with scaling there are many.
+        """
         since = deployment.create_time.ToDatetime(UTC)
-        return await self.replicas.all({"parent": deployment.name, "create_time": {"$gte": since}}, session)
+        recently = {"update_time": {"$gte": datetime.now(UTC) - _ENDED_REPLICAS}}
+        lasting = {"state": {"$nin": [name_of(state) for state in ENDED]}}
+        where = {"parent": deployment.name, "create_time": {"$gte": since}, "$or": [lasting, recently]}
+        return await self.replicas.all(where, session)
 
     async def deployments_with(self, model_version: str) -> list[pb.Deployment]:
         """Those that are not gone and have a rollout, failed or not, with the model version."""
@@ -165,6 +173,10 @@ class Store:
         """Deployments that were ready and lack a replica."""
         lacking = {"$lt": [{"$ifNull": ["$ready_replica_count", 0]}, "$replica_count"]}
         return await self.deployments.all({"state": name_of(SUCCEEDED), "$expr": lacking})
+
+    async def scaled_deployments(self) -> list[pb.Deployment]:
+        """Ready deployments whose replicas the load decides on."""
+        return await self.deployments.all({"state": name_of(SUCCEEDED), "scale_settings": {"$exists": True}})
 
     async def served(self) -> tuple[list[pb.Endpoint], list[pb.Deployment], list[pb.Replica]]:
         """What routes are made of: what is open or lives."""

@@ -29,7 +29,7 @@ _STREAM_READS = (
     *("$JS.ACK.>", "$JS.FC.>"),
 )
 # Who publishes high-volume data, or signals between its replicas, besides facts.
-_DATA_SUBJECTS = {"runs": ("metrics", "logs", "records", "stored"), "inference": ("logs", "metrics")}
+_DATA_SUBJECTS = {"runs": ("metrics", "logs", "records", "stored"), "inference": ("logs", "metrics", "load")}
 
 
 def find() -> Binary:

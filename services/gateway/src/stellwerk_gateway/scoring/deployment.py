@@ -1,8 +1,9 @@
 """One deployment behind an endpoint: its replicas, and the requests that wait for one of them."""
 
 import asyncio
+import time
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from stellwerk_gateway.scoring.counters import Counters
@@ -18,7 +19,9 @@ MAX_QUEUED = 1_000
 
 
 class Waiter(Protocol):
-    """A request that wants a replica."""
+    """A request that wants a replica; `began` is of `time.perf_counter`."""
+
+    began: float
 
     def granted(self, replica: Replica) -> None:
         """It may have this one."""
@@ -28,14 +31,22 @@ class Waiter(Protocol):
 
 
 class Deployment:
-    """A deployment as this process sees it."""
+    """A deployment as this process sees it; `wake` is called when a request waits although it sleeps."""
 
-    def __init__(self, name: str, default_timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        default_timeout_seconds: float,
+        wake: "Callable[[Deployment], None]" = lambda _: None,
+    ) -> None:
         self.name = name
         self.id = name.rsplit("/", 1)[1]
         self.counters = Counters()
         self.replicas: list[Replica] = []
         self.is_starting = False
+        # No replica runs, because nobody asked; the first request starts one.
+        self.is_asleep = False
+        self._wake_up = wake
         self.timeout_seconds = default_timeout_seconds
         self.max_concurrent = MAX_CONCURRENT
         self.max_queued = MAX_QUEUED
@@ -59,7 +70,12 @@ class Deployment:
     @property
     def may_come(self) -> bool:
         """Whether waiting for a replica may help although none is fit."""
-        return self.is_starting or bool(self.replicas)
+        return self.is_starting or self.is_asleep or bool(self.replicas)
+
+    def oldest_seconds(self) -> float:
+        """How long the first of those that wait has been here; 0 when nobody waits."""
+        first = next(iter(self._waiting), None)
+        return time.perf_counter() - first.began if first is not None else 0.0
 
     def update(self, target: pb.Target) -> None:
         """Takes over what `inference` says; replicas that stay keep their connections and counts."""
@@ -69,6 +85,7 @@ class Deployment:
         self.max_queued = settings.max_queued_requests or MAX_QUEUED
         self.retries_lost = settings.retry_lost_requests
         self.is_starting = target.starting
+        self.is_asleep = target.asleep
         self._set_replicas(target.replicas)
         self.wake()
 
@@ -89,7 +106,7 @@ class Deployment:
     def close(self) -> None:
         """Gives up everything: nobody routes to it any more."""
         self._set_replicas(())
-        self.is_starting = False
+        self.is_starting = self.is_asleep = False
         self.wake()
 
     async def stop(self) -> None:
@@ -121,6 +138,8 @@ class Deployment:
         self._waiting[waiter] = None
         if tried:
             self._waiting.move_to_end(waiter, last=False)
+        if self.is_asleep:
+            self._wake_up(self)
         return None
 
     def take_spare(self) -> Replica | None:

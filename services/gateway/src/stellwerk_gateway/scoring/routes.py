@@ -25,8 +25,9 @@ _PATIENCE_SECONDS = 0.5
 class Endpoint:
     """One endpoint: its deployments and whose turn it is."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, wake: Callable[[Deployment], None] = lambda _: None) -> None:
         self.name = name
+        self._wake = wake
         self.deployments: dict[str, Deployment] = {}
         self.sticky_header = b""
         self.lock = Lock()
@@ -42,7 +43,7 @@ class Endpoint:
             self.deployments.pop(gone).close()
         for name, target in targets.items():
             if name not in self.deployments:
-                self.deployments[name] = Deployment(target.deployment, default_timeout_seconds)
+                self.deployments[name] = Deployment(target.deployment, default_timeout_seconds, self._wake)
             self.deployments[name].update(target)
         self.lock = Lock(tuple(route.key_digests), route.auth_mode)
         self.sticky_header = route.sticky_header.lower().encode("latin-1")
@@ -103,10 +104,19 @@ class RouteTable:
         self._loaded = False
         self._changed = asyncio.Event()
         self._lock_listeners: list[Callable[[], None]] = []
+        self._wakers: list[Callable[[Deployment], None]] = []
 
     def on_lock_change(self, listener: Callable[[], None]) -> None:
         """Calls this when what opens an endpoint has changed: for who remembers whom it let in."""
         self._lock_listeners.append(listener)
+
+    def on_wake(self, wake: Callable[[Deployment], None]) -> None:
+        """Calls this when a request waits for a deployment that sleeps."""
+        self._wakers.append(wake)
+
+    def _wake(self, deployment: Deployment) -> None:
+        for wake in self._wakers:
+            wake(deployment)
 
     def lock(self, endpoint: str) -> Lock:
         """What opens an endpoint."""
@@ -133,7 +143,7 @@ class RouteTable:
                 deployment.close()
         for name, route in wanted.items():
             if name not in self.endpoints:
-                self.endpoints[name] = Endpoint(name)
+                self.endpoints[name] = Endpoint(name, self._wake)
             self.endpoints[name].update(route, self._default_timeout_seconds)
         if any(self.lock(name) != lock for name, lock in locks.items()):
             for listener in self._lock_listeners:

@@ -30,7 +30,8 @@ PATH = re.compile(r"/endpoints/([^/]+)/([^/]+)/statistics")
 _PERMISSION = "endpoint.read"
 _EXPORT_MS = 15_000
 _STARTED = datetime.now(UTC).isoformat(timespec="seconds")
-_PROCESS = f"{socket.gethostname()}:{os.getpid()}"
+# What tells this process from all others, as long as they live.
+PROCESS = f"{socket.gethostname()}:{os.getpid()}"
 
 
 async def page(router: Router, workspace: str, endpoint_id: str, authorization: str) -> dict[str, Any]:
@@ -45,7 +46,7 @@ async def page(router: Router, workspace: str, endpoint_id: str, authorization: 
         raise NotFound("ENDPOINT_NOT_FOUND", f"There is no endpoint {name}.", "List the endpoints.")
     return {
         "endpoint": name,
-        "process": _PROCESS,
+        "process": PROCESS,
         "started": _STARTED,
         "refused": endpoint.refused.document(),
         "deployments": {item.id: _deployment(item) for item in endpoint.deployments.values()},

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
+from stellwerk_inference.autoscale import domain as autoscale
 from stellwerk_inference.collected import domain as collected
 from stellwerk_inference.deployments import rollouts
 from stellwerk_inference.replicas import domain as replicas_domain
@@ -84,6 +85,8 @@ def check_request(request: pb.CreateDeploymentRequest) -> None:
         )
     _check_variables(request.variables)
     _check_request_settings(request.request_settings)
+    if request.HasField("scale_settings"):
+        autoscale.check_settings(request.scale_settings)
     if request.HasField("data_collection"):
         collected.check_settings(request.data_collection)
 
@@ -147,6 +150,9 @@ def new(
         replica_count=request.replica_count or 1,
         rollout_limit=request.rollout_limit or rollouts.DEFAULT_LIMIT,
     )
+    if request.HasField("scale_settings"):
+        deployment.scale_settings.CopyFrom(request.scale_settings)
+        deployment.replica_count = autoscale.first_count(request.scale_settings, deployment.replica_count)
     rollout = rollout_of(request, models, environment, files, creator)
     rollouts.begin(deployment, rollout)
     rollouts.show(deployment, rollout)
@@ -357,6 +363,8 @@ def _fail_target(deployment: pb.Deployment, reason: Reason) -> Fact:
 
 def _readiness(deployment: pb.Deployment) -> Reason:
     ready, wanted = deployment.ready_replica_count, deployment.replica_count
+    if not wanted:
+        return Reason(code="ASLEEP", message="No replica runs; the first request starts one.")
     code = READY_CODE if ready >= wanted else "REPLICA_MISSING"
     rollout = rollouts.find(deployment, deployment.rollout)
     note = f" {rollout.reason.message}" if rollout is not None and rollout.reason.message else ""

@@ -57,4 +57,5 @@ def _target(
         settings=deployment.request_settings,
         # One that is missing is on its way, or will be: dead replicas are replaced.
         starting=deployment.state == SUCCEEDED and len(ready) < deployment.replica_count,
+        asleep=deployment.state == SUCCEEDED and not deployment.replica_count,
     )

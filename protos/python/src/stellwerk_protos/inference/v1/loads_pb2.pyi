@@ -30,7 +30,7 @@ class ReportLoadRequest(_message.Message):
     """Which gateway process, the same as long as it lives; up to 200 characters."""
     @_builtins.property
     def loads(self) -> _containers.RepeatedCompositeFieldContainer[Global___GatewayLoad]:
-        """Deployments that it knows and that had a request since its start, up to 5,000."""
+        """The deployments that it knows, up to 5,000; when one has to be woken, that one alone."""
 
     def __init__(
         self,
@@ -319,10 +319,13 @@ class SimulateScalingRequest(_message.Message):
     SCALE_SETTINGS_FIELD_NUMBER: _builtins.int
     LOAD_FIELD_NUMBER: _builtins.int
     START_SECONDS_FIELD_NUMBER: _builtins.int
+    PARALLEL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """workspaces/{workspace}/endpoints/{endpoint}/deployments/{deployment}"""
     start_seconds: _builtins.float
     """Seconds from the decision for a replica until it answers; 0 means 5."""
+    parallel: _builtins.int
+    """Requests that a replica works on at a time; 0 means as many as the deployment has worker processes."""
     @_builtins.property
     def scale_settings(self) -> _endpoints_pb2.ScaleSettings:
         """The settings to try."""
@@ -338,10 +341,11 @@ class SimulateScalingRequest(_message.Message):
         scale_settings: _endpoints_pb2.ScaleSettings | None = ...,
         load: Global___LoadHistory | None = ...,
         start_seconds: _builtins.float = ...,
+        parallel: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "scale_settings", b"scale_settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "name", b"name", "scale_settings", b"scale_settings", "start_seconds", b"start_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "name", b"name", "parallel", b"parallel", "scale_settings", b"scale_settings", "start_seconds", b"start_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,1 @@
+"""Replicas by load."""
