@@ -190,7 +190,7 @@ def test_an_error_of_the_scoring_script_is_found_where_its_cure_says(
     headers = {"authorization": f"Bearer {owner_key}"}
     answer = httpx.post(f"{url}/score", json={"wrong": 1}, headers=headers)
     assert (answer.status_code, answer.json()["reason"]) == (500, "SCRIPT_ERROR")
-    assert "`stellwerk logs agent`" in answer.json()["cure"]
+    assert "`stellwerk deployment logs" in answer.json()["cure"]
     follower = cli.start("logs", "agent", "--follow", "--data-dir", stack["data_dir"])
     assert follower.stdout is not None
     mine = f"workspaces/{WORKSPACE}/endpoints/digits/deployments/blue/replicas/"

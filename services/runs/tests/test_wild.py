@@ -17,6 +17,7 @@ from stellwerk_runs.ingest.domain import LOGS
 from stellwerk_runs.ingest.service import IngestService
 from stellwerk_runs.ingest.store import Message
 from stellwerk_runs.ingest.streams import Streams
+from stellwerk_runs.logs.replicas import Owners, Replicas
 from stellwerk_runs.logs.store import LogStore
 from stellwerk_runs.runs.store import RunStore
 
@@ -74,11 +75,12 @@ async def _nobody(token: str) -> Caller:
 async def test_senders_that_leave_at_once_leave_room_for_others(platform: Platform) -> None:
     run = (await platform.run()).name
     database = Database(platform.settings.mongodb_uri, platform.settings.namespace, "runs")
-    runs = RunStore(database)
+    changes = Changes(platform.bus)
+    runs = Owners(RunStore(database), Replicas(database, platform.bus, changes))
     ingest = IngestService(
         platform.bus,
         runs,
-        Streams(platform.bus, runs, Changes(platform.bus)),
+        Streams(platform.bus, runs, changes),
         guard_without_registry(_nobody),
     )
     set_caller(Caller("users/owner", "User", 0.0))

@@ -307,7 +307,7 @@ async def test_an_error_of_the_script_shows_its_traceback_in_the_log_only(scorer
             assert response.headers["x-ms-run-function-failed"] == "true"
             assert "swordfish" not in response.text
         assert "RuntimeError" in response.json()["error"]
-        assert "`stellwerk logs agent`" in response.json()["cure"]
+        assert "`stellwerk deployment logs" in response.json()["cure"]
         await running.line("RuntimeError: the password is swordfish")
         assert 'score.py", line' in running.log
         assert "worker.py" not in running.log

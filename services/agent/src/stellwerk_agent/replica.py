@@ -1,23 +1,30 @@
 """A replica: prepare, fetch, start the scoring server, and stay until it ends."""
 
 import asyncio
+import logging
 import socket
 import sys
 from pathlib import Path
 
 import httpx
 
+from stellwerk.shipping import MetricFolder
 from stellwerk_agent.command import Exit
 from stellwerk_agent.environments import Environment, clean_environment
 from stellwerk_agent.failure import StepFailed
 from stellwerk_agent.files import tail
-from stellwerk_agent.folder import ENVIRONMENT_LOG, STD_LOG
-from stellwerk_agent.replica_log import ReplicaLog
+from stellwerk_agent.folder import STD_LOG
+from stellwerk_agent.ingest import Shipper
+from stellwerk_agent.logs import LogFolder
 from stellwerk_agent.worker import CANCELED, FAILED, PREPARING, RUNNING, Outcome, Worker
 from stellwerk_platform import names, telemetry
 from stellwerk_protos.common.v1 import common_pb2
 from stellwerk_protos.compute.v1 import workloads_pb2
 
+log = logging.getLogger(__name__)
+# A replica that has ended waits so long for `runs` to take the end of its log.
+_LAST_WORDS_SECONDS = 30.0
+_SCORER_MORE_SECONDS = 5.0
 _READY_PATH = "/v2/health/ready"
 _POLL_SECONDS = 0.1
 # Of Linux, less the zero at the end.
@@ -27,19 +34,28 @@ _MAX_SOCKET_PATH_BYTES = 107
 class ReplicaWorker(Worker):
     """The life of a replica on the node."""
 
+    def where(self, log: str) -> str:
+        endpoint, deployment, replica = self.allocation.owner.split("/")[3::2]
+        return f"`stellwerk deployment logs {endpoint} {deployment} --replica {replica} --log {log}`"
+
     async def _live(self) -> Outcome:
         path = self.folder.path
-        log = ReplicaLog(
+        shipper = Shipper(
+            self.node.ingest,
             self.allocation.owner,
-            [path / ENVIRONMENT_LOG, path / STD_LOG],
-            from_end=self.command.was_started,
+            LogFolder(path, self.folder.work, path / "logs"),
+            MetricFolder(self.folder.metrics),
         )
-        forwarding = asyncio.create_task(log.run())
+        shipping = asyncio.create_task(shipper.run())
         try:
             return await self._serve()
         finally:
-            forwarding.cancel()
-            await asyncio.gather(forwarding, return_exceptions=True)
+            shipper.finish()
+            await asyncio.wait((shipping,), timeout=_LAST_WORDS_SECONDS)
+            shipping.cancel()
+            for failure in await asyncio.gather(shipping, return_exceptions=True):
+                if isinstance(failure, Exception):
+                    log.warning("%s: the end of its log is lost: %s", self.allocation.owner, failure)
 
     async def _serve(self) -> Outcome:
         environment = None if self.command.was_started else await self._prepare()
@@ -104,6 +120,7 @@ class ReplicaWorker(Worker):
             "STELLWERK_SCORER_GRPC_LISTEN": grpc_address,
             "STELLWERK_SCORER_PYTHON": str(environment.python),
             "STELLWERK_SCORER_SCRIPT": str(script),
+            "STELLWERK_SCORER_DRAIN_SECONDS": f"{max(self.grace_seconds - _SCORER_MORE_SECONDS, 1.0):g}",
             "STELLWERK_SCORER_ENDPOINT": names.parent_of(self.allocation.owner, 2),
             **({"TRACEPARENT": traceparent} if traceparent else {}),
         }
@@ -164,7 +181,7 @@ def free_ports() -> tuple[int, int]:
 
 
 def failure_of(ended: Exit, log_tail: str) -> common_pb2.Reason:
-    """Why a replica is gone, with the end of its log: nothing else keeps that log."""
+    """Why a replica is gone, with the end of its log."""
     how = ended.error or f"exited with code {ended.code}"
     if ended.code is not None and ended.code < 0:
         how = f"was ended by signal {-ended.code}"

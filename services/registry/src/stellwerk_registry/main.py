@@ -6,6 +6,7 @@ from stellwerk_platform.app import App, Service, run
 from stellwerk_platform.blobs import BlobStore
 from stellwerk_platform.grpc_server import Registration
 from stellwerk_platform.migrations import migrate
+from stellwerk_protos.inference.v1.endpoints_pb2_grpc import EndpointServiceStub
 from stellwerk_protos.registry.v1 import (
     blobs_pb2,
     blobs_pb2_grpc,
@@ -105,6 +106,7 @@ async def compose(app: App, settings: RegistrySettings) -> None:
     remover = compose_remover(deletions, own, channels, settings.workspace_end_seconds)
     app.background(remover.run())
     artifacts = ArtifactServiceStub(channels["runs"])
+    endpoints = EndpointServiceStub(channels["inference"])
     await app.serve(
         settings.listen,
         service.guard,
@@ -141,7 +143,7 @@ async def compose(app: App, settings: RegistrySettings) -> None:
                 environments_pb2.DESCRIPTOR.services_by_name["EnvironmentService"],
             ),
             Registration(
-                ModelService(models, workspaces, blobs, artifacts),
+                ModelService(models, workspaces, blobs, artifacts, endpoints),
                 models_pb2_grpc.add_ModelServiceServicer_to_server,
                 models_pb2.DESCRIPTOR.services_by_name["ModelService"],
             ),

@@ -26,6 +26,7 @@ from stellwerk_runs.ingest.service import IngestService
 from stellwerk_runs.ingest.store import IngestStore
 from stellwerk_runs.ingest.streams import STREAMS, Streams
 from stellwerk_runs.ingest.writer import Writer
+from stellwerk_runs.logs.replicas import Owners, Replicas
 from stellwerk_runs.logs.service import LogService
 from stellwerk_runs.logs.store import LogStore
 from stellwerk_runs.metrics.service import MetricService
@@ -60,7 +61,11 @@ async def compose(app: App, settings: RunsSettings) -> None:
     service.guard.allow_also(access.allows)
     changes = Changes(bus)
     await changes.open()
-    streams = Streams(bus, runs, changes)
+    replicas = Replicas(database, bus, changes)
+    await replicas.open()
+    app.background(replicas.run())
+    owners = Owners(runs, replicas)
+    streams = Streams(bus, owners, changes)
     await streams.open(settings.stream_bytes)
     app.background(Allocations(bus, runs, leases).run())
     app.background(LeaseJudge(leases).run())
@@ -94,7 +99,7 @@ async def compose(app: App, settings: RunsSettings) -> None:
                 snapshots_pb2.DESCRIPTOR.services_by_name["SnapshotService"],
             ),
             Registration(
-                IngestService(bus, runs, streams, service.guard),
+                IngestService(bus, owners, streams, service.guard),
                 ingest_pb2_grpc.add_IngestServiceServicer_to_server,
                 ingest_pb2.DESCRIPTOR.services_by_name["IngestService"],
             ),

@@ -73,7 +73,7 @@ _CLIENT_CURES = {
     "INVALID_REQUEST": "Name the inputs as the scoring script does.",
     "OUTPUT_NOT_FOUND": "Ask for outputs that the model has.",
 }
-_LOG_CURE = "The agent's log on the replica's node has the details: `stellwerk logs agent`."
+_LOG_CURE = "The log of the deployment has the details: `stellwerk deployment logs ENDPOINT DEPLOYMENT`."
 
 
 @dataclass(slots=True)

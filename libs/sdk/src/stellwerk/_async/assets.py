@@ -153,6 +153,17 @@ class AsyncModels:
         pages = await self._core.pages(self._stub.ListModelVersions, request, limit)
         return [version for page in pages for version in page.model_versions]
 
+    async def delete(self, reference: str) -> models_pb2.ModelVersion:
+        """Deletes one version, `digits:1`; its number is not given again.
+
+        Refused (`MODEL_IN_USE`) while a deployment serves it or can be rolled back to it.
+        """
+        if ":" not in reference and "/" not in reference:
+            raise invalid("VERSION_MISSING", f"{reference!r} names no version.", "Name one: digits:1")
+        name = names.version(self._parent, "models", reference)
+        request = models_pb2.DeleteModelVersionRequest(name=name)
+        return await self._core.call(self._stub.DeleteModelVersion, request)
+
     async def download(self, reference: str, folder: str | Path) -> models_pb2.ModelVersion:
         """Writes the files of a version below `folder`."""
         version = await self.get(reference)

@@ -17,58 +17,15 @@ from stellwerk_protos.runs.v1 import (
 )
 
 
-class AsyncReading:
-    """The part of a run that reads what was logged."""
+class AsyncLogReading:
+    """What has logs: a run, or a replica of a deployment."""
 
     _core: AsyncCore
-    message: runs_pb2.Run
 
     @property
     def name(self) -> str:
         """The full name."""
-        return self.message.name
-
-    async def metrics(self) -> Sequence[metrics_pb2.MetricSummary]:
-        """What is known about each metric without its points."""
-        stub = metrics_pb2_grpc.MetricServiceStub(self._core.channel)
-        request = metrics_pb2.ListMetricsRequest(parent=self.name)
-        pages = await self._core.pages(stub.ListMetrics, request)
-        return [metric for page in pages for metric in page.metrics]
-
-    async def history(self, metric: str) -> Sequence[Point]:
-        """All points of one metric, in the order stored."""
-        stub = metrics_pb2_grpc.MetricServiceStub(self._core.channel)
-        request = metrics_pb2.GetMetricHistoryRequest(parent=self.name, metric=metric)
-        points: list[Point] = []
-        while True:
-            page = await self._core.call(stub.GetMetricHistory, request)
-            points += unpack(page.columns)
-            if not page.next_page_token:
-                return points
-            request.page_token = page.next_page_token
-
-    async def watch_metrics(self) -> AsyncIterator[Mapping[str, Sequence[Point]]]:
-        """The points by metric, first what is stored, then what arrives; ends with the run."""
-        stub = metrics_pb2_grpc.MetricServiceStub(self._core.channel)
-        request = metrics_pb2.WatchMetricsRequest(parent=self.name)
-        async for part in self._core.stream(stub.WatchMetrics, request):
-            request.cursor = part.cursor or request.cursor
-            yield {columns.metric: unpack(columns) for columns in part.columns}
-
-    async def histories(
-        self, *metrics: str, method: str = "lttb", max_points: int = 0
-    ) -> Mapping[str, Sequence[Point]]:
-        """Several metrics at once (all unless named), made shorter by the platform; see `get_series`."""
-        workspace = self.name.rsplit("/runs/", 1)[0]
-        found = await get_series(self._core, workspace, [self.name], metrics, method, max_points)
-        return {series.metric: series.points for series in found}
-
-    async def records(self, record: str = "") -> Sequence[LoggedRecord]:
-        """Lists, rows, tables, pictures and charts, in the order logged; only those of a name if given."""
-        stub = metrics_pb2_grpc.MetricServiceStub(self._core.channel)
-        request = metrics_pb2.ListRecordsRequest(parent=self.name, record=record)
-        pages = await self._core.pages(stub.ListRecords, request)
-        return records.joined(item for page in pages for item in page.records)
+        raise NotImplementedError
 
     async def logs(self) -> Sequence[logs_pb2.Log]:
         """The logs and their sizes."""
@@ -121,6 +78,72 @@ class AsyncReading:
         request = logs_pb2.SearchLogRequest(parent=self.name, log=log, query=query)
         pages = await self._core.pages(stub.SearchLog, request, limit)
         return [line for page in pages for line in page.lines]
+
+
+class AsyncReplicaLogs(AsyncLogReading):
+    """The logs of one replica, by its full name."""
+
+    def __init__(self, core: AsyncCore, name: str) -> None:
+        self._core = core
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        """The full name."""
+        return self._name
+
+
+class AsyncReading(AsyncLogReading):
+    """The part of a run that reads what was logged."""
+
+    message: runs_pb2.Run
+
+    @property
+    def name(self) -> str:
+        """The full name."""
+        return self.message.name
+
+    async def metrics(self) -> Sequence[metrics_pb2.MetricSummary]:
+        """What is known about each metric without its points."""
+        stub = metrics_pb2_grpc.MetricServiceStub(self._core.channel)
+        request = metrics_pb2.ListMetricsRequest(parent=self.name)
+        pages = await self._core.pages(stub.ListMetrics, request)
+        return [metric for page in pages for metric in page.metrics]
+
+    async def history(self, metric: str) -> Sequence[Point]:
+        """All points of one metric, in the order stored."""
+        stub = metrics_pb2_grpc.MetricServiceStub(self._core.channel)
+        request = metrics_pb2.GetMetricHistoryRequest(parent=self.name, metric=metric)
+        points: list[Point] = []
+        while True:
+            page = await self._core.call(stub.GetMetricHistory, request)
+            points += unpack(page.columns)
+            if not page.next_page_token:
+                return points
+            request.page_token = page.next_page_token
+
+    async def watch_metrics(self) -> AsyncIterator[Mapping[str, Sequence[Point]]]:
+        """The points by metric, first what is stored, then what arrives; ends with the run."""
+        stub = metrics_pb2_grpc.MetricServiceStub(self._core.channel)
+        request = metrics_pb2.WatchMetricsRequest(parent=self.name)
+        async for part in self._core.stream(stub.WatchMetrics, request):
+            request.cursor = part.cursor or request.cursor
+            yield {columns.metric: unpack(columns) for columns in part.columns}
+
+    async def histories(
+        self, *metrics: str, method: str = "lttb", max_points: int = 0
+    ) -> Mapping[str, Sequence[Point]]:
+        """Several metrics at once (all unless named), made shorter by the platform; see `get_series`."""
+        workspace = self.name.rsplit("/runs/", 1)[0]
+        found = await get_series(self._core, workspace, [self.name], metrics, method, max_points)
+        return {series.metric: series.points for series in found}
+
+    async def records(self, record: str = "") -> Sequence[LoggedRecord]:
+        """Lists, rows, tables, pictures and charts, in the order logged; only those of a name if given."""
+        stub = metrics_pb2_grpc.MetricServiceStub(self._core.channel)
+        request = metrics_pb2.ListRecordsRequest(parent=self.name, record=record)
+        pages = await self._core.pages(stub.ListRecords, request)
+        return records.joined(item for page in pages for item in page.records)
 
 
 async def get_series(

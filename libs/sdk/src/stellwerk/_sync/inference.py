@@ -9,7 +9,9 @@ from typing import Any
 from stellwerk import names, states
 from stellwerk._sync.core import Core
 from stellwerk._sync.endpoint_keys import auth_mode
+from stellwerk._sync.reading import ReplicaLogs
 from stellwerk._sync.runs import create_snapshot
+from stellwerk.errors import invalid
 from stellwerk_protos.inference.v1 import endpoints_pb2, endpoints_pb2_grpc
 
 
@@ -142,13 +144,17 @@ class Deployments:
         max_concurrent: int = 0,
         max_queue: int = 0,
         retry_lost: bool = False,
+        sample: str = "",
+        keep: int = 0,
     ) -> endpoints_pb2.Deployment:
         """Uploads the folder `code` and starts `replicas` of its scoring script. Does not wait.
 
         `request_timeout`: seconds for one request. `max_concurrent`: requests that a replica has at a
         time; `max_queue`: how many may wait beyond that, more are refused with 429. 0 means the default.
         `retry_lost`: a request whose replica was lost goes to another one, so that the script may run
-        twice for it.
+        twice for it. `sample`: a file of `code` with a request that each replica must answer before it
+        takes traffic; without it the sample of the script's `@input_schema`, else `sample-request.json`
+        beside the script. `keep`: how many rollouts are kept for rolling back.
         """
         request = endpoints_pb2.CreateDeploymentRequest(
             parent=names.resource(self._parent, "endpoints", endpoint),
@@ -167,8 +173,103 @@ class Deployments:
                 max_queued_requests=max_queue,
                 retry_lost_requests=retry_lost,
             ),
+            sample=sample,
+            rollout_limit=keep,
         )
         return self._core.call(self._stub.CreateDeployment, request)
+
+    def update(
+        self,
+        name: str,
+        *,
+        endpoint: str,
+        models: Sequence[str] | None = None,
+        environment: str | None = None,
+        code: str | Path | None = None,
+        script: str | None = None,
+        compute: str | None = None,
+        replicas: int | None = None,
+        variables: Mapping[str, str] | None = None,
+        request_timeout: float | None = None,
+        max_concurrent: int | None = None,
+        max_queue: int | None = None,
+        retry_lost: bool | None = None,
+        sample: str | None = None,
+        keep: int | None = None,
+    ) -> endpoints_pb2.Deployment:
+        """Changes what is given; parameters as for `create`. Does not wait.
+
+        Another model, code, environment, compute, time-out or other variables make a rollout: its replicas
+        start beside those that serve and take their place once all have answered the sample request.
+        """
+        request = endpoints_pb2.UpdateDeploymentRequest(
+            name=self._name(endpoint, name),
+            models=[names.version(self._parent, "models", model) for model in models or ()],
+            variables=variables,
+        )
+        plain: dict[str, Any] = {
+            "scoring_script": script,
+            "replica_count": replicas,
+            "sample": sample,
+            "rollout_limit": keep,
+        }
+        if environment is not None:
+            plain["environment"] = names.version(self._parent, "environments", environment)
+        if code is not None:
+            plain["snapshot"] = create_snapshot(self._core, self._parent, Path(code))
+        if compute is not None:
+            plain["compute"] = names.resource(self._parent, "computes", compute.removeprefix("azureml:"))
+        changed = {field: value for field, value in plain.items() if value is not None}
+        for field, value in changed.items():
+            setattr(request, field, value)
+        settings = {
+            "timeout_ms": None if request_timeout is None else round(request_timeout * 1000),
+            "max_concurrent_requests": max_concurrent,
+            "max_queued_requests": max_queue,
+            "retry_lost_requests": retry_lost,
+        }
+        if any(value is not None for value in settings.values()):
+            request.request_settings.CopyFrom((self.get(endpoint, name)).request_settings)
+            for field, value in settings.items():
+                if value is not None:
+                    setattr(request.request_settings, field, value)
+        request.update_mask.paths.extend(changed)
+        for field, given in (
+            ("models", models is not None),
+            ("variables", variables is not None),
+            ("request_settings", request.HasField("request_settings")),
+        ):
+            if given:
+                request.update_mask.paths.append(field)
+        return self._core.call(self._stub.UpdateDeployment, request)
+
+    def roll_back(self, endpoint: str, name: str, *, to: int = 0) -> endpoints_pb2.Deployment:
+        """Goes back to rollout `to`, or to the one that served before this one. Does not wait.
+
+        While a rollout goes on, that one is ended and what serves stays.
+        """
+        request = endpoints_pb2.RollBackDeploymentRequest(name=self._name(endpoint, name), rollout=to)
+        return self._core.call(self._stub.RollBackDeployment, request)
+
+    def replicas(
+        self, endpoint: str, name: str, *, limit: int | None = None
+    ) -> Sequence[endpoints_pb2.Replica]:
+        """The replicas of a deployment, those that have ended too, newest first."""
+        request = endpoints_pb2.ListReplicasRequest(parent=self._name(endpoint, name))
+        pages = self._core.pages(self._stub.ListReplicas, request, limit)
+        return [replica for page in pages for replica in page.replicas]
+
+    def logs(self, endpoint: str, name: str, *, replica: str = "") -> ReplicaLogs:
+        """The logs of a replica, also after it has ended: of the newest unless one is named.
+
+        Raises `StellwerkError` (`REPLICA_NOT_FOUND`) where there was none.
+        """
+        if not replica:
+            newest = self.replicas(endpoint, name, limit=1)
+            if not newest:
+                raise invalid("REPLICA_NOT_FOUND", f"{name} has no replica.", "See why: `stellwerk why`.")
+            replica = names.last(newest[0].name)
+        return ReplicaLogs(self._core, names.resource(self._name(endpoint, name), "replicas", replica))
 
     def get(self, endpoint: str, name: str) -> endpoints_pb2.Deployment:
         """Returns one deployment."""

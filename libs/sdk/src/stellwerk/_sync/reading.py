@@ -18,58 +18,15 @@ from stellwerk_protos.runs.v1 import (
 )
 
 
-class Reading:
-    """The part of a run that reads what was logged."""
+class LogReading:
+    """What has logs: a run, or a replica of a deployment."""
 
     _core: Core
-    message: runs_pb2.Run
 
     @property
     def name(self) -> str:
         """The full name."""
-        return self.message.name
-
-    def metrics(self) -> Sequence[metrics_pb2.MetricSummary]:
-        """What is known about each metric without its points."""
-        stub = metrics_pb2_grpc.MetricServiceStub(self._core.channel)
-        request = metrics_pb2.ListMetricsRequest(parent=self.name)
-        pages = self._core.pages(stub.ListMetrics, request)
-        return [metric for page in pages for metric in page.metrics]
-
-    def history(self, metric: str) -> Sequence[Point]:
-        """All points of one metric, in the order stored."""
-        stub = metrics_pb2_grpc.MetricServiceStub(self._core.channel)
-        request = metrics_pb2.GetMetricHistoryRequest(parent=self.name, metric=metric)
-        points: list[Point] = []
-        while True:
-            page = self._core.call(stub.GetMetricHistory, request)
-            points += unpack(page.columns)
-            if not page.next_page_token:
-                return points
-            request.page_token = page.next_page_token
-
-    def watch_metrics(self) -> Iterator[Mapping[str, Sequence[Point]]]:
-        """The points by metric, first what is stored, then what arrives; ends with the run."""
-        stub = metrics_pb2_grpc.MetricServiceStub(self._core.channel)
-        request = metrics_pb2.WatchMetricsRequest(parent=self.name)
-        for part in self._core.stream(stub.WatchMetrics, request):
-            request.cursor = part.cursor or request.cursor
-            yield {columns.metric: unpack(columns) for columns in part.columns}
-
-    def histories(
-        self, *metrics: str, method: str = "lttb", max_points: int = 0
-    ) -> Mapping[str, Sequence[Point]]:
-        """Several metrics at once (all unless named), made shorter by the platform; see `get_series`."""
-        workspace = self.name.rsplit("/runs/", 1)[0]
-        found = get_series(self._core, workspace, [self.name], metrics, method, max_points)
-        return {series.metric: series.points for series in found}
-
-    def records(self, record: str = "") -> Sequence[LoggedRecord]:
-        """Lists, rows, tables, pictures and charts, in the order logged; only those of a name if given."""
-        stub = metrics_pb2_grpc.MetricServiceStub(self._core.channel)
-        request = metrics_pb2.ListRecordsRequest(parent=self.name, record=record)
-        pages = self._core.pages(stub.ListRecords, request)
-        return records.joined(item for page in pages for item in page.records)
+        raise NotImplementedError
 
     def logs(self) -> Sequence[logs_pb2.Log]:
         """The logs and their sizes."""
@@ -122,6 +79,72 @@ class Reading:
         request = logs_pb2.SearchLogRequest(parent=self.name, log=log, query=query)
         pages = self._core.pages(stub.SearchLog, request, limit)
         return [line for page in pages for line in page.lines]
+
+
+class ReplicaLogs(LogReading):
+    """The logs of one replica, by its full name."""
+
+    def __init__(self, core: Core, name: str) -> None:
+        self._core = core
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        """The full name."""
+        return self._name
+
+
+class Reading(LogReading):
+    """The part of a run that reads what was logged."""
+
+    message: runs_pb2.Run
+
+    @property
+    def name(self) -> str:
+        """The full name."""
+        return self.message.name
+
+    def metrics(self) -> Sequence[metrics_pb2.MetricSummary]:
+        """What is known about each metric without its points."""
+        stub = metrics_pb2_grpc.MetricServiceStub(self._core.channel)
+        request = metrics_pb2.ListMetricsRequest(parent=self.name)
+        pages = self._core.pages(stub.ListMetrics, request)
+        return [metric for page in pages for metric in page.metrics]
+
+    def history(self, metric: str) -> Sequence[Point]:
+        """All points of one metric, in the order stored."""
+        stub = metrics_pb2_grpc.MetricServiceStub(self._core.channel)
+        request = metrics_pb2.GetMetricHistoryRequest(parent=self.name, metric=metric)
+        points: list[Point] = []
+        while True:
+            page = self._core.call(stub.GetMetricHistory, request)
+            points += unpack(page.columns)
+            if not page.next_page_token:
+                return points
+            request.page_token = page.next_page_token
+
+    def watch_metrics(self) -> Iterator[Mapping[str, Sequence[Point]]]:
+        """The points by metric, first what is stored, then what arrives; ends with the run."""
+        stub = metrics_pb2_grpc.MetricServiceStub(self._core.channel)
+        request = metrics_pb2.WatchMetricsRequest(parent=self.name)
+        for part in self._core.stream(stub.WatchMetrics, request):
+            request.cursor = part.cursor or request.cursor
+            yield {columns.metric: unpack(columns) for columns in part.columns}
+
+    def histories(
+        self, *metrics: str, method: str = "lttb", max_points: int = 0
+    ) -> Mapping[str, Sequence[Point]]:
+        """Several metrics at once (all unless named), made shorter by the platform; see `get_series`."""
+        workspace = self.name.rsplit("/runs/", 1)[0]
+        found = get_series(self._core, workspace, [self.name], metrics, method, max_points)
+        return {series.metric: series.points for series in found}
+
+    def records(self, record: str = "") -> Sequence[LoggedRecord]:
+        """Lists, rows, tables, pictures and charts, in the order logged; only those of a name if given."""
+        stub = metrics_pb2_grpc.MetricServiceStub(self._core.channel)
+        request = metrics_pb2.ListRecordsRequest(parent=self.name, record=record)
+        pages = self._core.pages(stub.ListRecords, request)
+        return records.joined(item for page in pages for item in page.records)
 
 
 def get_series(

@@ -202,6 +202,17 @@ def model_show(session: Session, reference: str) -> None:
     _show_files_version(session, session.workspace().models.get(reference))
 
 
+@model.command("delete", example="stellwerk model delete digits:1 --yes")
+@click.argument("reference", metavar="NAME:VERSION")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@traced
+def model_delete(session: Session, reference: str, yes: bool) -> None:
+    """Delete one version that no deployment uses."""
+    if not yes:
+        click.confirm(f"Delete {reference} for good?", abort=True, err=True)
+    _show_files_version(session, session.workspace().models.delete(reference))
+
+
 @model.command("download", example="stellwerk model download digits:1 --to model/")
 @click.argument("reference", metavar="NAME[:VERSION]")
 @click.option("--to", "folder", type=click.Path(path_type=Path), default=Path(), help="Folder.  [default: .]")

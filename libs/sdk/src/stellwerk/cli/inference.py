@@ -12,6 +12,9 @@ from stellwerk.cli import arguments, endpoint_keys, output
 from stellwerk.cli.base import Group, Session, traced
 from stellwerk.errors import StellwerkError
 
+_SAMPLE_HELP = "Request in the folder that is to be scored first."
+_KEEP_HELP = "Rollouts kept for rolling back."
+
 
 @click.group(cls=Group)
 def endpoint() -> None:
@@ -194,6 +197,8 @@ _of = click.option("--endpoint", "endpoint_name", required=True, metavar="NAME",
 )
 @click.option("--max-queue", type=int, default=0, metavar="N", help="Requests that may wait; more get 429.")
 @click.option("--retry-lost", is_flag=True, help="The script may run twice for a request.")
+@click.option("--sample", default="", metavar="FILE", help=_SAMPLE_HELP)
+@click.option("--keep", type=click.IntRange(1, 20), default=10, show_default=True, help=_KEEP_HELP)
 @click.option("--wait/--no-wait", default=True, help="Wait until it is ready or failed (the default).")
 @traced
 def deployment_create(
@@ -216,11 +221,137 @@ def _wait(deployments: Any, endpoint_name: str, created: Any) -> Any:
     newest = created
     for newest in deployments.watch(endpoint_name, names.last(created.name)):
         ready = f"{newest.ready_replica_count}/{newest.replica_count} ready"
-        text = f"{_state(newest)}  {ready}  {output.reason_line(newest.reason)}".rstrip()
+        target = _rollout(newest, newest.target_rollout)
+        reason = newest.reason if target is None else target.reason
+        step = f"rollout {target.number}  " if target is not None else ""
+        text = f"{_state(newest)}  {ready}  {step}{output.reason_line(reason)}".rstrip()
         if text != shown:
             click.echo(text, err=True)
         shown = text
     return newest
+
+
+@deployment.command(
+    "update", example="stellwerk deployment update blue --endpoint digits --model digits:2 --code ."
+)
+@click.argument("name")
+@_of
+@click.option("--model", "models", multiple=True, metavar="NAME:VERSION", help="In place of all. Repeatable.")
+@click.option("-e", "--environment", metavar="NAME[:VERSION]", help="Packages of the script.")
+@click.option("--code", type=click.Path(path_type=Path), help="Folder.")
+@click.option("--script", help="Scoring script in the folder.")
+@click.option("--compute", help="Where.")
+@click.option("--replicas", type=click.IntRange(1, 100), help="How many; without a rollout.")
+@click.option(
+    "--variable", "variables", multiple=True, metavar="NAME=VALUE", help="In place of all. Repeatable."
+)
+@click.option("--request-timeout", type=float, metavar="SECONDS", help="For one request.")
+@click.option("--max-concurrent", type=int, metavar="N", help="Requests that a replica has at a time.")
+@click.option("--max-queue", type=int, metavar="N", help="Requests that may wait; more get 429.")
+@click.option("--retry-lost/--no-retry-lost", default=None, help="The script may run twice for a request.")
+@click.option("--sample", metavar="FILE", help="Request in the folder that must be answered first.")
+@click.option("--keep", type=click.IntRange(1, 20), help=_KEEP_HELP)
+@click.option(
+    "--wait/--no-wait", default=True, help="Wait until the new replicas serve or failed (the default)."
+)
+@traced
+def deployment_update(
+    session: Session,
+    name: str,
+    endpoint_name: str,
+    wait: bool,
+    models: tuple[str, ...],
+    variables: tuple[str, ...],
+    **given: Any,
+) -> int:
+    """Replace what a deployment does, without a lost request; what fails changes nothing."""
+    if not (models or variables or any(value is not None for value in given.values())):
+        raise click.UsageError("Say what is to change: --model, --code, --replicas, ...")
+    changed = session.workspace().deployments.update(
+        name,
+        endpoint=endpoint_name,
+        models=models or None,
+        variables=arguments.pairs(variables, "--variable") if variables else None,
+        **given,
+    )
+    return _finish(session, endpoint_name, changed, wait)
+
+
+@deployment.command("rollback", example="stellwerk deployment rollback blue --endpoint digits")
+@click.argument("name")
+@_of
+@click.option(
+    "--to", type=click.IntRange(1), default=None, metavar="ROLLOUT", help="Number.  [default: before]"
+)
+@click.option("--wait/--no-wait", default=True, help="Wait until its replicas serve or failed (the default).")
+@traced
+def deployment_rollback(session: Session, name: str, endpoint_name: str, to: int | None, wait: bool) -> int:
+    """Go back to what served before, or end a rollout that goes on."""
+    changed = session.workspace().deployments.roll_back(endpoint_name, name, to=to or 0)
+    return _finish(session, endpoint_name, changed, wait)
+
+
+def _finish(session: Session, endpoint_name: str, changed: Any, wait: bool) -> int:
+    """Waits for the rollout, if there is one, shows the deployment, and says by 1 that it failed."""
+    number = changed.target_rollout
+    if wait and number:
+        changed = _wait(session.workspace().deployments, endpoint_name, changed)
+    _show_deployment(session, changed)
+    if not (wait and number) or changed.rollout == number:
+        return 0
+    failed = _rollout(changed, number)
+    if failed is not None:
+        click.echo(f"Rollout {number} failed; rollout {changed.rollout} goes on serving.", err=True)
+        click.echo(output.reason(failed.reason), err=True)
+    return 1
+
+
+def _rollout(item: Any, number: int) -> Any:
+    """The rollout of that number; None if there is none."""
+    return next((rollout for rollout in item.rollouts if number and rollout.number == number), None)
+
+
+@deployment.command("replicas", example="stellwerk deployment replicas blue --endpoint digits")
+@click.argument("name")
+@_of
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="At most so many.")
+def deployment_replicas(session: Session, name: str, endpoint_name: str, limit: int) -> None:
+    """List the replicas, those that have ended too, newest first."""
+    output.listing(
+        session.workspace().deployments.replicas(endpoint_name, name, limit=limit),
+        session.json,
+        ("NAME", "STATE", "ROLLOUT", "CREATED", "REASON"),
+        lambda item: (
+            names.last(item.name),
+            _state(item),
+            str(item.rollout),
+            output.when(item.create_time),
+            output.reason_line(item.reason),
+        ),
+    )
+
+
+@deployment.command("logs", example="stellwerk deployment logs digits blue --tail 50 --follow")
+@click.argument("endpoint_name", metavar="ENDPOINT")
+@click.argument("name", metavar="DEPLOYMENT")
+@click.option("--replica", default="", metavar="NAME", help="Which.  [default: the newest]")
+@click.option("--log", default="", help="Path of the log.  [default: what the scoring server printed]")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the replica has ended.")
+@click.option("--tail", type=click.IntRange(0), default=0, help="Only the last so many lines.")
+@click.option("--times", is_flag=True, help="Begin each line with the time when the node read it (UTC).")
+def deployment_logs(session: Session, endpoint_name: str, name: str, replica: str, **options: Any) -> None:
+    """Print what a replica said, also after it has failed or was deleted."""
+    found = session.workspace().deployments.logs(endpoint_name, name, replica=replica)
+    pieces = found.log(**options)
+    if session.json:
+        output.document({"replica": found.name, "log": options["log"], "text": "".join(pieces)})
+        return
+    empty = True
+    for piece in pieces:
+        click.echo(piece, nl=False)
+        empty = False
+    if empty:
+        click.echo("Nothing was said; `stellwerk deployment replicas` lists the others.", err=True)
 
 
 @deployment.command("list", example="stellwerk deployment list --endpoint digits")
@@ -269,9 +400,15 @@ def _show_deployment(session: Session, item: Any) -> None:
         ("models", _models(item)),
         ("environment", names.short_version(item.workload.environment)),
         ("script", item.workload.command),
+        ("rollouts", ", ".join(_rollout_text(item, rollout) for rollout in item.rollouts)),
         ("requests", _request_settings(item.request_settings)),
     ]
     output.facts(item, session.json, facts)
+
+
+def _rollout_text(item: Any, rollout: Any) -> str:
+    note = " (serves)" if rollout.number == item.rollout else ""
+    return f"{rollout.number} {_state(rollout)}{note}"
 
 
 def _request_settings(settings: Any) -> str:

@@ -10,7 +10,7 @@ from pymongo.errors import DuplicateKeyError
 from stellwerk_platform import names
 from stellwerk_platform.documents import Document, from_document
 from stellwerk_platform.journal import Fact
-from stellwerk_platform.mongo import Collection, Database, Transaction, missing
+from stellwerk_platform.mongo import Collection, Database, Transaction, missing, stamp
 
 V = TypeVar("V", bound=Message)
 _LATEST = "latest"
@@ -61,6 +61,18 @@ class VersionStore(Collection[V]):
             except DuplicateKeyError:
                 # Somebody else made the first version, or the same request, in the same moment.
                 continue
+
+    async def delete(self, name: str) -> V:
+        """Removes a version; its number is not given again. Returns it as it was; raises `NotFound`."""
+
+        async def work(tx: Transaction) -> V:
+            version = await self.get(name, tx.session)
+            stamp(version)
+            await self.raw.delete_one({"_id": name}, session=tx.session)
+            tx.record(version, Fact("deleted", "REQUESTED"))
+            return version
+
+        return await self.database.commit(work)
 
     async def resolve(self, name: str) -> V:
         """The version that `name` says, which may be "latest"; raises `NotFound`."""

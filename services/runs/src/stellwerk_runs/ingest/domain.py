@@ -16,6 +16,7 @@ from stellwerk_protos.runs.v1.ingest_pb2 import (
 )
 from stellwerk_runs.ingest.sequence import Arrival
 from stellwerk_runs.logs.domain import Written
+from stellwerk_runs.logs.replicas import RUN, check_owner
 from stellwerk_runs.metrics.domain import ITEM_BYTES, Points
 from stellwerk_runs.records import domain as records
 
@@ -45,8 +46,11 @@ def source_of(request: AppendRequest) -> str:
 
 def check(request: AppendRequest) -> None:
     """Raises `InvalidArgument` for the first thing that cannot be stored."""
-    names.parse("workspaces/*/runs/*", request.run)
     payload = request.WhichOneof("payload")
+    if payload == "log":
+        check_owner(request.run)
+    else:
+        names.parse(RUN, request.run)
     if payload is None:
         raise InvalidArgument(
             "NOTHING_TO_APPEND", "The request carries neither metrics nor log text nor records."

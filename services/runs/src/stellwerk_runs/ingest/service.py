@@ -16,7 +16,7 @@ from stellwerk_protos.runs.v1 import ingest_pb2_grpc
 from stellwerk_runs.ingest.domain import LOGS, check, kind_of, message_id, pieces, source_of
 from stellwerk_runs.ingest.sources import logs, sources
 from stellwerk_runs.ingest.streams import Streams
-from stellwerk_runs.runs.store import RunStore
+from stellwerk_runs.logs.replicas import Owners
 
 # Requests of one caller that are published and not answered yet.
 _IN_FLIGHT_REQUESTS = 32
@@ -32,7 +32,7 @@ _Queue: TypeAlias = "asyncio.Queue[tuple[int, list[asyncio.Task[None]]] | Except
 class IngestService(ingest_pb2_grpc.IngestServiceServicer):
     """The servicer."""
 
-    def __init__(self, bus: Bus, runs: RunStore, streams: Streams, guard: Guard) -> None:
+    def __init__(self, bus: Bus, runs: Owners, streams: Streams, guard: Guard) -> None:
         self._bus = bus
         self._runs = runs
         self._guard = guard

@@ -10,7 +10,7 @@ from stellwerk_platform import names
 from stellwerk_platform.bus import Bus
 from stellwerk_runs.changes import Changes
 from stellwerk_runs.ingest.domain import LOGS, METRICS, RECORDS
-from stellwerk_runs.runs.store import RunStore
+from stellwerk_runs.logs.replicas import Owners
 
 STREAMS = {METRICS: "METRICS", LOGS: "LOGS", RECORDS: "RECORDS"}
 _SETTLE_SECONDS = 5.0
@@ -21,7 +21,7 @@ _LINGER = timedelta(seconds=30)
 class Streams:
     """Work queues: a message is gone once the writer has stored it, so that they hold nothing else."""
 
-    def __init__(self, bus: Bus, runs: RunStore, changes: Changes) -> None:
+    def __init__(self, bus: Bus, runs: Owners, changes: Changes) -> None:
         self._bus = bus
         self._runs = runs
         self._changes = changes

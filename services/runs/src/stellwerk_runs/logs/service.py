@@ -12,10 +12,10 @@ from stellwerk_protos.runs.v1 import logs_pb2_grpc
 from stellwerk_runs.changes import Changes
 from stellwerk_runs.ingest.domain import LOGS
 from stellwerk_runs.ingest.streams import Streams
+from stellwerk_runs.logs.replicas import check_owner, is_replica
 from stellwerk_runs.logs.search import LineSearch
 from stellwerk_runs.logs.store import LogStore
 
-_RUN = "workspaces/*/runs/*"
 _STANDARD_LOG = "user_logs/std_log.txt"
 _MAXIMUM_OFFSET = 10**15
 _QUERY_LENGTH = 1_000
@@ -32,12 +32,12 @@ class LogService(logs_pb2_grpc.LogServiceServicer):
         self._changes = changes
 
     async def ListLogs(self, request: pb.ListLogsRequest, context: Any) -> pb.ListLogsResponse:
-        names.parse(_RUN, request.parent)
+        check_owner(request.parent)
         await self._streams.settle(LOGS, request.parent)
         return pb.ListLogsResponse(logs=await self._store.list(request.parent))
 
     async def ReadLog(self, request: pb.ReadLogRequest, context: Any) -> AsyncIterator[pb.ReadLogResponse]:
-        names.parse(_RUN, request.parent)
+        check_owner(request.parent)
         log = check_path(request.log or _STANDARD_LOG)
         _check_position(request)
         await self._streams.settle(LOGS, request.parent)
@@ -45,7 +45,9 @@ class LogService(logs_pb2_grpc.LogServiceServicer):
         if size is None and not request.follow and request.log:
             raise _no_log(request.parent, log)
         offset = max((size or 0) - request.tail_bytes, 0) if request.tail_bytes else request.offset
-        is_cut = bool(request.tail_bytes and offset)
+        begin = await self._begin(request.parent, log)
+        is_cut = bool((request.tail_bytes and offset) or begin > offset)
+        offset = max(offset, begin)
         with self._changes.watch(request.parent) as changed:
             while True:
                 changed.clear()
@@ -62,7 +64,7 @@ class LogService(logs_pb2_grpc.LogServiceServicer):
                 await changed.wait()
 
     async def SearchLog(self, request: pb.SearchLogRequest, context: Any) -> pb.SearchLogResponse:
-        names.parse(_RUN, request.parent)
+        check_owner(request.parent)
         log = check_path(request.log or _STANDARD_LOG)
         size = paging.page_size(request.page_size)
         if not 0 < len(request.query) <= _QUERY_LENGTH:
@@ -72,7 +74,9 @@ class LogService(logs_pb2_grpc.LogServiceServicer):
                 f"Use 1 to {_QUERY_LENGTH:,}.",
             )
         query = ("search", request.parent, log, request.query)
-        position = int(paging.decode(request.page_token, *query) or 0)
+        position = max(
+            int(paging.decode(request.page_token, *query) or 0), await self._begin(request.parent, log)
+        )
         await self._streams.settle(LOGS, request.parent)
         if request.log and await self._store.size(request.parent, log) is None:
             raise _no_log(request.parent, log)
@@ -80,6 +84,10 @@ class LogService(logs_pb2_grpc.LogServiceServicer):
         return pb.SearchLogResponse(
             lines=lines, next_page_token="" if rest is None else paging.encode(rest, *query)
         )
+
+    async def _begin(self, owner: str, log: str) -> int:
+        """Where the text begins that is still there."""
+        return await self._store.begin(owner, log) if is_replica(owner) else 0
 
     async def _search(
         self, request: pb.SearchLogRequest, log: str, position: int, size: int
@@ -110,6 +118,7 @@ def _check_position(request: pb.ReadLogRequest) -> None:
 
 
 def _no_log(run: str, log: str) -> NotFound:
-    return NotFound(
-        "LOG_NOT_FOUND", f"{run} has no log {log!r}.", f"See `stellwerk run logs {names.id_of(run)} --list`."
-    )
+    cure = f"See `stellwerk run logs {names.id_of(run)} --list`."
+    if is_replica(run):
+        cure = "Leave the name of the log out."
+    return NotFound("LOG_NOT_FOUND", f"{run} has no log {log!r}.", cure)

@@ -2,17 +2,21 @@
 
 import struct
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from bson import Binary
-from pymongo import ASCENDING, DESCENDING, ReplaceOne
+from pymongo import ASCENDING, DESCENDING, IndexModel, ReplaceOne
 
 from stellwerk_platform.documents import Document
 from stellwerk_platform.mongo import Database, Session
 from stellwerk_protos.runs.v1.logs_pb2 import Log
-from stellwerk_runs.logs.domain import LogEnd, LogText
+from stellwerk_runs.logs.domain import CHUNK_BYTES, LogEnd, LogText
+from stellwerk_runs.logs.replicas import KEPT, is_replica
 
 _MARK = struct.Struct("<qq")
+# Of what a replica says, so much at least can be read.
+REPLICA_BYTES = 64 * 1024 * 1024
 
 
 class LogStore:
@@ -25,8 +29,10 @@ class LogStore:
 
     async def open(self) -> None:
         """Creates the collections."""
+        # Only what replicas say has an end: they live for as long as they are wanted.
+        expiry = [IndexModel([("expire_time", ASCENDING)], expireAfterSeconds=0)]
         await self._database.ensure("logs", required=["run", "log", "size_bytes"])
-        await self._database.ensure("log_chunks", required=["run", "log", "offset", "data"])
+        await self._database.ensure("log_chunks", expiry, required=["run", "log", "offset", "data"])
 
     async def load(self, run: str, logs: Iterable[str], session: Session) -> dict[str, LogEnd]:
         """How far the logs are, by path; at 0 for new ones."""
@@ -61,6 +67,21 @@ class LogStore:
             ],
             session=session,
         )
+        if is_replica(run):
+            for end in ends:
+                await self._trim(run, end, session)
+
+    async def _trim(self, run: str, end: LogEnd, session: Session) -> None:
+        """Of a replica's log the last part stays, in whole chunks."""
+        last = _chunk_key(run, end.log, max(end.size_bytes - REPLICA_BYTES - CHUNK_BYTES, 0))
+        first = _chunk_key(run, end.log, 0)
+        await self._chunks.delete_many({"_id": {"$gte": first, "$lt": last}}, session=session)
+
+    async def begin(self, run: str, log: str) -> int:
+        """The offset of the first byte that is still there; 0 for an empty log."""
+        keys = {"$gte": _chunk_key(run, log, 0), "$lt": f"{_key(run, log)}$"}
+        first = await self._chunks.find_one({"_id": keys}, {"offset": 1}, sort=[("_id", ASCENDING)])
+        return int(first["offset"]) if first else 0
 
     async def list(self, run: str) -> list[Log]:
         """The logs by path."""
@@ -131,6 +152,7 @@ def _from_text(run: str, text: LogText) -> Document:
         "offset": text.offset,
         "data": Binary(text.data),
         "marks": Binary(b"".join(_MARK.pack(*mark) for mark in text.marks)),
+        **({"expire_time": datetime.now(UTC) + KEPT} if is_replica(run) else {}),
     }
 
 

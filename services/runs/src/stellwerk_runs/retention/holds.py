@@ -3,7 +3,8 @@
 Told by the journal, so that nobody has to be asked before something is removed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pymongo import ASCENDING, IndexModel
 
@@ -33,13 +34,32 @@ class Holds:
 
     async def handle(self, event: Event) -> None:
         """Notes who holds what, and who does no longer."""
-        target = event.data.get("run") or event.data.get("snapshot")
+        targets = targets_of(event.data)
         if event.verb == "deleted":
             await self._holds.delete_one({"_id": event.resource})
-        elif target:
-            await self._holds.update_one({"_id": event.resource}, {"$set": {"target": target}}, upsert=True)
+        elif targets:
+            # MongoDB finds a value in a list as it finds one alone.
+            await self._holds.update_one({"_id": event.resource}, {"$set": {"target": targets}}, upsert=True)
 
     async def of(self, targets: Sequence[str]) -> dict[str, str]:
         """One holder by target, of those that are held."""
+        wanted = set(targets)
         found = self._holds.find({"target": {"$in": list(targets)}})
-        return {hold["target"]: hold["_id"] async for hold in found}
+        return {
+            target: hold["_id"]
+            async for hold in found
+            for target in _listed(hold["target"])
+            if target in wanted
+        }
+
+
+def targets_of(resource: Mapping[str, Any]) -> list[str]:
+    """What a model version or deployment holds: a run, the snapshots of all rollouts that are kept."""
+    workloads = [resource, resource.get("workload", {})]
+    workloads += [rollout.get("workload", {}) for rollout in resource.get("rollouts", ())]
+    named = {workload.get("snapshot", "") for workload in workloads} | {resource.get("run", "")}
+    return sorted(named - {""})
+
+
+def _listed(target: str | list[str]) -> list[str]:
+    return [target] if isinstance(target, str) else target
