@@ -145,6 +145,7 @@ class AsyncDeployments:
         retry_lost: bool = False,
         sample: str = "",
         keep: int = 0,
+        scale: endpoints_pb2.ScaleSettings | None = None,
     ) -> endpoints_pb2.Deployment:
         """Uploads the folder `code` and starts `replicas` of its scoring script. Does not wait.
 
@@ -153,7 +154,8 @@ class AsyncDeployments:
         `retry_lost`: a request whose replica was lost goes to another one, so that the script may run
         twice for it. `sample`: a file of `code` with a request that each replica must answer before it
         takes traffic; without it the sample of the script's `@input_schema`, else `sample-request.json`
-        beside the script. `keep`: how many rollouts are kept for rolling back.
+        beside the script. `keep`: how many rollouts are kept for rolling back. `scale` lets the load
+        decide on the replicas.
         """
         request = endpoints_pb2.CreateDeploymentRequest(
             parent=names.resource(self._parent, "endpoints", endpoint),
@@ -174,6 +176,7 @@ class AsyncDeployments:
             ),
             sample=sample,
             rollout_limit=keep,
+            scale_settings=scale,
         )
         return await self._core.call(self._stub.CreateDeployment, request)
 

@@ -11,6 +11,7 @@ from stellwerk._async.endpoint_keys import AsyncEndpointKeys
 from stellwerk._async.events import AsyncEvents
 from stellwerk._async.experiments import AsyncExperiments
 from stellwerk._async.inference import AsyncDeployments, AsyncEndpoints
+from stellwerk._async.loads import AsyncLoads
 from stellwerk._async.members import AsyncMembers
 from stellwerk._async.run import AsyncRun
 from stellwerk._async.runs import AsyncRuns
@@ -35,6 +36,7 @@ class AsyncWorkspace:
         self.models = AsyncModels(core, name)
         self.runs = AsyncRuns(core, name, self.environments)
         self.endpoints = AsyncEndpoints(core, name)
+        self.loads = AsyncLoads(core, name)
         self.endpoint_keys = AsyncEndpointKeys(core, name)
         self.deployments = AsyncDeployments(core, name)
         self.computes = AsyncComputes(core, name)

@@ -146,6 +146,7 @@ class Deployments:
         retry_lost: bool = False,
         sample: str = "",
         keep: int = 0,
+        scale: endpoints_pb2.ScaleSettings | None = None,
     ) -> endpoints_pb2.Deployment:
         """Uploads the folder `code` and starts `replicas` of its scoring script. Does not wait.
 
@@ -154,7 +155,8 @@ class Deployments:
         `retry_lost`: a request whose replica was lost goes to another one, so that the script may run
         twice for it. `sample`: a file of `code` with a request that each replica must answer before it
         takes traffic; without it the sample of the script's `@input_schema`, else `sample-request.json`
-        beside the script. `keep`: how many rollouts are kept for rolling back.
+        beside the script. `keep`: how many rollouts are kept for rolling back. `scale` lets the load
+        decide on the replicas.
         """
         request = endpoints_pb2.CreateDeploymentRequest(
             parent=names.resource(self._parent, "endpoints", endpoint),
@@ -175,6 +177,7 @@ class Deployments:
             ),
             sample=sample,
             rollout_limit=keep,
+            scale_settings=scale,
         )
         return self._core.call(self._stub.CreateDeployment, request)
 

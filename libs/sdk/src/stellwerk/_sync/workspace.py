@@ -12,6 +12,7 @@ from stellwerk._sync.endpoint_keys import EndpointKeys
 from stellwerk._sync.events import Events
 from stellwerk._sync.experiments import Experiments
 from stellwerk._sync.inference import Deployments, Endpoints
+from stellwerk._sync.loads import Loads
 from stellwerk._sync.members import Members
 from stellwerk._sync.run import Run
 from stellwerk._sync.runs import Runs
@@ -36,6 +37,7 @@ class Workspace:
         self.models = Models(core, name)
         self.runs = Runs(core, name, self.environments)
         self.endpoints = Endpoints(core, name)
+        self.loads = Loads(core, name)
         self.endpoint_keys = EndpointKeys(core, name)
         self.deployments = Deployments(core, name)
         self.computes = Computes(core, name)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from stellwerk import names
-from stellwerk.cli import arguments, endpoint_keys, output
+from stellwerk.cli import arguments, endpoint_keys, endpoint_load, output
 from stellwerk.cli.base import Group, Session, traced
 from stellwerk.errors import StellwerkError
 
@@ -52,6 +52,9 @@ def endpoint_create(session: Session, name: str, description: str, tags: tuple[s
 
 endpoint.add_command(endpoint_keys.keys)
 endpoint.add_command(endpoint_keys.auth)
+endpoint.add_command(endpoint_load.top)
+endpoint.add_command(endpoint_load.load)
+endpoint.add_command(endpoint_load.simulate)
 
 
 @endpoint.command("list", example="stellwerk endpoint list")
@@ -174,6 +177,7 @@ def deployment() -> None:
     """Models with a scoring script, behind an endpoint."""
 
 
+deployment.add_command(endpoint_load.scale)
 _of = click.option("--endpoint", "endpoint_name", required=True, metavar="NAME", help="The endpoint.")
 
 
@@ -196,6 +200,7 @@ _of = click.option("--endpoint", "endpoint_name", required=True, metavar="NAME",
     "--max-concurrent", type=int, default=0, metavar="N", help="Requests that a replica has at a time."
 )
 @click.option("--max-queue", type=int, default=0, metavar="N", help="Requests that may wait; more get 429.")
+@endpoint_load.scale_options
 @click.option("--retry-lost", is_flag=True, help="The script may run twice for a request.")
 @click.option("--sample", default="", metavar="FILE", help=_SAMPLE_HELP)
 @click.option("--keep", type=click.IntRange(1, 20), default=10, show_default=True, help=_KEEP_HELP)
@@ -205,6 +210,7 @@ def deployment_create(
     session: Session, name: str, endpoint_name: str, wait: bool, variables: tuple[str, ...], **given: Any
 ) -> int:
     """Start a deployment and wait until it answers."""
+    given["scale"] = endpoint_load.scale_settings(given)
     deployments = session.workspace().deployments
     created = deployments.create(
         name, endpoint=endpoint_name, variables=arguments.pairs(variables, "--variable"), **given
@@ -397,6 +403,7 @@ def _show_deployment(session: Session, item: Any) -> None:
         ("cure", item.reason.cure),
         ("created", f"{output.when(item.create_time)} by {item.creator}"),
         ("replicas", f"{item.ready_replica_count} of {item.replica_count} ready"),
+        ("scaling", endpoint_load.scale_text(item)),
         ("models", _models(item)),
         ("environment", names.short_version(item.workload.environment)),
         ("script", item.workload.command),
