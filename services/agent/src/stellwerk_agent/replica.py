@@ -4,11 +4,14 @@ import asyncio
 import logging
 import socket
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
 
 from stellwerk.shipping import MetricFolder
+from stellwerk_agent.collected import Collected, collection_variables
 from stellwerk_agent.command import Exit
 from stellwerk_agent.environments import Environment, clean_environment
 from stellwerk_agent.failure import StepFailed
@@ -48,7 +51,8 @@ class ReplicaWorker(Worker):
         )
         shipping = asyncio.create_task(shipper.run())
         try:
-            return await self._serve()
+            async with self._collecting():
+                return await self._serve()
         finally:
             shipper.finish()
             await asyncio.wait((shipping,), timeout=_LAST_WORDS_SECONDS)
@@ -56,6 +60,23 @@ class ReplicaWorker(Worker):
             for failure in await asyncio.gather(shipping, return_exceptions=True):
                 if isinstance(failure, Exception):
                     log.warning("%s: the end of its log is lost: %s", self.allocation.owner, failure)
+
+    @asynccontextmanager
+    async def _collecting(self) -> AsyncIterator[None]:
+        """Delivers what is collected, to the last of it once the scoring server has ended."""
+        if not self.workload.HasField("data_collection"):
+            yield
+            return
+        collected = Collected(self.folder.path, self.allocation.owner, self.node.blobs, self.node.collections)
+        delivering = asyncio.create_task(collected.run())
+        try:
+            yield
+        finally:
+            delivering.cancel()
+            await asyncio.gather(delivering, return_exceptions=True)
+            # Of an agent that ends, the next one goes on.
+            if self.command.has_ended:
+                await collected.finish()
 
     async def _serve(self) -> Outcome:
         environment = None if self.command.was_started else await self._prepare()
@@ -121,6 +142,7 @@ class ReplicaWorker(Worker):
             "STELLWERK_SCORER_PYTHON": str(environment.python),
             "STELLWERK_SCORER_SCRIPT": str(script),
             "STELLWERK_SCORER_DRAIN_SECONDS": f"{max(self.grace_seconds - _SCORER_MORE_SECONDS, 1.0):g}",
+            **collection_variables(self.workload, self.folder.path, self.allocation.owner),
             "STELLWERK_SCORER_ENDPOINT": names.parent_of(self.allocation.owner, 2),
             **({"TRACEPARENT": traceparent} if traceparent else {}),
         }

@@ -12,6 +12,7 @@ from opentelemetry.trace import Span, SpanKind, StatusCode
 from stellwerk_platform import telemetry
 from stellwerk_platform.errors import PlatformError
 from stellwerk_scorer import cors, errors, proto_calls
+from stellwerk_scorer.collection import Collection
 from stellwerk_scorer.domain import (
     MAX_REQUEST_ID_LENGTH,
     MethodNotAllowed,
@@ -40,7 +41,17 @@ class HttpSettings:
 class Call:
     """One exchange on its way: its path, its ids, its span, and how it is answered."""
 
-    __slots__ = ("_extra", "_request_id", "_settings", "_span", "exchange", "is_proto", "path", "query")
+    __slots__ = (
+        "_collection",
+        "_extra",
+        "_request_id",
+        "_settings",
+        "_span",
+        "exchange",
+        "is_proto",
+        "path",
+        "query",
+    )
 
     def __init__(
         self, exchange: Exchange, settings: HttpSettings, extra: bytes, *, names_request: bool = True
@@ -53,6 +64,7 @@ class Call:
         self._settings = settings
         self._extra = extra
         self._span: Span | None = None
+        self._collection: Collection | None = None
         self._request_id = exchange.headers.get(b"x-request-id", b"")
         if not self._request_id and names_request:
             self._request_id = uuid.uuid4().hex.encode()
@@ -67,8 +79,10 @@ class Call:
             self._span = telemetry.tracer.start_span(name, context, kind=SpanKind.SERVER)
 
     def pairs(self) -> list[tuple[bytes, bytes]]:
-        """The request's headers, the trace context being that of our span."""
+        """The request's headers with its id, the trace context being that of our span."""
         pairs = self.exchange.pairs
+        if b"x-request-id" not in self.exchange.headers:
+            pairs = [*pairs, (b"x-request-id", self._request_id)]
         if self._span is None or not self._span.get_span_context().is_valid:
             return pairs
         context = self._span.get_span_context()
@@ -92,6 +106,15 @@ class Call:
             allowed = ", ".join(methods)
             message = f"This path does not take {method}."
             raise MethodNotAllowed("METHOD_NOT_ALLOWED", message, f"Use {allowed}.", {"allow": allowed})
+
+    def collect(self, collection: Collection) -> None:
+        """Keeps the request, and later its answer, if it is sampled."""
+        method, request_id = self.exchange.method, self._request_id.decode("latin-1")
+        is_scored = self.path == "/score" or self.path.endswith(("/infer", "/ModelInfer"))
+        if is_scored and method != b"OPTIONS" and collection.samples(request_id):
+            self._collection = collection
+            subject = f"{method.decode()} {self.exchange.target.decode('latin-1')}"
+            collection.request(request_id, subject, self.exchange.headers, self.exchange.body)
 
     def wait_for(self, job: Job) -> None:
         """Forgets the job if the client hangs up."""
@@ -161,6 +184,9 @@ class Call:
             head += cors.simple(headers, self._settings.cors_origins)
         self._end_span(status)
         exchange.answer(status, head, body, close=close)
+        if self._collection is not None:
+            self._collection.response(self._request_id.decode("latin-1"), status, head, body)
+            self._collection = None
 
     def fail(self, error: Exception) -> None:
         """The one place where an error becomes an HTTP answer."""

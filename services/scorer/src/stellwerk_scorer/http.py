@@ -12,6 +12,7 @@ from stellwerk_platform.errors import NotFound, PlatformError
 from stellwerk_scorer import __version__, bodies, cors, data_plane, open_inference, proto_calls
 from stellwerk_scorer.auth import Gate
 from stellwerk_scorer.call import JSON, Call, HttpSettings
+from stellwerk_scorer.collection import Collection
 from stellwerk_scorer.data_plane import DataPlane, outputs_of
 from stellwerk_scorer.domain import (
     MethodNotAllowed,
@@ -28,8 +29,9 @@ _MODEL = re.compile(r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))
 class HttpApp:
     """Answers exchanges."""
 
-    def __init__(self, plane: DataPlane, gate: Gate, settings: HttpSettings) -> None:
+    def __init__(self, plane: DataPlane, gate: Gate, settings: HttpSettings, collection: Collection) -> None:
         self._plane = plane
+        self._collection = collection if collection.is_on else None
         self._gate = gate
         self._settings = settings
         self._extra = b""
@@ -89,6 +91,8 @@ class HttpApp:
 
     def _route(self, call: Call) -> None:
         path = call.path
+        if self._collection is not None:
+            call.collect(self._collection)
         if path == "/score":
             self._score(call)
         elif call.is_proto:

@@ -14,6 +14,7 @@ from stellwerk_platform.grpc_client import connect
 from stellwerk_scorer import config, local
 from stellwerk_scorer.auth import Gate, Verify, anybody, invoker
 from stellwerk_scorer.call import HttpSettings
+from stellwerk_scorer.collection import Collection
 from stellwerk_scorer.config import Settings
 from stellwerk_scorer.data_plane import DataPlane
 from stellwerk_scorer.domain import Model
@@ -21,6 +22,7 @@ from stellwerk_scorer.grpc_service import GrpcServer
 from stellwerk_scorer.http import HttpApp
 from stellwerk_scorer.http_server import HttpServer
 from stellwerk_scorer.pool import Pool, PoolSettings
+from stellwerk_scorer.worker import collecting
 from stellwerk_scorer.worker.frames import EXIT_LOAD_FAILED
 from stellwerk_scorer.worker_process import Launch, LoadFailed
 
@@ -43,7 +45,11 @@ async def compose(process: app.App, settings: Settings) -> None:
     plane = DataPlane(model, pool, settings.scorer_timeout_ms / 1000)
     limit = settings.scorer_max_body_bytes
     gate = Gate(verify, is_open=settings.scorer_local)
-    http_server = HttpServer(HttpApp(plane, gate, _http_settings(settings)).handle, limit)
+    collection = Collection(collecting.Settings.from_environment())
+    # At the very end: what was answered last is kept too.
+    process.defer(lambda: asyncio.to_thread(collection.close))
+    http_app = HttpApp(plane, gate, _http_settings(settings), collection)
+    http_server = HttpServer(http_app.handle, limit)
     addresses = []
     for address in settings.scorer_http_listen.split(","):
         with _listening(address):

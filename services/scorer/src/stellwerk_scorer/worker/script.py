@@ -10,6 +10,7 @@ from typing import Any
 
 from . import batching, inputs, loading, shims, swagger
 from .inputs import BadInput
+from .shims import monitoring
 
 # What `run` raises when its input is not what it expects; a fault of the caller if the body is not JSON.
 _INPUT_ERRORS = (ValueError, KeyError, TypeError, RecursionError)
@@ -44,7 +45,7 @@ class Script:
         return {
             "mode": self.mode,
             "tensors": "named" if self.mode == "schema" else "text",
-            "envelope": self.mode == "rawhttp" or self.wants_headers,
+            "envelope": self.mode == "rawhttp" or self.wants_headers or monitoring.is_used(),
             "batches": self.mode != "rawhttp" and not self.wants_headers,
             "swagger": swagger.documents(self._run),
             "platform": "stellwerk_script",
@@ -54,6 +55,7 @@ class Script:
 
     def prepare(self, is_tensors: bool, meta: bytes, payload: bytes) -> Call:
         """The call that answers a request; raises `BadInput`."""
+        monitoring.begin(meta)
         if self.mode == "raw" and not self.wants_headers:
             return functools.partial(self._run, **{self._first: _text(payload)})
         arguments = self._arguments(is_tensors, meta, payload)
@@ -74,6 +76,7 @@ class Script:
         self, is_tensors: bool, metas: Sequence[bytes], payloads: Sequence[bytes]
     ) -> tuple[Call, list[int]] | None:
         """One call for several requests, and the rows of each; None if they do not go together."""
+        monitoring.begin(b"")
         documents = [inputs.parse_json(payload) for payload in payloads]
         if is_tensors:
             keys = set(documents[0])

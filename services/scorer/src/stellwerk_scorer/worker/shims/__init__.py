@@ -13,11 +13,17 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from . import model, request, response
+from . import model, monitoring, request, response
 
 _RAW_HTTP = {"rawhttp": None, "AMLRequest": request.AMLRequest, "_rawHttpRequested": False}
 _CONTENTS: dict[str, dict[str, Any]] = {
     "azureml": {},
+    "azureml.ai": {},
+    "azureml.ai.monitoring": {"Collector": monitoring.Collector},
+    "azureml.ai.monitoring.context": {
+        "BasicCorrelationContext": monitoring.BasicCorrelationContext,
+        "CorrelationContext": monitoring.CorrelationContext,
+    },
     "azureml.contrib": {},
     "azureml.contrib.services": {},
     "azureml.contrib.services.aml_request": _RAW_HTTP,
