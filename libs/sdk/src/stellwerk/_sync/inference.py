@@ -12,6 +12,7 @@ from stellwerk._sync.endpoint_keys import auth_mode
 from stellwerk._sync.reading import ReplicaLogs
 from stellwerk._sync.runs import create_snapshot
 from stellwerk.errors import invalid
+from stellwerk_protos.compute.v1 import workloads_pb2
 from stellwerk_protos.inference.v1 import endpoints_pb2, endpoints_pb2_grpc
 
 
@@ -147,6 +148,10 @@ class Deployments:
         sample: str = "",
         keep: int = 0,
         scale: endpoints_pb2.ScaleSettings | None = None,
+        collect: Sequence[str] = (),
+        collect_percent: float = 100,
+        collect_headers: Sequence[str] = (),
+        collect_max_bytes: int = 0,
     ) -> endpoints_pb2.Deployment:
         """Uploads the folder `code` and starts `replicas` of its scoring script. Does not wait.
 
@@ -157,6 +162,8 @@ class Deployments:
         takes traffic; without it the sample of the script's `@input_schema`, else `sample-request.json`
         beside the script. `keep`: how many rollouts are kept for rolling back. `scale` lets the load
         decide on the replicas.
+        `collect`: what is kept as data, "request", "response", or names of the script's Collectors;
+        `collect_percent` of the requests, with these headers, and of a body so many bytes (0: 262,144).
         """
         request = endpoints_pb2.CreateDeploymentRequest(
             parent=names.resource(self._parent, "endpoints", endpoint),
@@ -179,6 +186,15 @@ class Deployments:
             rollout_limit=keep,
             scale_settings=scale,
         )
+        if collect:
+            request.data_collection.CopyFrom(
+                workloads_pb2.DataCollection(
+                    collections=collect,
+                    sampling_percent=collect_percent,
+                    captured_headers=[header.lower() for header in collect_headers],
+                    max_payload_bytes=collect_max_bytes,
+                )
+            )
         return self._core.call(self._stub.CreateDeployment, request)
 
     def update(

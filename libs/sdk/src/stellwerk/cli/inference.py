@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from stellwerk import names
-from stellwerk.cli import arguments, endpoint_keys, endpoint_load, output
+from stellwerk.cli import arguments, endpoint_data, endpoint_keys, endpoint_load, output
 from stellwerk.cli.base import Group, Session, traced
 from stellwerk.errors import StellwerkError
 
@@ -55,6 +55,7 @@ endpoint.add_command(endpoint_keys.auth)
 endpoint.add_command(endpoint_load.top)
 endpoint.add_command(endpoint_load.load)
 endpoint.add_command(endpoint_load.simulate)
+endpoint.add_command(endpoint_data.data)
 
 
 @endpoint.command("list", example="stellwerk endpoint list")
@@ -204,6 +205,7 @@ _of = click.option("--endpoint", "endpoint_name", required=True, metavar="NAME",
 @click.option("--retry-lost", is_flag=True, help="The script may run twice for a request.")
 @click.option("--sample", default="", metavar="FILE", help=_SAMPLE_HELP)
 @click.option("--keep", type=click.IntRange(1, 20), default=10, show_default=True, help=_KEEP_HELP)
+@endpoint_data.collecting
 @click.option("--wait/--no-wait", default=True, help="Wait until it is ready or failed (the default).")
 @traced
 def deployment_create(
@@ -409,6 +411,7 @@ def _show_deployment(session: Session, item: Any) -> None:
         ("script", item.workload.command),
         ("rollouts", ", ".join(_rollout_text(item, rollout) for rollout in item.rollouts)),
         ("requests", _request_settings(item.request_settings)),
+        ("collects", endpoint_data.settings(item)),
     ]
     output.facts(item, session.json, facts)
 

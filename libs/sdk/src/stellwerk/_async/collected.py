@@ -1,0 +1,109 @@
+"""What deployments were asked and answered: files of events, by hour."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from stellwerk import names
+from stellwerk._async.core import AsyncCore
+from stellwerk.errors import StellwerkError
+from stellwerk_protos.inference.v1 import collections_pb2, collections_pb2_grpc
+from stellwerk_protos.registry.v1 import datasets_pb2, datasets_pb2_grpc
+
+
+class AsyncCollectedData:
+    """The collected data of the endpoints of a workspace.
+
+    `since` and `until` choose whole hours (UTC): those that end after the one and begin before the other.
+    `deployment` and `collection` ("request", "response", or a name of the script's) are all unless given.
+    """
+
+    def __init__(self, core: AsyncCore, parent: str) -> None:
+        self._core, self._parent = core, parent
+        self._stub = collections_pb2_grpc.CollectionServiceStub(core.channel)
+
+    async def list(
+        self,
+        endpoint: str,
+        *,
+        deployment: str = "",
+        collection: str = "",
+        since: datetime | None = None,
+        until: datetime | None = None,
+        limit: int | None = None,
+    ) -> Sequence[collections_pb2.CollectedFile]:
+        """The files, by path: deployment, collection, hour. What is newer than a minute may be missing."""
+        request = collections_pb2.ListCollectedFilesRequest(
+            parent=names.resource(self._parent, "endpoints", endpoint),
+            deployment=deployment,
+            collection=collection,
+        )
+        if since is not None:
+            request.start_time.FromDatetime(since)
+        if until is not None:
+            request.end_time.FromDatetime(until)
+        pages = await self._core.pages(self._stub.ListCollectedFiles, request, limit)
+        return [file for page in pages for file in page.files]
+
+    async def download(
+        self,
+        endpoint: str,
+        folder: str | Path,
+        *,
+        deployment: str = "",
+        collection: str = "",
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> Sequence[collections_pb2.CollectedFile]:
+        """Writes the files below `folder`, by their paths. Raises NO_COLLECTED_DATA when there are none."""
+        found = await self._some(endpoint, deployment, collection, since, until)
+        await self._core.download(self._parent, [item.file for item in found], Path(folder))
+        return found
+
+    async def create_dataset(
+        self,
+        endpoint: str,
+        name: str,
+        *,
+        deployment: str = "",
+        collection: str = "",
+        since: datetime | None = None,
+        until: datetime | None = None,
+        description: str = "",
+        tags: Mapping[str, str] | None = None,
+    ) -> datasets_pb2.DatasetVersion:
+        """Registers the files as the next version of a dataset; no byte travels.
+
+        Raises NO_COLLECTED_DATA when there are none; a version has 20,000 files at most.
+        """
+        found = await self._some(endpoint, deployment, collection, since, until)
+        request = datasets_pb2.CreateDatasetVersionRequest(
+            parent=names.resource(self._parent, "datasets", name),
+            description=description,
+            tags=tags,
+            source="/".join(part for part in ("endpoints", endpoint, deployment, collection) if part),
+            files=[item.file for item in found],
+        )
+        stub = datasets_pb2_grpc.DatasetServiceStub(self._core.channel)
+        return await self._core.call(stub.CreateDatasetVersion, request)
+
+    async def _some(
+        self,
+        endpoint: str,
+        deployment: str,
+        collection: str,
+        since: datetime | None,
+        until: datetime | None,
+    ) -> Sequence[collections_pb2.CollectedFile]:
+        found = await self.list(
+            endpoint, deployment=deployment, collection=collection, since=since, until=until
+        )
+        if not found:
+            raise StellwerkError(
+                "NO_COLLECTED_DATA",
+                f"Nothing that endpoint {endpoint} has collected matches.",
+                "See `stellwerk endpoint data list`; new data arrives within about a minute. A deployment "
+                "collects what `--collect` names.",
+                code="NOT_FOUND",
+            )
+        return found

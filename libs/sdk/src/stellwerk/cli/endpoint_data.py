@@ -1,0 +1,131 @@
+"""`stellwerk endpoint data`: what deployments were asked and answered."""
+
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stellwerk import names
+from stellwerk.cli import output
+from stellwerk.cli.base import Group, Session, traced
+from stellwerk.cli.times import Moment
+
+
+@click.group(cls=Group)
+def data() -> None:
+    """Inputs and outputs that deployments collect."""
+
+
+def _chosen(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that choose files."""
+    for option in (
+        click.option("--until", type=Moment(), help="Hours that begin before this time."),
+        click.option(
+            "--since", type=Moment(), help="Hours that end after this: 10m, 2h, 3d or 2026-11-23T08:00."
+        ),
+        click.option(
+            "--collection", default="", metavar="NAME", help="request, response, or a name of the script's."
+        ),
+        click.option("--deployment", default="", metavar="NAME", help="Of this deployment only."),
+        click.argument("endpoint_name", metavar="ENDPOINT"),
+    ):
+        command = option(command)
+    return command
+
+
+@data.command("list", example="stellwerk endpoint data list digits --deployment blue --since 2h")
+@_chosen
+@click.option("--limit", type=click.IntRange(1), default=1000, show_default=True, help="At most so many.")
+def data_list(session: Session, endpoint_name: str, **chosen: Any) -> None:
+    """List the files of collected data. New data arrives within about a minute."""
+    output.listing(
+        session.workspace().collected_data.list(endpoint_name, **chosen),
+        session.json,
+        ("FILE", "EVENTS", "DROPPED", "SIZE", "RECORDED"),
+        lambda item: (
+            item.file.path,
+            item.event_count,
+            item.dropped_count,
+            output.size(item.file.size_bytes),
+            output.when(item.record_time),
+        ),
+    )
+
+
+@data.command(
+    "export", example="stellwerk endpoint data export digits --collection request --since 1d --dataset asked"
+)
+@_chosen
+@click.option("--to", "folder", type=click.Path(path_type=Path), help="Write the files below this folder.")
+@click.option("--dataset", metavar="NAME", help="Register them as the next version of this dataset.")
+@traced
+def data_export(
+    session: Session,
+    endpoint_name: str,
+    folder: Path | None,
+    dataset: str | None,
+    since: datetime | None,
+    until: datetime | None,
+    **chosen: Any,
+) -> None:
+    """Write collected data to a folder, or make a dataset version of it."""
+    collected = session.workspace().collected_data
+    if dataset is not None and folder is None:
+        version = collected.create_dataset(endpoint_name, dataset, since=since, until=until, **chosen)
+        facts = [("dataset", names.short_version(version.name)), ("size", output.size(version.size_bytes))]
+        output.facts(version, session.json, [*facts, ("files", output.files(version.files))])
+        return
+    if folder is None or dataset is not None:
+        raise click.UsageError("Give either --to FOLDER or --dataset NAME.")
+    found = collected.download(endpoint_name, folder, since=since, until=until, **chosen)
+    summary = {
+        "folder": str(folder),
+        "files": len(found),
+        "events": sum(item.event_count for item in found),
+        "dropped": sum(item.dropped_count for item in found),
+    }
+    if session.json:
+        output.document(summary)
+    else:
+        output.lines(summary.items())
+
+
+def collecting(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of a deployment that say what it collects."""
+    for option in (
+        click.option(
+            "--collect-max-bytes", type=int, default=0, metavar="N", help="Of a body.  [default: 262144]"
+        ),
+        click.option(
+            "--collect-header",
+            "collect_headers",
+            multiple=True,
+            metavar="NAME",
+            help="Kept with requests. Repeatable.",
+        ),
+        click.option(
+            "--collect-percent",
+            type=click.FloatRange(0, 100, min_open=True),
+            default=100.0,
+            metavar="PERCENT",
+            help="Of the requests.  [default: 100]",
+        ),
+        click.option(
+            "--collect",
+            multiple=True,
+            metavar="NAME",
+            help="Keep request, response, or what a Collector of the script is called. Repeatable.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def settings(item: Any) -> str:
+    """What a deployment collects, in words."""
+    if not item.workload.HasField("data_collection"):
+        return ""
+    wanted = item.workload.data_collection
+    return f"{', '.join(wanted.collections)} of {wanted.sampling_percent or 100:g} % of the requests"

@@ -1,0 +1,111 @@
+"""What a deployment is asked and answers becomes data."""
+
+import json
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.system.support import Cli
+
+pytestmark = pytest.mark.timeout(300)
+WORKSPACE = "collected"
+REQUESTS = 40
+SCRIPT = """
+    from azureml.ai.monitoring import Collector
+
+    def init():
+        global inputs
+        inputs = Collector("model_inputs")
+
+    def run(data):
+        inputs.collect([{"length": len(data)}])
+        return {"length": len(data)}
+"""
+
+
+@pytest.fixture(scope="module")
+def cli(stack: dict[str, Any]) -> Cli:
+    cli = Cli.of(stack, WORKSPACE)
+    cli.ok("workspace", "create", WORKSPACE)
+    return cli
+
+
+@pytest.fixture(scope="module")
+def sent(cli: Cli, stack: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Bodies by request id, sent to a deployment that is gone since."""
+    folder = tmp_path_factory.mktemp("code")
+    (folder / "score.py").write_text(dedent(SCRIPT))
+    (folder / "model.txt").write_text("none")
+    cli.ok("environment", "create", "bare")
+    cli.ok("model", "register", "none", "--path", folder / "model.txt")
+    cli.ok("endpoint", "create", "sizes")
+    cli.ok(
+        *("deployment", "create", "blue", "--endpoint", "sizes", "--model", "none:1"),
+        *("--environment", "bare", "--code", folder, "--collect", "request", "--collect", "response"),
+        *("--collect", "model_inputs", "--collect-header", "X-Customer"),
+    )
+    shown = cli.json("endpoint", "show", "sizes")
+    key = Path(stack["owner_key_file"]).read_text().strip()
+    bodies = {f"request-{number}": json.dumps({"data": "x" * number}) for number in range(REQUESTS)}
+    with httpx.Client(base_url=stack["gateway_url"] + shown["path"], timeout=30) as client:
+        for request_id, body in bodies.items():
+            headers = {"authorization": f"Bearer {key}", "x-request-id": request_id, "x-customer": "acme"}
+            client.post("/score", content=body, headers=headers).raise_for_status()
+    # The end of a replica brings what is left of it.
+    cli.ok("endpoint", "traffic", "sizes", "--none")
+    cli.ok("deployment", "delete", "blue", "--endpoint", "sizes")
+    watching = cli.start(
+        "events", "watch", "--since", "10m", "--type", "stellwerk.inference.deployment.deleted.v1"
+    )
+    assert watching.stdout is not None
+    watching.stdout.readline()
+    watching.terminate()
+    watching.communicate()
+    return bodies
+
+
+def events(folder: Path, collection: str) -> dict[str, dict[str, Any]]:
+    files = folder.glob(f"sizes/blue/{collection}/*/*/*/*/*.jsonl")
+    found = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    by_id = {event["correlationid"]: event for event in found}
+    assert len(by_id) == len(found)
+    return by_id
+
+
+def test_every_request_and_answer_is_there_once(cli: Cli, sent: dict[str, str], tmp_path: Path) -> None:
+    summary = cli.json("endpoint", "data", "export", "sizes", "--to", tmp_path)
+    assert (summary["events"], summary["dropped"]) == (3 * REQUESTS, 0)
+    requests, answers = events(tmp_path, "request"), events(tmp_path, "response")
+    assert {name: event["data"] for name, event in requests.items()} == {
+        name: json.loads(body) for name, body in sent.items()
+    }
+    assert all(json.loads(event["capturedheaders"]) == {"x-customer": "acme"} for event in requests.values())
+    assert {name: event["data"]["length"] for name, event in answers.items()} == {
+        name: len(body) for name, body in sent.items()
+    }
+    assert events(tmp_path, "model_inputs").keys() == sent.keys()
+
+
+def test_collected_data_becomes_a_dataset(cli: Cli, sent: dict[str, str]) -> None:
+    chosen = ("sizes", "--deployment", "blue", "--collection", "request", "--since", "1d")
+    listed = cli.json("endpoint", "data", "list", *chosen)
+    version = cli.json("endpoint", "data", "export", *chosen, "--dataset", "asked")
+    assert [item["file"]["path"] for item in listed] == [file["path"] for file in version["files"]]
+    assert sum(int(item["event_count"]) for item in listed) == REQUESTS
+
+
+def test_what_was_not_collected_is_an_error_with_a_cure(cli: Cli, sent: dict[str, str]) -> None:
+    outcome = cli.run("endpoint", "data", "export", "sizes", "--collection", "other", "--dataset", "none")
+    outcome.check_clear("NO_COLLECTED_DATA", 3, "--collect")
+
+
+def test_keys_are_never_collected(cli: Cli, sent: dict[str, str]) -> None:
+    outcome = cli.run(
+        *("deployment", "create", "green", "--endpoint", "sizes", "--model", "none:1", "--no-wait"),
+        *("--environment", "bare", "--code", "services/scorer/tests", "--script", "support.py"),
+        *("--collect", "request", "--collect-header", "Authorization"),
+    )
+    outcome.check_clear("INVALID_DATA_COLLECTION", 1, "authorization")
