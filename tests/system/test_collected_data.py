@@ -94,7 +94,7 @@ def test_collected_data_becomes_a_dataset(cli: Cli, sent: dict[str, str]) -> Non
     listed = cli.json("endpoint", "data", "list", *chosen)
     version = cli.json("endpoint", "data", "export", *chosen, "--dataset", "asked")
     assert [item["file"]["path"] for item in listed] == [file["path"] for file in version["files"]]
-    assert sum(int(item["event_count"]) for item in listed) == REQUESTS
+    assert sum(int(item["eventCount"]) for item in listed) == REQUESTS
 
 
 def test_what_was_not_collected_is_an_error_with_a_cure(cli: Cli, sent: dict[str, str]) -> None:

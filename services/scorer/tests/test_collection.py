@@ -75,6 +75,7 @@ async def test_a_script_collects_with_azures_collector(scorer: StartScorer, tmp_
         await running.line("ready")
         await client.post("/score", content=b"x", headers={"x-request-id": "one"})
         await client.post("/score", content=b"y")
+        await client.post("/score", content=b"z", headers={"x-stellwerk-sample": "true"})
     inputs, outputs = events(folder, "model_inputs"), events(folder, "model_outputs")
     assert [item["data"] for item in inputs] == [[{"data": "x"}], [{"data": "y"}]]
     assert [item["correlationid"] for item in inputs] == [item["correlationid"] for item in outputs]

@@ -73,6 +73,8 @@ class Samples:
         headers = {
             "authorization": f"Bearer {issued.token}",
             "content-type": "application/json",
+            # Nobody asked it: it is not collected as data.
+            "x-stellwerk-sample": "true",
             "x-request-id": f"sample-{names.id_of(replica.name)}",
         }
         origin, body = await self._sample(url, headers, replica, rollout)

@@ -111,7 +111,8 @@ class Call:
         """Keeps the request, and later its answer, if it is sampled."""
         method, request_id = self.exchange.method, self._request_id.decode("latin-1")
         is_scored = self.path == "/score" or self.path.endswith(("/infer", "/ModelInfer"))
-        if is_scored and method != b"OPTIONS" and collection.samples(request_id):
+        is_real = b"x-stellwerk-sample" not in self.exchange.headers
+        if is_scored and is_real and method != b"OPTIONS" and collection.samples(request_id):
             self._collection = collection
             subject = f"{method.decode()} {self.exchange.target.decode('latin-1')}"
             collection.request(request_id, subject, self.exchange.headers, self.exchange.body)

@@ -43,7 +43,7 @@ _LONGEST_BACKOFF_SECONDS = 30.0
 UPDATABLE = frozenset(
     {
         *("models", "environment", "snapshot", "scoring_script", "compute", "replica_count", "variables"),
-        *("request_settings", "sample", "rollout_limit"),
+        *("request_settings", "sample", "rollout_limit", "data_collection"),
     }
 )
 _SETTINGS_LIMITS = {
@@ -227,6 +227,9 @@ def change(deployment: pb.Deployment, request: pb.UpdateDeploymentRequest) -> pb
 def _only(request: pb.UpdateDeploymentRequest, path: str) -> pb.CreateDeploymentRequest:
     """The same field of another message."""
     value = getattr(request, path)
+    if path == "data_collection" and not request.HasField("data_collection"):
+        # Absent means something: nothing is collected any more.
+        return pb.CreateDeploymentRequest()
     return pb.CreateDeploymentRequest(**{path: value})
 
 

@@ -49,6 +49,8 @@ class _State:
     def __init__(self) -> None:
         self.names: list[str] = []
         self.request_id = ""
+        # The request with which the platform tries the deployment: no data.
+        self.is_sample = False
         self.settings = collecting.Settings.from_environment()
         self._writer: collecting.Writer | None = None
 
@@ -69,10 +71,11 @@ def is_used() -> bool:
 
 def begin(meta: bytes) -> None:
     """The request that `run` answers from now on; empty for several at once."""
-    _state.request_id = ""
+    _state.request_id, _state.is_sample = "", False
     if meta and _state.names:
         headers = dict(json.loads(meta)["headers"])
         _state.request_id = str(headers.get("x-request-id", ""))
+        _state.is_sample = "x-stellwerk-sample" in headers
 
 
 class Collector:
@@ -118,7 +121,9 @@ class Collector:
 
     def _collect(self, data: Any, context: CorrelationContext) -> None:
         settings = _state.settings
-        if not self._is_enabled or not settings.samples(_state.request_id or context.get_id()):
+        if not self._is_enabled or _state.is_sample:
+            return
+        if not settings.samples(_state.request_id or context.get_id()):
             return
         kind = type(data)
         event = collecting.Event(
