@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.system.support import Cli
+from tests.system.support import EXAMPLE, Cli
 
 pytestmark = pytest.mark.timeout(300)
 WORKSPACE = "collected"
@@ -105,7 +105,7 @@ def test_what_was_not_collected_is_an_error_with_a_cure(cli: Cli, sent: dict[str
 def test_keys_are_never_collected(cli: Cli, sent: dict[str, str]) -> None:
     outcome = cli.run(
         *("deployment", "create", "green", "--endpoint", "sizes", "--model", "none:1", "--no-wait"),
-        *("--environment", "bare", "--code", "services/scorer/tests", "--script", "support.py"),
+        *("--environment", "bare", "--code", EXAMPLE, "--script", "score.py"),
         *("--collect", "request", "--collect-header", "Authorization"),
     )
-    outcome.check_clear("INVALID_DATA_COLLECTION", 1, "authorization")
+    outcome.check_clear("INVALID_DATA_COLLECTION", 2, "authorization")

@@ -59,42 +59,34 @@ def digest_of(lock: str, python_version: str) -> str:
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
-class Environments:
-    """The environments of this node, below `cache/envs`."""
+class EnvironmentBuilder:
+    """Builds environments below `cache/envs`, and keeps them."""
 
-    def __init__(self, cache: Path, registry: "environments_pb2_grpc.EnvironmentServiceAsyncStub") -> None:
+    def __init__(self, cache: Path) -> None:
         self._folder = cache / "envs"
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._registry = registry
 
-    async def provide(self, name: str, log: Path) -> Environment:
-        """The environment, resolved and built where that was not done before. `log` gets what uv says."""
-        version = await self._version(name)
+    async def build(self, version: environments_pb2.EnvironmentVersion, log: Path) -> Environment:
+        """The environment of a version, without a registry: a lock that is made here holds only here."""
         python_version = version.python_version or _own_version()
         lock = version.lock
-        if not version.digest and version.packages:
+        if not lock and version.packages:
             lock = await self._resolve(version, python_version, log)
-        digest = digest_of(lock, python_version)
-        if name and not version.digest:
-            request = environments_pb2.LockEnvironmentVersionRequest(
-                name=version.name, lock=lock, digest=digest
-            )
-            # Another node may have been faster; the first lock holds for all.
-            lock = (await call(self._registry.LockEnvironmentVersion, request)).lock
-            digest = digest_of(lock, python_version)
+        return await self._built(version, digest_of(lock, python_version), lock, python_version, log)
+
+    async def _built(
+        self,
+        version: environments_pb2.EnvironmentVersion,
+        digest: str,
+        lock: str,
+        python_version: str,
+        log: Path,
+    ) -> Environment:
         folder, was_there = await self._materialise(digest.partition(":")[2], lock, python_version, log)
         note = "environment served from the cache" if was_there else "environment built"
         with open(log, "a") as said:
             said.write(f"{note}: {digest}, Python {python_version}\n")
         return Environment(folder, dict(version.variables), note)
-
-    async def _version(self, name: str) -> environments_pb2.EnvironmentVersion:
-        """The version, with its lock if it has one; without a name one without packages."""
-        if not name:
-            return environments_pb2.EnvironmentVersion()
-        # Asked each time: in a workspace that was deleted and made again the name means another one.
-        request = environments_pb2.GetEnvironmentVersionRequest(name=name)
-        return await call(self._registry.GetEnvironmentVersion, request)
 
     async def _resolve(
         self, version: environments_pb2.EnvironmentVersion, python_version: str, log: Path
@@ -142,6 +134,39 @@ class Environments:
         sync = ["pip", "sync", "--require-hashes", "--compile-bytecode"]
         sync += ["--python", str(folder / "bin" / "python"), str(requirements)]
         await _uv(sync, log, failed=failed, packages=packages)
+
+
+class Environments(EnvironmentBuilder):
+    """The environments of this node."""
+
+    def __init__(self, cache: Path, registry: "environments_pb2_grpc.EnvironmentServiceAsyncStub") -> None:
+        super().__init__(cache)
+        self._registry = registry
+
+    async def provide(self, name: str, log: Path) -> Environment:
+        """The environment, resolved and built where that was not done before. `log` gets what uv says."""
+        version = await self._version(name)
+        python_version = version.python_version or _own_version()
+        lock = version.lock
+        if not version.digest and version.packages:
+            lock = await self._resolve(version, python_version, log)
+        digest = digest_of(lock, python_version)
+        if name and not version.digest:
+            request = environments_pb2.LockEnvironmentVersionRequest(
+                name=version.name, lock=lock, digest=digest
+            )
+            # Another node may have been faster; the first lock holds for all.
+            lock = (await call(self._registry.LockEnvironmentVersion, request)).lock
+            digest = digest_of(lock, python_version)
+        return await self._built(version, digest, lock, python_version, log)
+
+    async def _version(self, name: str) -> environments_pb2.EnvironmentVersion:
+        """The version, with its lock if it has one; without a name one without packages."""
+        if not name:
+            return environments_pb2.EnvironmentVersion()
+        # Asked each time: in a workspace that was deleted and made again the name means another one.
+        request = environments_pb2.GetEnvironmentVersionRequest(name=name)
+        return await call(self._registry.GetEnvironmentVersion, request)
 
 
 def _own_version() -> str:

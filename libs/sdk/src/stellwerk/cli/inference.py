@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from stellwerk import names
-from stellwerk.cli import arguments, endpoint_data, endpoint_keys, endpoint_load, output
+from stellwerk.cli import arguments, deployment_try, endpoint_data, endpoint_keys, endpoint_load, output
 from stellwerk.cli.base import Group, Session, traced
 from stellwerk.errors import StellwerkError
 
@@ -179,6 +179,7 @@ def deployment() -> None:
 
 
 deployment.add_command(endpoint_load.scale)
+deployment.add_command(deployment_try.try_)
 _of = click.option("--endpoint", "endpoint_name", required=True, metavar="NAME", help="The endpoint.")
 
 

@@ -1,0 +1,127 @@
+"""`stellwerk deployment try`: a scoring script in the foreground, before it is deployed."""
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stellwerk import names
+from stellwerk.cli import arguments
+from stellwerk.cli.base import Command, Session
+from stellwerk.errors import StellwerkError
+
+
+def _module() -> Any:
+    """The part that runs deployments; raises `StellwerkError` where it is not installed."""
+    try:
+        return importlib.import_module("stellwerk_agent.trial")
+    except ModuleNotFoundError as error:
+        if error.name is None or not error.name.startswith("stellwerk_"):
+            raise
+        raise StellwerkError(
+            "AGENT_MISSING",
+            "What runs deployments is not installed here.",
+            "Install the packages stellwerk-agent and stellwerk-scorer.",
+        ) from error
+
+
+@click.command(
+    "try",
+    cls=Command,
+    example="stellwerk deployment try --local examples/digits --model model.joblib "
+    "--packages scikit-learn --request request.json",
+)
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False), default=Path())
+@click.option("--local", is_flag=True, required=True, help="On this machine, in the foreground.")
+@click.option("--script", default="score.py", show_default=True, help="Scoring script in the folder.")
+@click.option(
+    "--model", "models", multiple=True, metavar="NAME[:VERSION]|PATH", help="Registered or not. Repeatable."
+)
+@click.option("-e", "--environment", metavar="NAME[:VERSION]", help="A registered environment.")
+@click.option("--packages", multiple=True, metavar="NAMES", help="Or requirements, separated by commas.")
+@click.option("--python", "python_version", default="", metavar="X.Y", help="Python of --packages.")
+@click.option("--variable", "variables", multiple=True, metavar="NAME=VALUE", help="Set for the script.")
+@click.option("--port", type=click.IntRange(0, 65535), default=5001, show_default=True, help="0: a free one.")
+@click.option("--request", type=click.Path(path_type=Path), help="Score this file, then end.")
+def try_(
+    session: Session,
+    folder: Path,
+    local: bool,
+    script: str,
+    models: tuple[str, ...],
+    environment: str | None,
+    packages: tuple[str, ...],
+    python_version: str,
+    variables: tuple[str, ...],
+    port: int,
+    request: Path | None,
+) -> int:
+    """Run a deployment here, as a node would, without a stack.
+
+    What the script prints and its traceback appear on stderr; Ctrl-C ends it. Only registered models and
+    environments need a running Stellwerk.
+    """
+    if environment and packages:
+        raise click.UsageError("Give either --environment or --packages.")
+    if not (folder / script).is_file():
+        raise _missing(folder / script)
+    module = _module()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stellwerk"
+    trial = module.Trial(
+        folder=folder.resolve(),
+        script=script,
+        environment=session.workspace().environments.get(environment)
+        if environment
+        else module.version_of(_split(packages), python_version),
+        models=dict(_model(session, cache, model) for model in models),
+        variables=arguments.pairs(variables, "--variable"),
+        port=port,
+        request=_read(request) if request else None,
+    )
+    click.echo("Preparing the environment; Ctrl-C ends.", err=True)
+    return _run(module, trial, cache)
+
+
+def _run(module: Any, trial: Any, cache: Path) -> int:
+    from stellwerk_platform.errors import PlatformError
+
+    try:
+        code, answer = module.run(trial, cache)
+    except PlatformError as error:
+        raise StellwerkError(error.reason, error.message, error.cure) from error
+    if answer is not None:
+        sys.stdout.buffer.write(answer + b"\n")
+        sys.stdout.buffer.flush()
+    return int(code)
+
+
+def _split(packages: tuple[str, ...]) -> list[str]:
+    return [name.strip() for text in packages for name in text.split(",") if name.strip()]
+
+
+def _model(session: Session, cache: Path, reference: str) -> tuple[tuple[str, str], Path]:
+    """Name and version, and where it lies; what is registered is downloaded once."""
+    path = Path(reference)
+    if path.exists():
+        return (path.stem, "1"), path.resolve()
+    if "/" in reference or path.suffix:
+        raise _missing(path)
+    found = session.workspace().models.get(reference)
+    name, version = names.short_version(found.name).split(":")
+    folder = cache / "models" / found.digest.partition(":")[2]
+    session.workspace().models.download(f"{name}:{version}", folder)
+    return (name, version), folder
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _missing(path) from error
+
+
+def _missing(path: Path) -> StellwerkError:
+    return StellwerkError("PATH_NOT_FOUND", f"There is no {path}.", "Check the path.", code="NOT_FOUND")
