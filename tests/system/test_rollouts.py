@@ -146,3 +146,48 @@ def test_a_model_version_in_use_cannot_be_deleted(cli: Cli) -> None:
     cli.ok("deployment", "update", "blue", "--endpoint", "live", "--keep", "1")
     cli.ok("model", "delete", "twice:2", "--yes")
     assert cli.run("model", "show", "twice:2").reason == "MODEL_VERSION_NOT_FOUND"
+
+
+SLOW = """
+import json, time
+
+def init():
+    pass
+
+def run(raw):
+    seconds = json.loads(raw)["seconds"]
+    print(f"works for {seconds} s", flush=True)
+    time.sleep(seconds)
+    return {"worked": seconds}
+"""
+
+
+def test_a_deployment_that_is_deleted_answers_what_it_was_asked(
+    cli: Cli, stack: dict[str, Any], owner_key: str, tmp_path: Path
+) -> None:
+    (tmp_path / "score.py").write_text(SLOW)
+    cli.ok("endpoint", "create", "slow")
+    created = cli.json(
+        *("deployment", "create", "only", "--endpoint", "slow", "--model", "twice:1"),
+        *("--environment", "bare", "--code", tmp_path),
+    )
+    assert "No sample request was scored" in created["reason"]["message"]
+    cli.ok("endpoint", "traffic", "slow", "--none")
+    answers: list[httpx.Response] = []
+    url = f"{stack['gateway_url']}/endpoints/{WORKSPACE}/slow/score"
+    headers = {"authorization": f"Bearer {owner_key}", "azureml-model-deployment": "only"}
+
+    def ask() -> None:
+        answers.append(httpx.post(url, json={"seconds": 8}, headers=headers, timeout=60))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    follower = cli.start("deployment", "logs", "slow", "only", "--follow")
+    assert follower.stdout is not None
+    assert any("works for 8 s" in line for line in follower.stdout)
+    deleting = cli.json("deployment", "delete", "only", "--endpoint", "slow")
+    assert deleting["state"] == "PROVISIONING_STATE_DELETING"
+    asking.join()
+    assert [(answer.status_code, answer.json()) for answer in answers] == [(200, {"worked": 8})]
+    follower.communicate()
+    assert follower.returncode == 0

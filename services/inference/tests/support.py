@@ -2,9 +2,10 @@
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import grpc
@@ -14,6 +15,7 @@ from services.secrets.tests.support import Secrets
 from stellwerk_inference.config import InferenceSettings
 from stellwerk_inference.main import compose
 from stellwerk_launcher import ports
+from stellwerk_launcher.testing import plaintext_command
 from stellwerk_platform.app import App
 from stellwerk_platform.auth import CallerCredentials, StaticCredentials
 from stellwerk_platform.bus import Bus
@@ -131,12 +133,12 @@ class Inference:
     loads_of_gateways: Any = None
     _revisions: dict[str, int] = field(default_factory=dict)
 
-    @asynccontextmanager
-    async def run(self) -> AsyncIterator["Inference"]:
+    @property
+    def settings(self) -> InferenceSettings:
+        """What the service reads from its environment."""
         servers = self.secrets.servers
         others = f"127.0.0.1:{self.others.port}"
-        app = App("inference")
-        settings = InferenceSettings(
+        return InferenceSettings(
             namespace=self.bus.names.namespace,
             listen=f"127.0.0.1:{self.port}",
             mongodb_uri=servers.mongodb_uri,
@@ -149,24 +151,55 @@ class Inference:
             vault_secret_id=servers.vault_secret_id,
             replica_ready_seconds=self.ready_seconds,
         )
-        address = settings.listen
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator["Inference"]:
+        app = App("inference")
         try:
-            await compose(app, settings)
-            async with (
-                connect(self.secrets.address) as anonymous,
-                connect(address, StaticCredentials(self.secrets.owner_key)) as channel,
-                connect(
-                    address, CallerCredentials(anonymous, settings.vault_role_id, settings.vault_secret_id)
-                ) as internal,
-            ):
-                self.stub = endpoints_pb2_grpc.EndpointServiceStub(channel)
-                self.keys = keys_pb2_grpc.EndpointKeyServiceStub(channel)
-                self.loads = loads_pb2_grpc.LoadServiceStub(channel)
-                self.loads_of_gateways = loads_pb2_grpc.LoadServiceStub(internal)
-                self.routes_stub = endpoints_pb2_grpc.EndpointServiceStub(internal)
+            await compose(app, self.settings)
+            async with self._called():
                 yield self
         finally:
             await app.leave()
+
+    @asynccontextmanager
+    async def process(self, failpoint: str = "") -> AsyncIterator[asyncio.subprocess.Process]:
+        """The service as a process of its own that dies at a place, once it answers."""
+        variables = {
+            f"STELLWERK_{one.name.upper()}": str(getattr(self.settings, one.name))
+            for one in fields(self.settings)
+        }
+        process = await asyncio.create_subprocess_exec(
+            *plaintext_command("inference", "InferenceSettings"),
+            env={**os.environ, **variables, "STELLWERK_FAILPOINT": failpoint},
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        try:
+            async with self._called():
+                yield process
+        finally:
+            if process.returncode is None:
+                process.terminate()
+            await process.wait()
+
+    @asynccontextmanager
+    async def _called(self) -> AsyncIterator[None]:
+        """The stubs, as the owner and as a service."""
+        settings = self.settings
+        address = settings.listen
+        async with (
+            connect(self.secrets.address) as anonymous,
+            connect(address, StaticCredentials(self.secrets.owner_key)) as channel,
+            connect(
+                address, CallerCredentials(anonymous, settings.vault_role_id, settings.vault_secret_id)
+            ) as internal,
+        ):
+            self.stub = endpoints_pb2_grpc.EndpointServiceStub(channel)
+            self.keys = keys_pb2_grpc.EndpointKeyServiceStub(channel)
+            self.loads = loads_pb2_grpc.LoadServiceStub(channel)
+            self.loads_of_gateways = loads_pb2_grpc.LoadServiceStub(internal)
+            self.routes_stub = endpoints_pb2_grpc.EndpointServiceStub(internal)
+            yield
 
     async def create_endpoint(self, endpoint_id: str) -> pb.Endpoint:
         request = pb.CreateEndpointRequest(parent=WORKSPACE, endpoint_id=endpoint_id)
