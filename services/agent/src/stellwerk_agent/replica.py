@@ -27,7 +27,7 @@ from stellwerk_protos.compute.v1 import workloads_pb2
 log = logging.getLogger(__name__)
 # A replica that has ended waits so long for `runs` to take the end of its log.
 _LAST_WORDS_SECONDS = 30.0
-_SCORER_MORE_SECONDS = 5.0
+_SCORER_MORE_SECONDS = 5
 _READY_PATH = "/v2/health/ready"
 _POLL_SECONDS = 0.1
 # Of Linux, less the zero at the end.
@@ -141,7 +141,7 @@ class ReplicaWorker(Worker):
             "STELLWERK_SCORER_GRPC_LISTEN": grpc_address,
             "STELLWERK_SCORER_PYTHON": str(environment.python),
             "STELLWERK_SCORER_SCRIPT": str(script),
-            "STELLWERK_SCORER_DRAIN_SECONDS": f"{max(self.grace_seconds - _SCORER_MORE_SECONDS, 1.0):g}",
+            "STELLWERK_SCORER_DRAIN_SECONDS": str(max(int(self.grace_seconds) - _SCORER_MORE_SECONDS, 1)),
             **collection_variables(self.workload, self.folder.path, self.allocation.owner),
             "STELLWERK_SCORER_ENDPOINT": names.parent_of(self.allocation.owner, 2),
             **({"TRACEPARENT": traceparent} if traceparent else {}),
