@@ -97,7 +97,13 @@ class Scorer:
     def __init__(self) -> None:
         self.ready = True
         self.asked = asyncio.Event()
+        # The example of @input_schema, what /score answers, and what it was sent.
+        self.example: Any = None
+        self.status = 200
+        self.scored: list[Any] = []
         application = web.Application()
+        application.router.add_get("/swagger.json", self._swagger)
+        application.router.add_post("/score", self._score)
         application.router.add_get("/v2/health/ready", self._answer)
         self._runner = web.AppRunner(application, shutdown_timeout=0.1)
         self.address = ""
@@ -105,6 +111,15 @@ class Scorer:
     async def _answer(self, _request: web.Request) -> web.Response:
         self.asked.set()
         return web.json_response({}, status=200 if self.ready else 503)
+
+    async def _swagger(self, _request: web.Request) -> web.Response:
+        return web.json_response({"definitions": {"ServiceInput": {"example": self.example or {}}}})
+
+    async def _score(self, request: web.Request) -> web.Response:
+        self.scored.append(await request.json())
+        assert request.headers["authorization"].startswith("Bearer ")
+        failure = {"reason": "SCRIPT_ERROR", "message": "The script raised KeyError."}
+        return web.json_response({} if self.status == 200 else failure, status=self.status)
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator["Scorer"]:

@@ -119,6 +119,27 @@ async def test_a_failed_rollout_keeps_its_reason_and_leaves_the_traffic(
     assert dict(after.traffic) == {"blue": 100}
 
 
+async def test_a_replica_scores_its_sample_before_it_is_ready(
+    inference: Inference, journal: Journal, scorer: Scorer
+) -> None:
+    endpoint = (await inference.create_endpoint("sampled")).name
+    scorer.example = {"data": [[1, 2]]}
+    good, _ = await ready_deployment(inference, journal, scorer, endpoint, "good")
+    assert scorer.scored == [{"data": [[1, 2]]}]
+    assert "The sample request (@input_schema) was answered" in good.reason.message
+    scorer.status = 500
+    bad = await inference.create_deployment(endpoint, "bad")
+    replica = (await journal.next("replica.created"))["subject"]
+    await inference.allocate(replica, compute.ALLOCATION_STATE_RUNNING, scorer.address)
+    failed = await inference.deployment(bad.name, states.FAILED)
+    assert failed.reason.code == "SAMPLE_FAILED"
+    assert "500 SCRIPT_ERROR: The script raised KeyError" in failed.reason.message
+    assert "stellwerk deployment logs sampled bad" in failed.reason.cure
+    assert (await journal.next("replica.deleting"))["subject"] == replica
+    after = await inference.stub.GetEndpoint(pb.GetEndpointRequest(name=endpoint))
+    assert dict(after.traffic) == {"good": 100}
+
+
 async def test_replicas_that_are_ready_at_the_same_moment_are_all_counted(
     inference: Inference, journal: Journal, scorer: Scorer
 ) -> None:

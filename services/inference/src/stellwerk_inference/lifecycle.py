@@ -102,6 +102,8 @@ class Lifecycle:
             if rollout is not None and count:
                 fact = Fact("created", "SCALED_UP", cause=cause)
                 await self._add_replicas(tx, after, rollout, count, fact)
+            # A rollout that goes on has to bring as many.
+            await self._start_target(tx, after, cause)
             await self._settle(tx, name, cause)
             return await self._store.deployments.get(name, tx.session)
 

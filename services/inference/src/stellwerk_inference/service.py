@@ -102,7 +102,7 @@ class EndpointService(endpoints_pb2_grpc.EndpointServiceServicer):
         fields = list(request.update_mask.paths)
 
         def update(newest: pb.Deployment) -> Fact | None:
-            if deployments.change(newest, request) != wanted:
+            if not deployments.is_same_request(deployments.change(newest, request), wanted):
                 raise Aborted(
                     "REVISION_CHANGED", f"{request.name} was updated by somebody else.", "Read it again."
                 )

@@ -224,6 +224,14 @@ def change(deployment: pb.Deployment, request: pb.UpdateDeploymentRequest) -> pb
     return wanted
 
 
+def is_same_request(one: pb.CreateDeploymentRequest, other: pb.CreateDeploymentRequest) -> bool:
+    """Whether both ask the same of replicas and doors; how many replicas there are, the load may change."""
+    copy = pb.CreateDeploymentRequest()
+    copy.CopyFrom(one)
+    copy.replica_count = other.replica_count
+    return copy == other
+
+
 def _only(request: pb.UpdateDeploymentRequest, path: str) -> pb.CreateDeploymentRequest:
     """The same field of another message."""
     value = getattr(request, path)
