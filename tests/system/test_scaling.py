@@ -1,8 +1,11 @@
 """A deployment that sleeps without requests, behind an endpoint that takes its own keys only."""
 
+import functools
 import json
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +65,14 @@ def workspace(
         workspace.endpoints.delete("sleepy")
 
 
-def until_asleep(workspace: stellwerk.Workspace) -> None:
-    """Returns when no replica runs any more, as `inference` tells."""
+def has_ready(count: int, deployment: endpoints_pb2.Deployment) -> bool:
+    return deployment.ready_replica_count == count
+
+
+def until(workspace: stellwerk.Workspace, reached: Callable[[endpoints_pb2.Deployment], bool]) -> None:
+    """Returns when the deployment is so."""
     deadline = time.monotonic() + 60
-    while workspace.deployments.get("sleepy", "blue").reason.code != "ASLEEP":
+    while not reached(workspace.deployments.get("sleepy", "blue")):
         assert time.monotonic() < deadline
         time.sleep(0.2)
 
@@ -75,11 +82,9 @@ def test_the_first_request_is_answered_by_a_replica_that_it_started(
     cli: Cli, workspace: stellwerk.Workspace, owner_key: str
 ) -> None:
     key = cli.run("endpoint", "keys", "regenerate", "sleepy", "--key", "primary").out.strip()
-    until_asleep(workspace)
+    until(workspace, lambda item: item.reason.code == "ASLEEP")
     url = workspace.endpoints.get("sleepy").url
-    began = time.monotonic()
     answer = httpx.post(url, json={"x": 21}, headers={"authorization": f"Bearer {key}"}, timeout=60)
-    print(f"scale from zero: {time.monotonic() - began:.2f} s")
     assert (answer.status_code, answer.json()) == (200, {"answer": 42})
     why = cli.run("why", "endpoints/sleepy/deployments/blue").out
     assert "REQUEST_WAITS" in why or "NO_REQUESTS" in why, why
@@ -95,6 +100,33 @@ def test_the_first_request_is_answered_by_a_replica_that_it_started(
     assert httpx.post(url, json={"x": 1}, headers={"authorization": f"Bearer {new}"}).status_code == 200
     assert httpx.post(url, json={"x": 1}, headers={"authorization": f"Bearer {key}"}).status_code == 401
     assert "key_regenerated" in cli.run("activity", "list").out
+
+
+@pytest.mark.timeout(180)
+def test_no_request_is_lost_when_replicas_come_and_go(cli: Cli, workspace: stellwerk.Workspace) -> None:
+    key = cli.run("endpoint", "keys", "regenerate", "sleepy", "--key", "primary", "--yes").out.strip()
+    url = workspace.endpoints.get("sleepy").url
+    over = threading.Event()
+
+    def call(number: int) -> list[tuple[int, int]]:
+        found = []
+        with httpx.Client(headers={"authorization": f"Bearer {key}"}, timeout=60) as client:
+            while not over.is_set():
+                answer = client.post(url, json={"x": number})
+                found.append((answer.status_code, answer.json().get("answer", 0)))
+        return found
+
+    with ThreadPoolExecutor(4) as callers:
+        calls = [callers.submit(call, number) for number in range(4)]
+        try:
+            for count in (2, 1, 2, 1):
+                settings = endpoints_pb2.ScaleSettings(min_replicas=count, max_replicas=count)
+                workspace.loads.set_scale("sleepy", "blue", settings)
+                until(workspace, functools.partial(has_ready, count))
+        finally:
+            over.set()
+        for number, answers in enumerate(calls):
+            assert set(answers.result()) == {(200, 2 * number)}
 
 
 def test_the_load_is_shown_and_played_again(cli: Cli, workspace: stellwerk.Workspace, tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ reported each, the rest of that second together (`count`).
 whatever its process does, RPCs included.
 """
 
+from __future__ import annotations
+
 import asyncio
 import json
 import logging
@@ -16,12 +18,12 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import uuid_utils
 from google.protobuf import json_format
 
 from stellwerk_platform import names, telemetry
-from stellwerk_platform.bus import Bus
 from stellwerk_platform.documents import now
 from stellwerk_platform.errors import PlatformError, Unavailable
 from stellwerk_protos.telemetry.v1.activity_pb2 import (
@@ -30,6 +32,9 @@ from stellwerk_protos.telemetry.v1.activity_pb2 import (
     Activity,
     ActivityResult,
 )
+
+if TYPE_CHECKING:
+    from stellwerk_platform.bus import Bus
 
 log = logging.getLogger(__name__)
 STREAM = "ACTIVITY"

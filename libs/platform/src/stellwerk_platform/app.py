@@ -5,13 +5,15 @@ enters is left again at the end, and a background task that fails ends the proce
 so that whoever supervises it starts it anew.
 """
 
+from __future__ import annotations
+
 import asyncio
 import logging
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import uvloop
@@ -19,7 +21,6 @@ import uvloop
 from stellwerk_platform import activity, probes, telemetry
 from stellwerk_platform.access import Guard
 from stellwerk_platform.auth import CallerCredentials, TokenSource, TokenVerifier
-from stellwerk_platform.bus import Bus, ensure_streams
 from stellwerk_platform.diagnosis import Diagnosis
 from stellwerk_platform.errors import PlatformError, Unavailable
 from stellwerk_platform.grpc_client import Credentials, connect
@@ -28,7 +29,6 @@ from stellwerk_platform.hardening import keep_memory_private
 from stellwerk_platform.identity import Identity
 from stellwerk_platform.journal import Relay
 from stellwerk_platform.memberships import Memberships, Registry, RoleSource
-from stellwerk_platform.mongo import Database
 from stellwerk_platform.revocations import Revocations, from_secrets
 from stellwerk_platform.settings import (
     IdentitySettings,
@@ -38,6 +38,10 @@ from stellwerk_platform.settings import (
     StoreSettings,
 )
 from stellwerk_protos.platform.v1 import platform_pb2, platform_pb2_grpc
+
+if TYPE_CHECKING:
+    from stellwerk_platform.bus import Bus
+    from stellwerk_platform.mongo import Database
 
 log = logging.getLogger(__name__)
 _AWAY_SECONDS = 1.0
@@ -139,6 +143,10 @@ class App:
 
 async def open_journal(app: App, settings: StoreSettings) -> tuple[Database, Bus]:
     """Connects to MongoDB and NATS, and publishes in the background what is committed."""
+    # Not for all: a scoring server has neither, and its start is waited for.
+    from stellwerk_platform.bus import Bus, ensure_streams
+    from stellwerk_platform.mongo import Database
+
     database = Database(settings.mongodb_uri, settings.namespace, app.name)
     app.close(database.close)
     await database.open()
@@ -221,7 +229,7 @@ class Service:
         app: App,
         settings: ServiceSettings,
         members: Callable[[Database], RoleSource] | None = None,
-    ) -> "Service":
+    ) -> Service:
         """Connects to MongoDB, NATS and `secrets`; the relay runs in the background.
 
         `members` is for who keeps the members of workspaces itself; everybody else asks `registry`.

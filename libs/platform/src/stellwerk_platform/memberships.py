@@ -4,20 +4,25 @@ The journal tells of every change within moments. An entry ages out all the same
 bus cannot keep a door open, and nobody is refused because of an entry that is not new.
 """
 
+from __future__ import annotations
+
 import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import grpc
-from nats.aio.msg import Msg
 
 from stellwerk_platform import names
-from stellwerk_platform.bus import Bus
 from stellwerk_platform.errors import Unavailable
 from stellwerk_platform.roles import WORKSPACE_ROLES
 from stellwerk_protos.registry.v1 import members_pb2, members_pb2_grpc
+
+if TYPE_CHECKING:
+    from nats.aio.msg import Msg
+
+    from stellwerk_platform.bus import Bus
 
 log = logging.getLogger(__name__)
 # Whose access has changed where: user and workspace, by resource name; "" for all.
@@ -42,7 +47,7 @@ _NAMES = {
 assert set(_NAMES.values()) == set(WORKSPACE_ROLES)
 
 
-def role_name(role: "members_pb2.Role.ValueType") -> str:
+def role_name(role: members_pb2.Role.ValueType) -> str:
     """`Owner` for ROLE_OWNER; "" for none."""
     return _NAMES.get(role, "")
 

@@ -1,21 +1,27 @@
-"""How the parts that several services stand on are tried."""
+"""How the parts that several services stand on are tried.
+
+Their clients are imported where they are used: a scoring server has none of them, and its start is waited
+for.
+"""
+
+from __future__ import annotations
 
 import asyncio
 import time
 import uuid
 from datetime import UTC
+from typing import TYPE_CHECKING
 
 import grpc
-import nats.errors
-import nats.js.errors
-from pymongo.errors import PyMongoError
 
 from stellwerk_platform.auth import CallerCredentials, TokenVerifier
-from stellwerk_platform.bus import Bus
 from stellwerk_platform.diagnosis import Diagnosis
 from stellwerk_platform.errors import FailedPrecondition, Unavailable
 from stellwerk_platform.identity import Identity
-from stellwerk_platform.mongo import Database
+
+if TYPE_CHECKING:
+    from stellwerk_platform.bus import Bus
+    from stellwerk_platform.mongo import Database
 
 _SKEW_SECONDS = 2.0
 _CLOCK_SECONDS = 3.0
@@ -68,6 +74,8 @@ async def _store(database: Database) -> None:
 
 
 async def _clock(database: Database) -> None:
+    from pymongo.errors import PyMongoError
+
     began = time.time()
     try:
         async with asyncio.timeout(_CLOCK_SECONDS):
@@ -100,6 +108,9 @@ def add_bus(diagnosis: Diagnosis, bus: Bus) -> None:
 
 
 async def _bus(bus: Bus) -> None:
+    import nats.errors
+    import nats.js.errors
+
     if not bus.client.is_connected:
         raise Unavailable("NATS_UNAVAILABLE", "There is no connection to NATS.")
     body, stream = uuid.uuid4().hex.encode(), bus.names.stream(_STREAM)

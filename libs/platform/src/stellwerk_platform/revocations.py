@@ -3,20 +3,26 @@
 Without the journal (the connection is away, or has just come back) the list is asked for anew.
 """
 
+from __future__ import annotations
+
 import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import grpc
-from nats.aio.msg import Msg
 
 from stellwerk_platform.auth import Caller
-from stellwerk_platform.bus import Bus
 from stellwerk_platform.errors import PlatformError, Unauthenticated, Unavailable
 from stellwerk_platform.journal import decode
 from stellwerk_protos.secrets.v1 import tokens_pb2, tokens_pb2_grpc
+
+if TYPE_CHECKING:
+    from nats.aio.msg import Msg
+
+    from stellwerk_platform.bus import Bus
 
 log = logging.getLogger(__name__)
 Load = Callable[[], Awaitable[Iterable[tokens_pb2.Revocation]]]

@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 _LAST_WORDS_SECONDS = 30.0
 _SCORER_MORE_SECONDS = 5
 _READY_PATH = "/v2/health/ready"
-_POLL_SECONDS = 0.1
+# A request may wait for the server; one that loads for minutes need not be asked all the time.
+_FIRST_POLL_SECONDS, _LONGEST_POLL_SECONDS = 0.02, 0.25
 # Of Linux, less the zero at the end.
 _MAX_SOCKET_PATH_BYTES = 107
 
@@ -176,8 +177,10 @@ class ReplicaWorker(Worker):
             return
         async with httpx.AsyncClient(trust_env=False, timeout=5) as client:
             # Another process cannot set an event of ours.
-            while not await _is_ready(client, ports["http_address"]):  # noqa: ASYNC110
-                await asyncio.sleep(_POLL_SECONDS)
+            pause = _FIRST_POLL_SECONDS
+            while not await _is_ready(client, ports["http_address"]):
+                await asyncio.sleep(pause)
+                pause = min(pause * 1.05, _LONGEST_POLL_SECONDS)
         self._state.http_address = ports["http_address"]
         self._state.grpc_address = ports["grpc_address"]
         self.report(RUNNING, common_pb2.Reason(code="REPLICA_READY", message="The scoring server answers."))
