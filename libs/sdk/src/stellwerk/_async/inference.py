@@ -187,12 +187,7 @@ class AsyncDeployments:
         )
         if collect:
             request.data_collection.CopyFrom(
-                workloads_pb2.DataCollection(
-                    collections=collect,
-                    sampling_percent=collect_percent,
-                    captured_headers=[header.lower() for header in collect_headers],
-                    max_payload_bytes=collect_max_bytes,
-                )
+                _collection(collect, collect_percent, collect_headers, collect_max_bytes)
             )
         return await self._core.call(self._stub.CreateDeployment, request)
 
@@ -214,11 +209,16 @@ class AsyncDeployments:
         retry_lost: bool | None = None,
         sample: str | None = None,
         keep: int | None = None,
+        collect: Sequence[str] | None = None,
+        collect_percent: float = 100,
+        collect_headers: Sequence[str] = (),
+        collect_max_bytes: int = 0,
     ) -> endpoints_pb2.Deployment:
         """Changes what is given; parameters as for `create`. Does not wait.
 
         Another model, code, environment, compute, time-out or other variables make a rollout: its replicas
-        start beside those that serve and take their place once all have answered the sample request.
+        start beside those that serve and take their place once all have answered the sample request. So does
+        another `collect`, which replaces all that was said of it; empty collects nothing any more.
         """
         request = endpoints_pb2.UpdateDeploymentRequest(
             name=self._name(endpoint, name),
@@ -251,10 +251,15 @@ class AsyncDeployments:
             for field, value in settings.items():
                 if value is not None:
                     setattr(request.request_settings, field, value)
+        if collect:
+            request.data_collection.CopyFrom(
+                _collection(collect, collect_percent, collect_headers, collect_max_bytes)
+            )
         request.update_mask.paths.extend(changed)
         for field, given in (
             ("models", models is not None),
             ("variables", variables is not None),
+            ("data_collection", collect is not None),
             ("request_settings", request.HasField("request_settings")),
         ):
             if given:
@@ -317,3 +322,14 @@ class AsyncDeployments:
 
     def _name(self, endpoint: str, name: str) -> str:
         return names.resource(names.resource(self._parent, "endpoints", endpoint), "deployments", name)
+
+
+def _collection(
+    collections: Sequence[str], percent: float, headers: Sequence[str], max_bytes: int
+) -> workloads_pb2.DataCollection:
+    return workloads_pb2.DataCollection(
+        collections=collections,
+        sampling_percent=percent,
+        captured_headers=[header.lower() for header in headers],
+        max_payload_bytes=max_bytes,
+    )

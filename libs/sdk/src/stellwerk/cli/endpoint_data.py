@@ -123,6 +123,16 @@ def collecting(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+# What `collecting` adds, as parameters.
+NAMES = ("collect", "collect_percent", "collect_headers", "collect_max_bytes")
+
+
+def check(collect: tuple[str, ...], percent: float, headers: tuple[str, ...], max_bytes: int) -> None:
+    """Refuses settings of what is not collected."""
+    if not collect and (percent != 100 or headers or max_bytes):
+        raise click.UsageError("Say with --collect what is to be kept.")
+
+
 def settings(item: Any) -> str:
     """What a deployment collects, in words."""
     if not item.workload.HasField("data_collection"):

@@ -215,6 +215,7 @@ def deployment_create(
     """Start a deployment and wait until it answers."""
     given["scale"] = endpoint_load.scale_settings(given)
     deployments = session.workspace().deployments
+    endpoint_data.check(*(given[name] for name in endpoint_data.NAMES))
     created = deployments.create(
         name, endpoint=endpoint_name, variables=arguments.pairs(variables, "--variable"), **given
     )
@@ -260,6 +261,8 @@ def _wait(deployments: Any, endpoint_name: str, created: Any) -> Any:
 @click.option("--retry-lost/--no-retry-lost", default=None, help="The script may run twice for a request.")
 @click.option("--sample", metavar="FILE", help="Request in the folder that must be answered first.")
 @click.option("--keep", type=click.IntRange(1, 20), help=_KEEP_HELP)
+@endpoint_data.collecting
+@click.option("--no-collect", is_flag=True, help="Collect nothing any more.")
 @click.option(
     "--wait/--no-wait", default=True, help="Wait until the new replicas serve or failed (the default)."
 )
@@ -271,16 +274,30 @@ def deployment_update(
     wait: bool,
     models: tuple[str, ...],
     variables: tuple[str, ...],
+    collect: tuple[str, ...],
+    collect_percent: float,
+    collect_headers: tuple[str, ...],
+    collect_max_bytes: int,
+    no_collect: bool,
     **given: Any,
 ) -> int:
     """Replace what a deployment does, without a lost request; what fails changes nothing."""
-    if not (models or variables or any(value is not None for value in given.values())):
+    if collect and no_collect:
+        raise click.UsageError("Give either --collect or --no-collect.")
+    changes_collection = bool(collect) or no_collect
+    endpoint_data.check(collect, collect_percent, collect_headers, collect_max_bytes)
+    others = any(value is not None for value in given.values())
+    if not (models or variables or changes_collection or others):
         raise click.UsageError("Say what is to change: --model, --code, --replicas, ...")
     changed = session.workspace().deployments.update(
         name,
         endpoint=endpoint_name,
         models=models or None,
         variables=arguments.pairs(variables, "--variable") if variables else None,
+        collect=collect if changes_collection else None,
+        collect_percent=collect_percent,
+        collect_headers=collect_headers,
+        collect_max_bytes=collect_max_bytes,
         **given,
     )
     return _finish(session, endpoint_name, changed, wait)
