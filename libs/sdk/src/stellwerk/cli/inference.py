@@ -214,8 +214,8 @@ def deployment_create(
 ) -> int:
     """Start a deployment and wait until it answers."""
     given["scale"] = endpoint_load.scale_settings(given)
-    deployments = session.workspace().deployments
     endpoint_data.check(*(given[name] for name in endpoint_data.NAMES))
+    deployments = session.workspace().deployments
     created = deployments.create(
         name, endpoint=endpoint_name, variables=arguments.pairs(variables, "--variable"), **given
     )
