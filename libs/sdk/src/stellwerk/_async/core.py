@@ -43,6 +43,7 @@ _SAFE = (
     *("Get", "List", "Search", "Compare", "Explain", "Prepare", "CreateSnapshot", "CreateArtifacts"),
     "CompleteUpload",
     "CreatePack",
+    *("SetScaleSettings", "SetAuthMode", "Simulate"),
     *("SetTraffic", "SetRetentionRule", "CancelRun", "ArchiveRun", "RestoreRun", "RenewRun", "FinishRun"),
 )
 # An address that begins so is a door with a certificate; gRPC and httpx trust the system's authorities,
