@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import httptools
 
+_LINGER_SECONDS = 2.0
 KEEP_ALIVE_SECONDS = 75.0
 # A request must be complete within this time.
 _READ_SECONDS = 300.0
@@ -301,8 +302,16 @@ class HttpServer:
         return found
 
     async def stop(self, drain_seconds: float) -> None:
-        """Takes no more requests, lets those under way end, hangs up."""
+        """Takes no more requests, lets those under way end, hangs up.
+
+        For a moment it still takes what comes: a door that has not heard of the end yet may send on a
+        connection that is idle, and could not know whether a request that met a closed one was run.
+        """
         self.is_draining = True
+        if self.connections:
+            lingering = min(_LINGER_SECONDS, drain_seconds)
+            drain_seconds -= lingering
+            await asyncio.sleep(lingering)
         for server in self._servers:
             server.close()
         for path in self._paths:
