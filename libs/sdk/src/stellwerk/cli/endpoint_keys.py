@@ -22,7 +22,7 @@ def keys() -> None:
 @keys.command("show-hint", example="stellwerk endpoint keys show-hint digits")
 @click.argument("endpoint")
 def show_hint(session: Session, endpoint: str) -> None:
-    """Show when the keys were made and how they end; nobody can read them again."""
+    """Show when the keys were made and how they end."""
     item = session.workspace().endpoints.get(endpoint).message
     rows = [_hint("primary", item.primary_key), _hint("secondary", item.secondary_key)]
     if session.json:
@@ -64,7 +64,10 @@ def regenerate(session: Session, endpoint: str, which: str, yes: bool) -> None:
 @click.argument("mode", type=MODES)
 @traced
 def auth(session: Session, endpoint: str, mode: str) -> None:
-    """Say what callers may show: the endpoint's keys, tokens and API keys of the platform, or both."""
+    """Say what callers may show.
+
+    Either of the endpoint's keys, tokens and API keys of the platform, or both kinds.
+    """
     changed = session.workspace().endpoint_keys.set_auth_mode(endpoint, mode)
     output.facts(changed, session.json, [("name", changed.name), ("callers show", mode_word(changed))])
 

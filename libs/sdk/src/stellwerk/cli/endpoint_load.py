@@ -102,9 +102,9 @@ def scale(session: Session, name: str, endpoint_name: str, fixed: bool, **given:
 @click.argument("endpoint", default="")
 @click.option("--once", is_flag=True, help="Print the table once.")
 def top(session: Session, endpoint: str, once: bool) -> None:
-    """Show the load of the deployments, live: of one endpoint, or of all.
+    """Show the load of the deployments, live.
 
-    Means over the last ten seconds, over all gateways. JSON, and what is no terminal, get it once.
+    Of one endpoint, or of all. Means over the last ten seconds, over all gateways. JSON, and what is no terminal, get it once.
     """
     loads = session.workspace().loads
     if session.json:
@@ -141,7 +141,10 @@ def _row(load: Any) -> Sequence[object]:
 @click.option("--deployment", required=True, metavar="NAME", help="The deployment.")
 @click.option("--seconds", type=click.IntRange(1, 3_600), default=3_600, help="The latest.  [default: all]")
 def load(session: Session, endpoint: str, deployment: str, seconds: int) -> None:
-    """Show how many requests came in each second; with -o json a file for `simulate --load`."""
+    """Show how many requests came, second by second.
+
+    With -o json it is a file for `stellwerk endpoint simulate --load`.
+    """
     history = session.workspace().loads.history(endpoint, deployment, seconds)
     if session.json:
         output.document(output.to_json(history))
