@@ -104,7 +104,8 @@ def scale(session: Session, name: str, endpoint_name: str, fixed: bool, **given:
 def top(session: Session, endpoint: str, once: bool) -> None:
     """Show the load of the deployments, live.
 
-    Of one endpoint, or of all. Means over the last ten seconds, over all gateways. JSON, and what is no terminal, get it once.
+    Of one endpoint, or of all; means over the last ten seconds, over all gateways. JSON, and what is no
+    terminal, get it once.
     """
     loads = session.workspace().loads
     if session.json:

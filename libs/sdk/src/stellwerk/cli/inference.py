@@ -281,7 +281,10 @@ def deployment_update(
     no_collect: bool,
     **given: Any,
 ) -> int:
-    """Replace what a deployment does, without a lost request; what fails changes nothing."""
+    """Replace what a deployment does, without a lost request.
+
+    What fails changes nothing.
+    """
     if collect and no_collect:
         raise click.UsageError("Give either --collect or --no-collect.")
     changes_collection = bool(collect) or no_collect
@@ -366,7 +369,7 @@ def deployment_replicas(session: Session, name: str, endpoint_name: str, limit: 
 @click.option("--tail", type=click.IntRange(0), default=0, help="Only the last so many lines.")
 @click.option("--times", is_flag=True, help="Begin each line with the time when the node read it (UTC).")
 def deployment_logs(session: Session, endpoint_name: str, name: str, replica: str, **options: Any) -> None:
-    """Print what a replica said, also after it has failed or was deleted."""
+    """Print what a replica said, also after its end."""
     found = session.workspace().deployments.logs(endpoint_name, name, replica=replica)
     pieces = found.log(**options)
     if session.json:
