@@ -32,6 +32,7 @@ from stellwerk_platform.grpc_server import abort
 log = logging.getLogger(__name__)
 _DROPPED = frozenset(
     {
+        "x-stellwerk-sample",
         *("authorization", access.ENDPOINT_KEY, REQUEST_ID, "traceparent", "azureml-model-deployment"),
         *("user-agent", "content-type", "te", "connection", "host", "content-length", "transfer-encoding"),
         *("upgrade", "keep-alive", "expect", "trailer", "cookie"),

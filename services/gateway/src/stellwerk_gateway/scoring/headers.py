@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 from stellwerk_gateway.asgi import Header
 
-# What belongs to one connection, or is set anew.
+# What belongs to one connection, is set anew, or is the platform's own to say.
 _HOP = frozenset(
     {
         *(b"connection", b"keep-alive", b"proxy-connection", b"proxy-authorization", b"te", b"trailer"),
         *(b"transfer-encoding", b"upgrade", b"host", b"expect"),
+        b"x-stellwerk-sample",
     }
 )
 # What the router reads itself.
