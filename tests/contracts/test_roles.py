@@ -191,6 +191,17 @@ def allowed(who: Somebody, permission: str, resource: str) -> bool:
     return workspace == who.subject.split("/")[1]
 
 
+def is_for_children(who: Somebody, method: MethodDescriptor, resource: str) -> bool:
+    """A run gives its child runs their code: the one thing beyond the table that needs no child to be there."""
+    home = "/".join(who.subject.split("/")[:2])
+    return who.role == "Workload" and method.name == "CreateSnapshot" and resource == home
+
+
+def is_of_a_replica(method: MethodDescriptor) -> bool:
+    """What only a replica may do, and for its own deployment: beyond the table, which knows no replicas."""
+    return permission_of(method) == "collection.write"
+
+
 def reads_all(who: Somebody, request: Message) -> bool:
     """A subscription is for workspaces whose events its person may read, each."""
     workspaces = getattr(request, "workspaces", ())
@@ -254,6 +265,10 @@ def test_what_is_allowed_is_what_the_table_says(
         return  # The doors do not offer it, or nobody answers it yet: it is not open.
     elif not who.role:
         assert code is grpc.StatusCode.UNAUTHENTICATED, shown
+    elif is_of_a_replica(method):
+        assert code is grpc.StatusCode.PERMISSION_DENIED, shown
+    elif is_for_children(who, method, subject_of(request)):
+        assert code not in _REFUSED, shown
     elif allowed(who, permission_of(method), subject_of(request)) and reads_all(who, request):
         assert code not in _REFUSED, shown
     else:
