@@ -36,6 +36,8 @@ def main(folder: str, started_fd: int = -1) -> int:
         write(folder, "exit.json", {"error": str(error), "time_ms": _now_ms()})
         return 0
     write(folder, "command.json", _identity(child.pid))
+    # It has the environment, and with it what a replica shows to others; nobody needs it again.
+    os.unlink(os.path.join(folder, "spec.json"))
     if started_fd >= 0:
         os.close(started_fd)
     code = child.wait()
