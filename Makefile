@@ -16,7 +16,7 @@ ROUNDS ?= 50
 ONLY ?=
 
 .PHONY: help setup generate format check check-lock check-format check-types check-protos check-deployment \
-	check-docs test faults demo bench up down clean
+	check-docs test test-faults faults demo bench up down clean
 
 help: ## List every target
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' Makefile
@@ -61,8 +61,11 @@ check-docs: setup ## Find dead links between the pages
 	$(PYTHON) scripts/roles.py --check
 	$(PYTHON) scripts/check_docs.py
 
-test: setup ## Run all tests against real servers (ARGS="-k name" for some)
-	$(PYTHON) -m pytest $(ARGS)
+test: setup ## Run the tests against real servers (ARGS="-k name" for some)
+	$(PYTHON) -m pytest --ignore=tests/faults $(ARGS)
+
+test-faults: setup ## Run the tests that kill servers and services under load
+	$(PYTHON) -m pytest tests/faults $(ARGS)
 
 faults: setup ## Kill servers and services at random while a script logs a known series (ROUNDS=50)
 	ROUNDS=$(ROUNDS) $(PYTHON) -m pytest tests/faults/test_random_kills.py $(ARGS)
