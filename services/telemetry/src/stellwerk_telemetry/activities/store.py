@@ -4,16 +4,15 @@ import re
 from collections.abc import Sequence
 
 from pymongo import ASCENDING, DESCENDING, IndexModel
-from pymongo.errors import BulkWriteError
 
 from stellwerk_platform import paging
 from stellwerk_platform.documents import Document
 from stellwerk_platform.mongo import Database
 from stellwerk_protos.telemetry.v1 import activity_pb2 as pb
 from stellwerk_telemetry.activities.domain import Query, position, to_proto
+from stellwerk_telemetry.store import insert_missing
 
 _COLLECTION = "activities"
-_DUPLICATE_KEY = 11_000
 
 
 class Activities:
@@ -39,11 +38,7 @@ class Activities:
 
     async def insert(self, documents: Sequence[Document]) -> None:
         """Stores activities; one that is there already stays as it is."""
-        try:
-            await self._raw.insert_many(documents, ordered=False)
-        except BulkWriteError as error:
-            if any(e["code"] != _DUPLICATE_KEY for e in (error.details or {}).get("writeErrors", [])):
-                raise
+        await insert_missing(self._raw, documents)
 
     async def page(self, query: Query, size: int, token: str) -> tuple[list[pb.Activity], str]:
         """One page, newest first. What comes meanwhile moves nothing on the pages that follow."""

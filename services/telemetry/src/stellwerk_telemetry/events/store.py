@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from pymongo import ASCENDING, DESCENDING, IndexModel
-from pymongo.errors import BulkWriteError
 
 from stellwerk_platform import paging
 from stellwerk_platform.documents import Document
@@ -13,9 +12,9 @@ from stellwerk_protos.telemetry.v1 import telemetry_pb2
 from stellwerk_telemetry.events.domain import to_proto
 from stellwerk_telemetry.explain import domain as explain
 from stellwerk_telemetry.explain.domain import Past
+from stellwerk_telemetry.store import insert_missing
 
 _COLLECTION = "events"
-_DUPLICATE_KEY = 11_000
 
 
 class Events:
@@ -43,11 +42,7 @@ class Events:
 
     async def insert(self, documents: Sequence[Document]) -> None:
         """Stores events; one that is there already stays as it is."""
-        try:
-            await self._raw.insert_many(documents, ordered=False)
-        except BulkWriteError as error:
-            if any(e["code"] != _DUPLICATE_KEY for e in (error.details or {}).get("writeErrors", [])):
-                raise
+        await insert_missing(self._raw, documents)
 
     async def holds(self, workspace: str) -> bool:
         """Whether anything has happened in this workspace."""
