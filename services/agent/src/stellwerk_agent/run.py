@@ -89,19 +89,10 @@ class RunWorker(Worker):
 
     async def _unless_cut(self, work: Coroutine[Any, Any, None]) -> None:
         """Waits for `work`; raises `Stopped` when that takes longer than the grace time after a request."""
-        task, stop = asyncio.create_task(work), asyncio.create_task(self._stop.wait())
-        try:
-            if not self._is_cuttable:
-                return await task
-            await asyncio.wait((task, stop), return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.wait((task,), timeout=self.grace_seconds)
-            if task.done():
-                return task.result()
-        finally:
-            for pending in (task, stop):
-                pending.cancel()
-            await asyncio.gather(task, stop, return_exceptions=True)
-        raise self.stopped()
+        if self._is_cuttable:
+            await self.unless_stopped(work, patience_seconds=self.grace_seconds)
+        else:
+            await work
 
     async def _bring_to_end(self, outputs: Outputs) -> Outcome:
         known = self.folder.noted("outcome")

@@ -202,12 +202,16 @@ class Worker(ABC):
             elif phase.name == name and not phase.HasField("end_time"):
                 phase.end_time.CopyFrom(now())
 
-    async def unless_stopped(self, work: Awaitable[T]) -> T:
-        """The result of `work`; raises `Stopped`, and ends the work, when its owner asks to stop."""
+    async def unless_stopped(self, work: Awaitable[T], *, patience_seconds: float = 0) -> T:
+        """The result of `work`; raises `Stopped`, and ends the work, when its owner asks to stop.
+
+        The work may go on for `patience_seconds` after that.
+        """
         task = asyncio.ensure_future(work)
         stop = asyncio.ensure_future(self._stop.wait())
         try:
             await asyncio.wait((task, stop), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((task,), timeout=patience_seconds)
             if task.done():
                 return task.result()
         finally:
