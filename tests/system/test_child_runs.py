@@ -1,13 +1,12 @@
 """Runs that a script on a compute makes below its own, and what becomes of them when it dies."""
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from stellwerk import Client, Workspace
+from stellwerk import Workspace
 from tests.system.support import Cli
 
 pytestmark = pytest.mark.timeout(180)
@@ -46,23 +45,6 @@ for step in range(2_000):
 (below.outputs / "half.bin").write_bytes(b"half")
 os.kill(os.getpid(), signal.SIGKILL)
 """
-
-
-@pytest.fixture(scope="module")
-def cli(stack: dict[str, Any]) -> Cli:
-    cli = Cli.of(stack, WORKSPACE)
-    cli.ok("workspace", "create", WORKSPACE)
-    return cli
-
-
-@pytest.fixture(scope="module")
-def workspace(cli: Cli) -> Iterator[Workspace]:
-    with Client(
-        grpc_address=cli.environment["STELLWERK_GRPC_ADDRESS"],
-        gateway_url=cli.environment["STELLWERK_GATEWAY_URL"],
-        api_key=Path(cli.environment["STELLWERK_API_KEY_FILE"]).read_text().strip(),
-    ) as client:
-        yield client.workspace(WORKSPACE)
 
 
 def submit(workspace: Workspace, folder: Path, script: str) -> Any:

@@ -27,13 +27,6 @@ SCRIPT = """
 
 
 @pytest.fixture(scope="module")
-def cli(stack: dict[str, Any]) -> Cli:
-    cli = Cli.of(stack, WORKSPACE)
-    cli.ok("workspace", "create", WORKSPACE)
-    return cli
-
-
-@pytest.fixture(scope="module")
 def sent(cli: Cli, stack: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Bodies by request id, sent to a deployment that is gone since."""
     folder = tmp_path_factory.mktemp("code")

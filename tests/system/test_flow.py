@@ -24,13 +24,6 @@ WORKSPACE = "flow"
 
 
 @pytest.fixture(scope="module")
-def cli(stack: dict[str, Any]) -> Cli:
-    cli = Cli.of(stack, WORKSPACE)
-    cli.ok("workspace", "create", WORKSPACE)
-    return cli
-
-
-@pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The digits as files, with images that the training does not see."""
     folder = tmp_path_factory.mktemp("digits")

@@ -37,13 +37,6 @@ _SHORTEST = 16
 
 
 @pytest.fixture(scope="module")
-def cli(stack: dict[str, Any]) -> Cli:
-    cli = Cli.of(stack, WORKSPACE)
-    cli.ok("workspace", "create", WORKSPACE)
-    return cli
-
-
-@pytest.fixture(scope="module")
 def named(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What people and runs use: a secret, a key, an invitation, credentials of a subscriber, a login."""
     folder = tmp_path_factory.mktemp("leaks")

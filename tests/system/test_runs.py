@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from stellwerk import Client, StellwerkError, Workspace
+from stellwerk import StellwerkError, Workspace
 from tests.system.support import Cli
 
 pytestmark = pytest.mark.timeout(180)
@@ -49,23 +49,6 @@ print()
 for line in range(50):
     print(f"line {line}")
 """
-
-
-@pytest.fixture(scope="module")
-def cli(stack: dict[str, Any]) -> Cli:
-    cli = Cli.of(stack, WORKSPACE)
-    cli.ok("workspace", "create", WORKSPACE)
-    return cli
-
-
-@pytest.fixture(scope="module")
-def workspace(cli: Cli) -> Iterator[Workspace]:
-    with Client(
-        grpc_address=cli.environment["STELLWERK_GRPC_ADDRESS"],
-        gateway_url=cli.environment["STELLWERK_GATEWAY_URL"],
-        api_key=Path(cli.environment["STELLWERK_API_KEY_FILE"]).read_text().strip(),
-    ) as client:
-        yield client.workspace(WORKSPACE)
 
 
 @pytest.fixture(autouse=True)

@@ -2,13 +2,12 @@
 
 import re
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from stellwerk import Client, StellwerkError, Workspace
+from stellwerk import StellwerkError, Workspace
 from tests.system.support import Cli
 
 pytestmark = pytest.mark.timeout(180)
@@ -32,23 +31,6 @@ except stellwerk.StellwerkError as error:
     print("refused:", error.reason)
 raise SystemExit(f"cannot connect with {value}")
 """
-
-
-@pytest.fixture(scope="module")
-def cli(stack: dict[str, Any]) -> Cli:
-    cli = Cli.of(stack, WORKSPACE)
-    cli.ok("workspace", "create", WORKSPACE)
-    return cli
-
-
-@pytest.fixture(scope="module")
-def workspace(cli: Cli) -> Iterator[Workspace]:
-    with Client(
-        grpc_address=cli.environment["STELLWERK_GRPC_ADDRESS"],
-        gateway_url=cli.environment["STELLWERK_GATEWAY_URL"],
-        api_key=Path(cli.environment["STELLWERK_API_KEY_FILE"]).read_text().strip(),
-    ) as client:
-        yield client.workspace(WORKSPACE)
 
 
 def test_a_run_reads_its_secret_and_the_log_hides_it(
