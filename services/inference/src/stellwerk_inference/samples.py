@@ -2,15 +2,18 @@
 
 import asyncio
 import json
+import logging
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+import grpc
 
 from stellwerk_inference.deployments import rollouts
 from stellwerk_inference.replicas.domain import SAMPLE_FAILED_CODE, deployment_of
 from stellwerk_platform import names
+from stellwerk_platform.errors import PlatformError
 from stellwerk_protos.common.v1.common_pb2 import Reason
 from stellwerk_protos.inference.v1 import endpoints_pb2 as pb
 from stellwerk_protos.registry.v1 import blobs_pb2
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from stellwerk_protos.runs.v1.logs_pb2_grpc import LogServiceAsyncStub
     from stellwerk_protos.secrets.v1.tokens_pb2_grpc import TokenServiceAsyncStub
 
+log = logging.getLogger(__name__)
 _TIMEOUT_MS = 65_000
 # What says nothing of the script: it is asked again.
 _ASK_AGAIN = frozenset({429, 503})
@@ -144,7 +148,8 @@ class Samples:
             try:
                 request = logs_pb2.ReadLogRequest(parent=replica, tail_bytes=_LOG_BYTES)
                 parts = [part.data async for part in self._logs.ReadLog(request, timeout=5)]
-            except Exception:
+            except (grpc.aio.AioRpcError, PlatformError) as error:
+                log.warning("The log of %s cannot be read now: %s", replica, error)
                 return text
             text = "\n".join(b"".join(parts).decode(errors="replace").splitlines()[-_LOG_LINES:])
             if "Traceback" in text or "Error" in text:
