@@ -11,11 +11,12 @@ import pytest
 
 from stellwerk_platform.access import Guard
 from stellwerk_platform.auth import Caller, StaticCredentials
-from stellwerk_platform.errors import Unauthenticated, from_rpc
+from stellwerk_platform.errors import PermissionDenied, Unauthenticated, from_rpc
 from stellwerk_platform.grpc_client import connect
 from stellwerk_platform.grpc_server import Registration, Server
 from stellwerk_platform.memberships import Memberships
 from stellwerk_platform.revocations import Revocations
+from stellwerk_platform.streams import Stream, Streams
 from stellwerk_protos.secrets.v1 import tokens_pb2
 from stellwerk_protos.telemetry.v1 import telemetry_pb2 as pb
 from stellwerk_protos.telemetry.v1 import telemetry_pb2_grpc
@@ -164,3 +165,24 @@ async def test_a_stream_lives_as_long_as_its_key(doors: Doors) -> None:
         while time.time() < asked + 0.5:
             await anext(aiter(call))
     call.cancel()
+
+
+async def test_a_change_that_comes_while_a_stream_is_let_in_ends_it() -> None:
+    async def refuse(stream: Stream) -> Caller:
+        raise PermissionDenied("PERMISSION_DENIED", "No.")
+
+    streams = Streams(refuse)
+    seen: list[Stream] = []
+    caller = Caller("users/mia", "User", time.time() + 3_600)
+
+    async def call() -> None:
+        with streams.open() as stream:
+            seen.append(stream)
+            # Its role was asked for before, and the answer has been overtaken.
+            streams.changed(lambda changed: changed.subject == caller.subject)
+            streams.admitted(caller, (("authorization", "Bearer t"),), "event.read", None)
+            await asyncio.Event().wait()
+
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.create_task(call())
+    assert isinstance(seen[0].error, PermissionDenied)

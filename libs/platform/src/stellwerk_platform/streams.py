@@ -23,6 +23,8 @@ class Stream:
     """One call. `error` is why it was ended, if it was."""
 
     task: "asyncio.Task[object]"
+    # How many changes were known when it began.
+    changes: int = 0
     caller: Caller | None = None
     bearer: str = field(default="", repr=False)
     permission: str = ""
@@ -47,6 +49,7 @@ class Streams:
     def __init__(self, recheck: Recheck) -> None:
         self._recheck = recheck
         self._living: set[Stream] = set()
+        self._changes = 0
         self._checks: set[asyncio.Task[None]] = set()
 
     @contextmanager
@@ -54,7 +57,7 @@ class Streams:
         """Around the whole of a streaming call, before anything is known of it."""
         task = asyncio.current_task()
         assert task is not None, "calls are handled in tasks"
-        stream = Stream(task)
+        stream = Stream(task, self._changes)
         token = _current.set(stream)
         try:
             yield stream
@@ -71,9 +74,13 @@ class Streams:
             stream.bearer, stream.permission, stream.request = bearer(metadata), permission, request
             self._living.add(stream)
             self._renew(stream, caller)
+            if stream.changes != self._changes:
+                # What came while it was being let in was not told to it.
+                self._ask(stream)
 
     def changed(self, concerns: Callable[[Caller], bool]) -> None:
         """Asks again about the streams of these callers."""
+        self._changes += 1
         for stream in self._living:
             if stream.caller is not None and concerns(stream.caller):
                 self._ask(stream)
