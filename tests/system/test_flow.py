@@ -192,6 +192,11 @@ def test_an_error_of_the_scoring_script_is_found_where_its_cure_says(
     follower.communicate()
 
 
+def test_an_endpoint_does_not_go_unasked_with_its_deployments(cli: Cli, endpoint: dict[str, Any]) -> None:
+    cli.run("endpoint", "delete", "digits").check_clear("CONFIRMATION_MISSING", 2, "blue", "--yes")
+    assert cli.json("endpoint", "show", "digits")["state"] == endpoint["state"]
+
+
 def test_traffic_can_be_taken_from_all(cli: Cli, endpoint: dict[str, Any]) -> None:
     assert not cli.json("endpoint", "traffic", "digits", "--none")["traffic"]
     assert cli.json("endpoint", "traffic", "digits", "blue=100")["traffic"] == {"blue": 100}

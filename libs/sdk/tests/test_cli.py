@@ -292,8 +292,11 @@ def test_the_installed_command_answers() -> None:
     assert (result.returncode, result.stdout) == (5, "")
 
 
-def test_where_nobody_can_be_asked_a_script_is_told_to_say_yes() -> None:
-    result = call("secret", "delete", "db-password", "--purge")
+@pytest.mark.parametrize(
+    "words", [("secret", "delete", "db-password", "--purge"), ("model", "delete", "digits:1")]
+)
+def test_where_nobody_can_be_asked_a_script_is_told_to_say_yes(words: tuple[str, ...]) -> None:
+    result = call(*words)
     assert (result.exit_code, "CONFIRMATION_MISSING" in result.stderr, "--yes" in result.stderr) == (
         2,
         True,

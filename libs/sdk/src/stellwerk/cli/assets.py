@@ -8,6 +8,7 @@ import click
 from stellwerk import names
 from stellwerk.cli import arguments, output
 from stellwerk.cli.base import Group, Session, traced
+from stellwerk.cli.confirm import confirm
 
 _limit = click.option(
     "--limit", type=click.IntRange(1), default=100, show_default=True, help="At most so many."
@@ -209,7 +210,7 @@ def model_show(session: Session, reference: str) -> None:
 def model_delete(session: Session, reference: str, yes: bool) -> None:
     """Delete one version that no deployment uses."""
     if not yes:
-        click.confirm(f"Delete {reference} for good?", abort=True, err=True)
+        confirm(f"This would delete {reference} for good.", f"Delete {reference} for good?")
     _show_files_version(session, session.workspace().models.delete(reference))
 
 

@@ -6,6 +6,7 @@ import click
 
 from stellwerk.cli import output
 from stellwerk.cli.base import Command, Group, Session, traced
+from stellwerk.cli.confirm import confirm
 
 MODES = click.Choice(["key", "token", "both"])
 _WORDS = {1: "key", 2: "token"}
@@ -49,8 +50,8 @@ def regenerate(session: Session, endpoint: str, which: str, yes: bool) -> None:
     item = workspace.endpoints.get(endpoint).message
     hint = item.primary_key if which == "primary" else item.secondary_key
     if hint.ending and not yes:
-        text = f"Whatever uses the {which} key that ends in {hint.ending} is refused. Make a new one?"
-        click.confirm(text, abort=True, err=True)
+        text = f"Whatever uses the {which} key that ends in {hint.ending} is refused."
+        confirm(text, f"{text} Make a new one?")
     made = workspace.endpoint_keys.regenerate(endpoint, which)
     if session.json:
         output.document({"endpoint": made.endpoint.name, which: made.key})
