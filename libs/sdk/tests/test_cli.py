@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -219,7 +220,7 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
 
 
 def test_a_reader_that_goes_away_is_no_error(platform: Platform) -> None:
-    command = f"{sys.executable} -m stellwerk.cli.main --help | true"
+    command = f"{shlex.quote(sys.executable)} -m stellwerk.cli.main --help | true"
     result = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
     assert result.stderr == ""
 
