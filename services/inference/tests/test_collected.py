@@ -3,7 +3,7 @@
 import pytest
 
 from stellwerk_inference.collected import domain
-from stellwerk_inference.deployments import domain as deployments
+from stellwerk_inference.deployments import requests
 from stellwerk_platform.errors import InvalidArgument
 from stellwerk_protos.common.v1.common_pb2 import File
 from stellwerk_protos.compute.v1.workloads_pb2 import DataCollection, Workload
@@ -58,9 +58,9 @@ def test_an_update_may_end_the_collection() -> None:
     )
     other = endpoints_pb2.UpdateDeploymentRequest(replica_count=2)
     other.update_mask.paths.append("replica_count")
-    assert deployments.change(deployment, other).data_collection == kept
+    assert requests.change(deployment, other).data_collection == kept
     ending = endpoints_pb2.UpdateDeploymentRequest()
     ending.update_mask.paths.append("data_collection")
-    assert not deployments.change(deployment, ending).HasField("data_collection")
+    assert not requests.change(deployment, ending).HasField("data_collection")
     ending.data_collection.collections.append("response")
-    assert deployments.change(deployment, ending).data_collection.collections == ["response"]
+    assert requests.change(deployment, ending).data_collection.collections == ["response"]

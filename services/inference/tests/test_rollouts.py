@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from stellwerk_inference import states
 from stellwerk_inference.deployments import domain as deployments
-from stellwerk_inference.deployments import rollouts
+from stellwerk_inference.deployments import requests, rollouts
 from stellwerk_inference.endpoints import domain as endpoints
 from stellwerk_inference.replicas import domain as replicas
 from stellwerk_inference.routes.domain import table
@@ -78,13 +78,13 @@ class World:
             self.version += 1
             request = pb.UpdateDeploymentRequest(models=[f"workspaces/demo/models/m/versions/{self.version}"])
             request.update_mask.paths.append("models")
-            wanted = deployments.change(self.deployment, request)
+            wanted = requests.change(self.deployment, request)
             rollout = deployments.rollout_of(wanted, list(wanted.models), "e", [], "tester")
             deployments.update(self.deployment, rollout, wanted, ["models"])
         elif step == "count":
             request = pb.UpdateDeploymentRequest(replica_count=1 + number % 3)
             request.update_mask.paths.append("replica_count")
-            wanted = deployments.change(self.deployment, request)
+            wanted = requests.change(self.deployment, request)
             rollout = deployments.rollout_of(wanted, list(wanted.models), "e", [], "tester")
             deployments.update(self.deployment, rollout, wanted, ["replica_count"])
         elif step == "roll_back":
@@ -157,7 +157,7 @@ def test_an_update_to_what_serves_already_changes_nothing_and_a_failed_one_can_b
         world.take("ready", 1)
     world.settle()
     assert (world.deployment.rollout, world.deployment.state) == (1, states.SUCCEEDED)
-    wanted = deployments.request_of(world.deployment)
+    wanted = requests.request_of(world.deployment)
     same = deployments.rollout_of(wanted, list(wanted.models), "e", [], "tester")
     assert deployments.update(world.deployment, same, wanted, ["models"]) is None
     world.take("update", 0)

@@ -8,7 +8,7 @@ from pymongo.errors import DuplicateKeyError
 
 from stellwerk_inference.changes import Changes
 from stellwerk_inference.deployments import domain as deployments
-from stellwerk_inference.deployments import rollouts
+from stellwerk_inference.deployments import requests, rollouts
 from stellwerk_inference.endpoints import domain as endpoints
 from stellwerk_inference.keys.domain import check_auth_mode
 from stellwerk_inference.lifecycle import Lifecycle
@@ -69,7 +69,7 @@ class EndpointService(endpoints_pb2_grpc.EndpointServiceServicer):
     async def CreateDeployment(self, request: pb.CreateDeploymentRequest, context: Any) -> pb.Deployment:
         names.parse(endpoints.PATTERN, request.parent)
         check_tags(request.tags)
-        deployments.check_request(request)
+        requests.check_request(request)
         if (earlier := await self._store.deployments.created_by(request.request_id)) is not None:
             return earlier
         resolved = await self._resolve(request)
@@ -89,20 +89,20 @@ class EndpointService(endpoints_pb2_grpc.EndpointServiceServicer):
         environment = await self._upstream.environment(request.environment)
         models = await asyncio.gather(*(self._upstream.model(model) for model in request.models))
         files = await self._upstream.files(request.snapshot)
-        deployments.check_script(request.scoring_script, files)
+        requests.check_script(request.scoring_script, files)
         return models, environment, files
 
     async def UpdateDeployment(self, request: pb.UpdateDeploymentRequest, context: Any) -> pb.Deployment:
-        names.parse(deployments.PATTERN, request.name)
+        names.parse(requests.PATTERN, request.name)
         current = await self._store.deployments.get(request.name)
         deployments.check_open(current)
-        wanted = deployments.change(current, request)
-        deployments.check_request(wanted)
+        wanted = requests.change(current, request)
+        requests.check_request(wanted)
         rollout = deployments.rollout_of(wanted, *await self._resolve(wanted), current_caller().subject)
         fields = list(request.update_mask.paths)
 
         def update(newest: pb.Deployment) -> Fact | None:
-            if not deployments.is_same_request(deployments.change(newest, request), wanted):
+            if not requests.is_same_request(requests.change(newest, request), wanted):
                 raise Aborted(
                     "REVISION_CHANGED", f"{request.name} was updated by somebody else.", "Read it again."
                 )
@@ -111,7 +111,7 @@ class EndpointService(endpoints_pb2_grpc.EndpointServiceServicer):
         return await self._lifecycle.change_deployment(request.name, update, request.etag)
 
     async def RollBackDeployment(self, request: pb.RollBackDeploymentRequest, context: Any) -> pb.Deployment:
-        names.parse(deployments.PATTERN, request.name)
+        names.parse(requests.PATTERN, request.name)
         await self._upstream.check_start(f"workspaces/{names.workspace_of(request.name)}")
         creator = current_caller().subject
         return await self._lifecycle.change_deployment(
@@ -119,7 +119,7 @@ class EndpointService(endpoints_pb2_grpc.EndpointServiceServicer):
         )
 
     async def ListReplicas(self, request: pb.ListReplicasRequest, context: Any) -> pb.ListReplicasResponse:
-        names.parse(deployments.PATTERN, request.parent)
+        names.parse(requests.PATTERN, request.parent)
         await self._store.deployments.get(request.parent)
         items, token = await self._store.replicas.page(
             {"parent": request.parent},
@@ -136,7 +136,7 @@ class EndpointService(endpoints_pb2_grpc.EndpointServiceServicer):
         return pb.ListModelUsesResponse(deployments=sorted(using)[:_MOST_USES])
 
     async def GetDeployment(self, request: pb.GetDeploymentRequest, context: Any) -> pb.Deployment:
-        names.parse(deployments.PATTERN, request.name)
+        names.parse(requests.PATTERN, request.name)
         return await self._store.deployments.get(request.name)
 
     async def ListDeployments(
@@ -152,7 +152,7 @@ class EndpointService(endpoints_pb2_grpc.EndpointServiceServicer):
     async def WatchDeployment(
         self, request: pb.WatchDeploymentRequest, context: Any
     ) -> AsyncIterator[pb.Deployment]:
-        names.parse(deployments.PATTERN, request.name)
+        names.parse(requests.PATTERN, request.name)
         revision = 0
         with self._changes.watch() as waiter:
             while True:
@@ -165,7 +165,7 @@ class EndpointService(endpoints_pb2_grpc.EndpointServiceServicer):
                     return
 
     async def DeleteDeployment(self, request: pb.DeleteDeploymentRequest, context: Any) -> pb.Deployment:
-        names.parse(deployments.PATTERN, request.name)
+        names.parse(requests.PATTERN, request.name)
         return await self._lifecycle.delete_deployment(request.name)
 
     async def WatchRoutes(

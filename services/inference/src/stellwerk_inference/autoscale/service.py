@@ -8,7 +8,7 @@ from typing import Any
 from stellwerk_inference.autoscale import domain, simulation
 from stellwerk_inference.autoscale.loads import HISTORY_SECONDS, Second, quantile_ms
 from stellwerk_inference.autoscale.scaler import Autoscaler
-from stellwerk_inference.deployments.domain import PATTERN
+from stellwerk_inference.deployments.requests import PATTERN
 from stellwerk_inference.endpoints.domain import PATTERN as ENDPOINT_PATTERN
 from stellwerk_inference.lifecycle import Lifecycle
 from stellwerk_inference.store import Store, endpoint_of, visible
