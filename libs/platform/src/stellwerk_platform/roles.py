@@ -91,6 +91,9 @@ TABLE: dict[str, Rule] = {
     "endpoint.write": _rule(_WRITERS),
     "endpoint.invoke": _rule(_WRITERS, tokens="Invoker"),
     "collection.write": _rule(tokens="Workload"),
+    "batch.work": _rule(tokens="Workload"),
+    "monitor.read": _rule(_MEMBERS),
+    "monitor.write": _rule(_WRITERS),
     # Secrets of a workspace, less and with their values.
     "secret.read": _rule(_WRITERS),
     "secret.write": _rule(_MANAGERS),

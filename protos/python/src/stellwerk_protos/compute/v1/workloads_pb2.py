@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$stellwerk/compute/v1/workloads.proto\x12\x14stellwerk.compute.v1\x1a\x1egoogle/protobuf/duration.proto\"\xdb\x03\n\x08Workload\x12\x30\n\x04kind\x18\x01 \x01(\x0e\x32\".stellwerk.compute.v1.WorkloadKind\x12\x0f\n\x07\x63ompute\x18\x02 \x01(\t\x12\x10\n\x08snapshot\x18\x03 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x04 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x05 \x01(\t\x12@\n\tvariables\x18\x06 \x03(\x0b\x32-.stellwerk.compute.v1.Workload.VariablesEntry\x12+\n\x06inputs\x18\x07 \x03(\x0b\x32\x1b.stellwerk.compute.v1.Input\x12(\n\x05grace\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07timeout\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07secrets\x18\n \x03(\t\x12\r\n\x05\x63ores\x18\x0b \x01(\x05\x12=\n\x0f\x64\x61ta_collection\x18\x1e \x01(\x0b\x32$.stellwerk.compute.v1.DataCollection\x1a\x30\n\x0eVariablesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"t\n\x0e\x44\x61taCollection\x12\x13\n\x0b\x63ollections\x18\x01 \x03(\t\x12\x18\n\x10sampling_percent\x18\x02 \x01(\x01\x12\x18\n\x10\x63\x61ptured_headers\x18\x03 \x03(\t\x12\x19\n\x11max_payload_bytes\x18\x04 \x01(\x05\"\'\n\x05Input\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08resource\x18\x02 \x01(\t*_\n\x0cWorkloadKind\x12\x1d\n\x19WORKLOAD_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11WORKLOAD_KIND_RUN\x10\x01\x12\x19\n\x15WORKLOAD_KIND_REPLICA\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$stellwerk/compute/v1/workloads.proto\x12\x14stellwerk.compute.v1\x1a\x1egoogle/protobuf/duration.proto\"\x98\x04\n\x08Workload\x12\x30\n\x04kind\x18\x01 \x01(\x0e\x32\".stellwerk.compute.v1.WorkloadKind\x12\x0f\n\x07\x63ompute\x18\x02 \x01(\t\x12\x10\n\x08snapshot\x18\x03 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\x04 \x01(\t\x12\x0f\n\x07\x63ommand\x18\x05 \x01(\t\x12@\n\tvariables\x18\x06 \x03(\x0b\x32-.stellwerk.compute.v1.Workload.VariablesEntry\x12+\n\x06inputs\x18\x07 \x03(\x0b\x32\x1b.stellwerk.compute.v1.Input\x12(\n\x05grace\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07timeout\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07secrets\x18\n \x03(\t\x12\r\n\x05\x63ores\x18\x0b \x01(\x05\x12=\n\x0f\x64\x61ta_collection\x18\x1e \x01(\x0b\x32$.stellwerk.compute.v1.DataCollection\x12;\n\x0e\x62\x61tch_settings\x18\x1f \x01(\x0b\x32#.stellwerk.compute.v1.BatchSettings\x1a\x30\n\x0eVariablesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x9c\x02\n\rBatchSettings\x12\x17\n\x0fmini_batch_size\x18\x01 \x01(\x05\x12#\n\x1bmax_concurrency_per_replica\x18\x02 \x01(\x05\x12\x18\n\x0bmax_retries\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x17\n\x0ftimeout_seconds\x18\x04 \x01(\x05\x12\x1c\n\x0f\x65rror_threshold\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12>\n\routput_action\x18\x06 \x01(\x0e\x32\'.stellwerk.compute.v1.BatchOutputAction\x12\x18\n\x10output_file_name\x18\x07 \x01(\tB\x0e\n\x0c_max_retriesB\x12\n\x10_error_threshold\"t\n\x0e\x44\x61taCollection\x12\x13\n\x0b\x63ollections\x18\x01 \x03(\t\x12\x18\n\x10sampling_percent\x18\x02 \x01(\x01\x12\x18\n\x10\x63\x61ptured_headers\x18\x03 \x03(\t\x12\x19\n\x11max_payload_bytes\x18\x04 \x01(\x05\"\'\n\x05Input\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08resource\x18\x02 \x01(\t*_\n\x0cWorkloadKind\x12\x1d\n\x19WORKLOAD_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11WORKLOAD_KIND_RUN\x10\x01\x12\x19\n\x15WORKLOAD_KIND_REPLICA\x10\x02*\xa3\x01\n\x11\x42\x61tchOutputAction\x12#\n\x1f\x42\x41TCH_OUTPUT_ACTION_UNSPECIFIED\x10\x00\x12\"\n\x1e\x42\x41TCH_OUTPUT_ACTION_APPEND_ROW\x10\x01\x12\x1f\n\x1b\x42\x41TCH_OUTPUT_ACTION_BY_FILE\x10\x02\x12$\n BATCH_OUTPUT_ACTION_SUMMARY_ONLY\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,14 +34,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_WORKLOAD_VARIABLESENTRY']._loaded_options = None
   _globals['_WORKLOAD_VARIABLESENTRY']._serialized_options = b'8\001'
-  _globals['_WORKLOADKIND']._serialized_start=731
-  _globals['_WORKLOADKIND']._serialized_end=826
+  _globals['_WORKLOADKIND']._serialized_start=1079
+  _globals['_WORKLOADKIND']._serialized_end=1174
+  _globals['_BATCHOUTPUTACTION']._serialized_start=1177
+  _globals['_BATCHOUTPUTACTION']._serialized_end=1340
   _globals['_WORKLOAD']._serialized_start=95
-  _globals['_WORKLOAD']._serialized_end=570
-  _globals['_WORKLOAD_VARIABLESENTRY']._serialized_start=522
-  _globals['_WORKLOAD_VARIABLESENTRY']._serialized_end=570
-  _globals['_DATACOLLECTION']._serialized_start=572
-  _globals['_DATACOLLECTION']._serialized_end=688
-  _globals['_INPUT']._serialized_start=690
-  _globals['_INPUT']._serialized_end=729
+  _globals['_WORKLOAD']._serialized_end=631
+  _globals['_WORKLOAD_VARIABLESENTRY']._serialized_start=583
+  _globals['_WORKLOAD_VARIABLESENTRY']._serialized_end=631
+  _globals['_BATCHSETTINGS']._serialized_start=634
+  _globals['_BATCHSETTINGS']._serialized_end=918
+  _globals['_DATACOLLECTION']._serialized_start=920
+  _globals['_DATACOLLECTION']._serialized_end=1036
+  _globals['_INPUT']._serialized_start=1038
+  _globals['_INPUT']._serialized_end=1077
 # @@protoc_insertion_point(module_scope)

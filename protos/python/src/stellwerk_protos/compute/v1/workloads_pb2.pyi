@@ -44,6 +44,34 @@ WORKLOAD_KIND_REPLICA: WorkloadKind.ValueType  # 2
 """A scoring server that stays."""
 Global___WorkloadKind: _TypeAlias = WorkloadKind  # noqa: Y015
 
+class _BatchOutputAction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BatchOutputActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BatchOutputAction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BATCH_OUTPUT_ACTION_UNSPECIFIED: _BatchOutputAction.ValueType  # 0
+    """As APPEND_ROW."""
+    BATCH_OUTPUT_ACTION_APPEND_ROW: _BatchOutputAction.ValueType  # 1
+    """All rows in one file, in the order of the input files."""
+    BATCH_OUTPUT_ACTION_BY_FILE: _BatchOutputAction.ValueType  # 2
+    """One JSON file an input file, `{path of the input file}.json`."""
+    BATCH_OUTPUT_ACTION_SUMMARY_ONLY: _BatchOutputAction.ValueType  # 3
+    """Only counted; the script writes where it likes."""
+
+class BatchOutputAction(_BatchOutputAction, metaclass=_BatchOutputActionEnumTypeWrapper):
+    """What becomes of what run(mini_batch) returns."""
+
+BATCH_OUTPUT_ACTION_UNSPECIFIED: BatchOutputAction.ValueType  # 0
+"""As APPEND_ROW."""
+BATCH_OUTPUT_ACTION_APPEND_ROW: BatchOutputAction.ValueType  # 1
+"""All rows in one file, in the order of the input files."""
+BATCH_OUTPUT_ACTION_BY_FILE: BatchOutputAction.ValueType  # 2
+"""One JSON file an input file, `{path of the input file}.json`."""
+BATCH_OUTPUT_ACTION_SUMMARY_ONLY: BatchOutputAction.ValueType  # 3
+"""Only counted; the script writes where it likes."""
+Global___BatchOutputAction: _TypeAlias = BatchOutputAction  # noqa: Y015
+
 @_typing.final
 class Workload(_message.Message):
     """What a node has to do, complete but for secrets: any service that embeds it in
@@ -84,6 +112,7 @@ class Workload(_message.Message):
     SECRETS_FIELD_NUMBER: _builtins.int
     CORES_FIELD_NUMBER: _builtins.int
     DATA_COLLECTION_FIELD_NUMBER: _builtins.int
+    BATCH_SETTINGS_FIELD_NUMBER: _builtins.int
     kind: Global___WorkloadKind.ValueType
     """The kind."""
     compute: _builtins.str
@@ -120,6 +149,10 @@ class Workload(_message.Message):
     def data_collection(self) -> Global___DataCollection:
         """Which inputs and outputs of a replica are kept; absent: none."""
 
+    @_builtins.property
+    def batch_settings(self) -> Global___BatchSettings:
+        """How a replica works on mini-batches; absent: it answers requests."""
+
     def __init__(
         self,
         *,
@@ -135,14 +168,70 @@ class Workload(_message.Message):
         secrets: _abc.Iterable[_builtins.str] | None = ...,
         cores: _builtins.int = ...,
         data_collection: Global___DataCollection | None = ...,
+        batch_settings: Global___BatchSettings | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["data_collection", b"data_collection", "grace", b"grace", "timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch_settings", b"batch_settings", "data_collection", b"data_collection", "grace", b"grace", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "compute", b"compute", "cores", b"cores", "data_collection", b"data_collection", "environment", b"environment", "grace", b"grace", "inputs", b"inputs", "kind", b"kind", "secrets", b"secrets", "snapshot", b"snapshot", "timeout", b"timeout", "variables", b"variables"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_settings", b"batch_settings", "command", b"command", "compute", b"compute", "cores", b"cores", "data_collection", b"data_collection", "environment", b"environment", "grace", b"grace", "inputs", b"inputs", "kind", b"kind", "secrets", b"secrets", "snapshot", b"snapshot", "timeout", b"timeout", "variables", b"variables"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Workload: _TypeAlias = Workload  # noqa: Y015
+
+@_typing.final
+class BatchSettings(_message.Message):
+    """How a batch deployment scores the files of a dataset: in mini-batches, each one call of run(mini_batch)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MINI_BATCH_SIZE_FIELD_NUMBER: _builtins.int
+    MAX_CONCURRENCY_PER_REPLICA_FIELD_NUMBER: _builtins.int
+    MAX_RETRIES_FIELD_NUMBER: _builtins.int
+    TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
+    ERROR_THRESHOLD_FIELD_NUMBER: _builtins.int
+    OUTPUT_ACTION_FIELD_NUMBER: _builtins.int
+    OUTPUT_FILE_NAME_FIELD_NUMBER: _builtins.int
+    mini_batch_size: _builtins.int
+    """Files in one call, 1 to 1,000; 0 means 10."""
+    max_concurrency_per_replica: _builtins.int
+    """Mini-batches that a replica works on at a time, each in a worker process of its own, 1 to 64; 0 means 1."""
+    max_retries: _builtins.int
+    """How often a mini-batch that failed is tried again, 0 to 10; absent means 3."""
+    timeout_seconds: _builtins.int
+    """Seconds that one call may take, up to 86,400; 0 means 600."""
+    error_threshold: _builtins.int
+    """A job fails when more files than this have failed; absent or -1: however many."""
+    output_action: Global___BatchOutputAction.ValueType
+    """What becomes of what run returns."""
+    output_file_name: _builtins.str
+    """Name of the file with all rows; its ending says how they are written: .csv or .jsonl. Empty means
+    predictions.csv.
+    """
+    def __init__(
+        self,
+        *,
+        mini_batch_size: _builtins.int = ...,
+        max_concurrency_per_replica: _builtins.int = ...,
+        max_retries: _builtins.int | None = ...,
+        timeout_seconds: _builtins.int = ...,
+        error_threshold: _builtins.int | None = ...,
+        output_action: Global___BatchOutputAction.ValueType = ...,
+        output_file_name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_error_threshold", b"_error_threshold", "_max_retries", b"_max_retries", "error_threshold", b"error_threshold", "max_retries", b"max_retries"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_error_threshold", b"_error_threshold", "_max_retries", b"_max_retries", "error_threshold", b"error_threshold", "max_concurrency_per_replica", b"max_concurrency_per_replica", "max_retries", b"max_retries", "mini_batch_size", b"mini_batch_size", "output_action", b"output_action", "output_file_name", b"output_file_name", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__error_threshold: _TypeAlias = _typing.Literal["error_threshold"]  # noqa: Y015
+    _WhichOneofArgType__error_threshold: _TypeAlias = _typing.Literal["_error_threshold", b"_error_threshold"]  # noqa: Y015
+    _WhichOneofReturnType__max_retries: _TypeAlias = _typing.Literal["max_retries"]  # noqa: Y015
+    _WhichOneofArgType__max_retries: _TypeAlias = _typing.Literal["_max_retries", b"_max_retries"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__error_threshold) -> _WhichOneofReturnType__error_threshold | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_retries) -> _WhichOneofReturnType__max_retries | None: ...
+
+Global___BatchSettings: _TypeAlias = BatchSettings  # noqa: Y015
 
 @_typing.final
 class DataCollection(_message.Message):

@@ -63,6 +63,30 @@ PROVISIONING_STATE_NOT_RESPONDING: ProvisioningState.ValueType  # 6
 """Replicas only: its node has not been heard of for one lease, so it gets no requests."""
 Global___ProvisioningState: _TypeAlias = ProvisioningState  # noqa: Y015
 
+class _EndpointKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EndpointKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EndpointKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ENDPOINT_KIND_UNSPECIFIED: _EndpointKind.ValueType  # 0
+    """As ONLINE."""
+    ENDPOINT_KIND_ONLINE: _EndpointKind.ValueType  # 1
+    """They answer requests."""
+    ENDPOINT_KIND_BATCH: _EndpointKind.ValueType  # 2
+    """They score datasets (BatchService). The deployment with the traffic gets the jobs."""
+
+class EndpointKind(_EndpointKind, metaclass=_EndpointKindEnumTypeWrapper):
+    """What the deployments of an endpoint do; never changes."""
+
+ENDPOINT_KIND_UNSPECIFIED: EndpointKind.ValueType  # 0
+"""As ONLINE."""
+ENDPOINT_KIND_ONLINE: EndpointKind.ValueType  # 1
+"""They answer requests."""
+ENDPOINT_KIND_BATCH: EndpointKind.ValueType  # 2
+"""They score datasets (BatchService). The deployment with the traffic gets the jobs."""
+Global___EndpointKind: _TypeAlias = EndpointKind  # noqa: Y015
+
 class _AuthMode:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -173,6 +197,7 @@ class Endpoint(_message.Message):
     AUTH_MODE_FIELD_NUMBER: _builtins.int
     PRIMARY_KEY_FIELD_NUMBER: _builtins.int
     SECONDARY_KEY_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """workspaces/{workspace}/endpoints/{endpoint}"""
     revision: _builtins.int
@@ -191,6 +216,8 @@ class Endpoint(_message.Message):
     """
     auth_mode: Global___AuthMode.ValueType
     """What callers may show."""
+    kind: Global___EndpointKind.ValueType
+    """What its deployments do."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was created."""
@@ -244,10 +271,11 @@ class Endpoint(_message.Message):
         auth_mode: Global___AuthMode.ValueType = ...,
         primary_key: Global___KeyHint | None = ...,
         secondary_key: Global___KeyHint | None = ...,
+        kind: Global___EndpointKind.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "primary_key", b"primary_key", "reason", b"reason", "secondary_key", b"secondary_key", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["auth_mode", b"auth_mode", "create_time", b"create_time", "creator", b"creator", "description", b"description", "mirror_traffic", b"mirror_traffic", "name", b"name", "path", b"path", "primary_key", b"primary_key", "reason", b"reason", "revision", b"revision", "secondary_key", b"secondary_key", "state", b"state", "sticky_header", b"sticky_header", "tags", b"tags", "traffic", b"traffic", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auth_mode", b"auth_mode", "create_time", b"create_time", "creator", b"creator", "description", b"description", "kind", b"kind", "mirror_traffic", b"mirror_traffic", "name", b"name", "path", b"path", "primary_key", b"primary_key", "reason", b"reason", "revision", b"revision", "secondary_key", b"secondary_key", "state", b"state", "sticky_header", b"sticky_header", "tags", b"tags", "traffic", b"traffic", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -717,6 +745,7 @@ class CreateEndpointRequest(_message.Message):
     TAGS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     AUTH_MODE_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """workspaces/{workspace}"""
     endpoint_id: _builtins.str
@@ -727,6 +756,8 @@ class CreateEndpointRequest(_message.Message):
     """Repeating a request with the same id returns the first answer."""
     auth_mode: Global___AuthMode.ValueType
     """What callers may show."""
+    kind: Global___EndpointKind.ValueType
+    """What its deployments do."""
     @_builtins.property
     def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Up to 50 pairs."""
@@ -740,10 +771,11 @@ class CreateEndpointRequest(_message.Message):
         tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         request_id: _builtins.str = ...,
         auth_mode: Global___AuthMode.ValueType = ...,
+        kind: Global___EndpointKind.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["auth_mode", b"auth_mode", "description", b"description", "endpoint_id", b"endpoint_id", "parent", b"parent", "request_id", b"request_id", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auth_mode", b"auth_mode", "description", b"description", "endpoint_id", b"endpoint_id", "kind", b"kind", "parent", b"parent", "request_id", b"request_id", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1009,6 +1041,7 @@ class CreateDeploymentRequest(_message.Message):
     ROLLOUT_LIMIT_FIELD_NUMBER: _builtins.int
     DATA_COLLECTION_FIELD_NUMBER: _builtins.int
     SCALE_SETTINGS_FIELD_NUMBER: _builtins.int
+    BATCH_SETTINGS_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """workspaces/{workspace}/endpoints/{endpoint}"""
     deployment_id: _builtins.str
@@ -1018,7 +1051,9 @@ class CreateDeploymentRequest(_message.Message):
     snapshot: _builtins.str
     """The folder with the scoring script."""
     scoring_script: _builtins.str
-    """Path of the scoring script in the snapshot."""
+    """Path of the scoring script in the snapshot. Empty, without a snapshot: an MLflow or scikit-learn model
+    is served without a script.
+    """
     compute: _builtins.str
     """workspaces/{workspace}/computes/{compute}"""
     replica_count: _builtins.int
@@ -1057,6 +1092,10 @@ class CreateDeploymentRequest(_message.Message):
         kept between the bounds, and at least one.
         """
 
+    @_builtins.property
+    def batch_settings(self) -> _workloads_pb2.BatchSettings:
+        """For a batch endpoint, and only there; absent there: the defaults."""
+
     def __init__(
         self,
         *,
@@ -1076,10 +1115,11 @@ class CreateDeploymentRequest(_message.Message):
         rollout_limit: _builtins.int = ...,
         data_collection: _workloads_pb2.DataCollection | None = ...,
         scale_settings: Global___ScaleSettings | None = ...,
+        batch_settings: _workloads_pb2.BatchSettings | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["data_collection", b"data_collection", "request_settings", b"request_settings", "scale_settings", b"scale_settings"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch_settings", b"batch_settings", "data_collection", b"data_collection", "request_settings", b"request_settings", "scale_settings", b"scale_settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute", b"compute", "data_collection", b"data_collection", "deployment_id", b"deployment_id", "environment", b"environment", "models", b"models", "parent", b"parent", "replica_count", b"replica_count", "request_id", b"request_id", "request_settings", b"request_settings", "rollout_limit", b"rollout_limit", "sample", b"sample", "scale_settings", b"scale_settings", "scoring_script", b"scoring_script", "snapshot", b"snapshot", "tags", b"tags", "variables", b"variables"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_settings", b"batch_settings", "compute", b"compute", "data_collection", b"data_collection", "deployment_id", b"deployment_id", "environment", b"environment", "models", b"models", "parent", b"parent", "replica_count", b"replica_count", "request_id", b"request_id", "request_settings", b"request_settings", "rollout_limit", b"rollout_limit", "sample", b"sample", "scale_settings", b"scale_settings", "scoring_script", b"scoring_script", "snapshot", b"snapshot", "tags", b"tags", "variables", b"variables"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1123,6 +1163,7 @@ class UpdateDeploymentRequest(_message.Message):
     SAMPLE_FIELD_NUMBER: _builtins.int
     ROLLOUT_LIMIT_FIELD_NUMBER: _builtins.int
     DATA_COLLECTION_FIELD_NUMBER: _builtins.int
+    BATCH_SETTINGS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """workspaces/{workspace}/endpoints/{endpoint}/deployments/{deployment}"""
     etag: _builtins.str
@@ -1161,6 +1202,10 @@ class UpdateDeploymentRequest(_message.Message):
     def data_collection(self) -> _workloads_pb2.DataCollection:
         """As in CreateDeploymentRequest; all of it."""
 
+    @_builtins.property
+    def batch_settings(self) -> _workloads_pb2.BatchSettings:
+        """As in CreateDeploymentRequest; all of it."""
+
     def __init__(
         self,
         *,
@@ -1178,10 +1223,11 @@ class UpdateDeploymentRequest(_message.Message):
         sample: _builtins.str = ...,
         rollout_limit: _builtins.int = ...,
         data_collection: _workloads_pb2.DataCollection | None = ...,
+        batch_settings: _workloads_pb2.BatchSettings | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["data_collection", b"data_collection", "request_settings", b"request_settings", "update_mask", b"update_mask"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch_settings", b"batch_settings", "data_collection", b"data_collection", "request_settings", b"request_settings", "update_mask", b"update_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute", b"compute", "data_collection", b"data_collection", "environment", b"environment", "etag", b"etag", "models", b"models", "name", b"name", "replica_count", b"replica_count", "request_settings", b"request_settings", "rollout_limit", b"rollout_limit", "sample", b"sample", "scoring_script", b"scoring_script", "snapshot", b"snapshot", "update_mask", b"update_mask", "variables", b"variables"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_settings", b"batch_settings", "compute", b"compute", "data_collection", b"data_collection", "environment", b"environment", "etag", b"etag", "models", b"models", "name", b"name", "replica_count", b"replica_count", "request_settings", b"request_settings", "rollout_limit", b"rollout_limit", "sample", b"sample", "scoring_script", b"scoring_script", "snapshot", b"snapshot", "update_mask", b"update_mask", "variables", b"variables"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
