@@ -15,6 +15,7 @@ import pytest
 
 import stellwerk
 from stellwerk_launcher.testing import StackProcess
+from tests.faults.processes import scorers
 
 pytestmark = pytest.mark.timeout(300)
 CALLERS = 8
@@ -109,22 +110,7 @@ class Endpoint:
 
     def scorers(self) -> list[psutil.Process]:
         """The scoring servers of this stack."""
-        return [process for process in psutil.process_iter() if self._is_scorer(process)]
-
-    def _is_scorer(self, process: psutil.Process) -> bool:
-        try:
-            script = process.environ().get("STELLWERK_SCORER_SCRIPT", "")
-            is_ours = script.startswith(str(self.stack.data_dir))
-            return (
-                is_ours
-                and process.cmdline()[-2:] == ["-m", "stellwerk_scorer"]
-                and not self._is_shim(process)
-            )
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            return False
-
-    def _is_shim(self, process: psutil.Process) -> bool:
-        return any("shim.py" in word for word in process.cmdline())
+        return scorers(self.stack.data_dir)
 
 
 @pytest.fixture(scope="module")

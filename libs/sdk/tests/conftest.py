@@ -15,6 +15,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from stellwerk_protos.common.v1 import common_pb2
+from stellwerk_protos.inference.v1 import batches_pb2, batches_pb2_grpc
 from stellwerk_protos.registry.v1 import quotas_pb2, quotas_pb2_grpc, workspaces_pb2, workspaces_pb2_grpc
 from stellwerk_protos.runs.v1 import (
     artifacts_pb2,
@@ -149,12 +150,50 @@ class Runs(
             context.abort(grpc.StatusCode.UNAVAILABLE, "gone for a moment")
 
 
+class Batches(batches_pb2_grpc.BatchServiceServicer):
+    """Jobs of two mini-batches; the job `bad` fails, the job `torn` breaks its stream once."""
+
+    def __init__(self) -> None:
+        self.created: list[batches_pb2.CreateBatchJobRequest] = []
+        self._is_torn = False
+
+    def _job(self, name: str, revision: int, done: int) -> batches_pb2.BatchJob:
+        job = batches_pb2.BatchJob(name=name, revision=revision, state=batches_pb2.BATCH_JOB_STATE_RUNNING)
+        job.progress.mini_batch_count, job.progress.file_count = 2, 20
+        job.progress.succeeded_mini_batch_count, job.progress.succeeded_file_count = done, 10 * done
+        if done == 2:
+            job.state, job.output = (
+                batches_pb2.BATCH_JOB_STATE_COMPLETED,
+                "workspaces/demo/datasets/r/versions/3",
+            )
+        return job
+
+    def CreateBatchJob(self, request: Any, context: Any) -> batches_pb2.BatchJob:
+        self.created.append(request)
+        return self._job(f"{request.parent}/jobs/{request.job_id}", 1, 0)
+
+    def GetBatchJob(self, request: Any, context: Any) -> batches_pb2.BatchJob:
+        return self._job(request.name, 1, 0)
+
+    def WatchBatchJob(self, request: Any, context: Any) -> Iterator[batches_pb2.BatchJob]:
+        yield self._job(request.name, 2, 1)
+        if request.name.endswith("torn") and not self._is_torn:
+            self._is_torn = True
+            context.abort(grpc.StatusCode.UNAVAILABLE, "gone for a moment")
+        last = self._job(request.name, 3, 2)
+        if request.name.endswith("bad"):
+            last.state, last.output = batches_pb2.BATCH_JOB_STATE_FAILED, ""
+            last.reason.code, last.reason.message, last.reason.cure = "NOTHING_SCORED", "All failed.", "Look."
+        yield last
+
+
 @dataclasses.dataclass(frozen=True)
 class Platform:
     """The server and what it saw."""
 
     address: str
     workspaces: Workspaces
+    batches: Batches
     key_file: Path
 
     def options(self) -> list[str]:
@@ -167,6 +206,8 @@ def platform(tmp_path: Path) -> Iterator[Platform]:
     with ThreadPoolExecutor(max_workers=8) as pool:
         server = grpc.server(pool, options=[("grpc.so_reuseport", 0)])
         workspaces, runs = Workspaces(), Runs()  # type: ignore[abstract]  # the rest answers UNIMPLEMENTED
+        batches = Batches()  # type: ignore[abstract]
+        batches_pb2_grpc.add_BatchServiceServicer_to_server(batches, server)
         workspaces_pb2_grpc.add_WorkspaceServiceServicer_to_server(workspaces, server)
         quotas_pb2_grpc.add_QuotaServiceServicer_to_server(Quotas(), server)
         runs_pb2_grpc.add_RunServiceServicer_to_server(runs, server)
@@ -177,7 +218,7 @@ def platform(tmp_path: Path) -> Iterator[Platform]:
         server.start()
         key_file = tmp_path / "test.key"
         key_file.write_text(KEY + "\n")
-        yield Platform(f"127.0.0.1:{port}", workspaces, key_file)
+        yield Platform(f"127.0.0.1:{port}", workspaces, batches, key_file)
         server.stop(None).wait()
 
 

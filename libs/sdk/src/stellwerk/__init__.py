@@ -8,10 +8,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from stellwerk._async.batches import AsyncBatchJob
     from stellwerk._async.client import AsyncClient
     from stellwerk._async.inference import AsyncEndpoint
     from stellwerk._async.run import AsyncRun
     from stellwerk._async.workspace import AsyncWorkspace
+    from stellwerk._sync.batches import BatchJob
     from stellwerk._sync.client import Client
     from stellwerk._sync.inference import Endpoint
     from stellwerk._sync.run import Run
@@ -21,10 +23,12 @@ if TYPE_CHECKING:
     from stellwerk.run_context import RunContext, current_run
 
 __all__ = [
+    "AsyncBatchJob",
     "AsyncClient",
     "AsyncEndpoint",
     "AsyncRun",
     "AsyncWorkspace",
+    "BatchJob",
     "Client",
     "Endpoint",
     "InteractiveRun",
@@ -37,10 +41,12 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AsyncBatchJob": "stellwerk._async.batches",
     "AsyncClient": "stellwerk._async.client",
     "AsyncEndpoint": "stellwerk._async.inference",
     "AsyncRun": "stellwerk._async.run",
     "AsyncWorkspace": "stellwerk._async.workspace",
+    "BatchJob": "stellwerk._sync.batches",
     "Client": "stellwerk._sync.client",
     "Endpoint": "stellwerk._sync.inference",
     "Run": "stellwerk._sync.run",

@@ -1,7 +1,8 @@
 """States as people read them: `RUN_STATE_CANCEL_REQUESTED` -> `CancelRequested`."""
 
+from stellwerk.errors import invalid
 from stellwerk_protos.compute.v1 import computes_pb2
-from stellwerk_protos.inference.v1 import endpoints_pb2
+from stellwerk_protos.inference.v1 import batches_pb2, endpoints_pb2
 from stellwerk_protos.runs.v1 import runs_pb2
 
 RUN_OVER = frozenset({"Completed", "Failed", "Canceled"})
@@ -15,6 +16,30 @@ def run(message: runs_pb2.Run) -> str:
 def provisioning(message: endpoints_pb2.Endpoint | endpoints_pb2.Deployment) -> str:
     """The state of an endpoint or deployment."""
     return _words(endpoints_pb2.ProvisioningState.Name(message.state), "PROVISIONING_STATE_")
+
+
+def endpoint_kind(message: endpoints_pb2.Endpoint) -> str:
+    """`online` or `batch`."""
+    return "batch" if message.kind == endpoints_pb2.ENDPOINT_KIND_BATCH else "online"
+
+
+def batch_job(message: batches_pb2.BatchJob) -> str:
+    """The state of a batch job."""
+    return _words(batches_pb2.BatchJobState.Name(message.state), "BATCH_JOB_STATE_")
+
+
+def mini_batch(message: batches_pb2.MiniBatch) -> str:
+    """The state of a mini-batch."""
+    return _words(batches_pb2.MiniBatchState.Name(message.state), "MINI_BATCH_STATE_")
+
+
+def mini_batch_state(word: str) -> batches_pb2.MiniBatchState.ValueType:
+    """From `Failed`, in any case of letters, or "" for any; raises `StellwerkError`."""
+    name = f"MINI_BATCH_STATE_{word.upper() or 'UNSPECIFIED'}"
+    if name not in batches_pb2.MiniBatchState.DESCRIPTOR.values_by_name:
+        known = "Use Waiting, Running, Succeeded or Failed."
+        raise invalid("INVALID_STATE", f"No mini-batch is ever {word!r}.", known)
+    return batches_pb2.MiniBatchState.Value(name)
 
 
 def node(message: computes_pb2.Node) -> str:

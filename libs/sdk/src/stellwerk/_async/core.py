@@ -43,6 +43,7 @@ _SAFE = (
     *("Get", "List", "Search", "Compare", "Explain", "Prepare", "CreateSnapshot", "CreateArtifacts"),
     "CompleteUpload",
     "CreatePack",
+    "CancelBatchJob",
     *("SetScaleSettings", "SetAuthMode", "Simulate"),
     *("SetTraffic", "SetRetentionRule", "CancelRun", "ArchiveRun", "RestoreRun", "RenewRun", "FinishRun"),
 )

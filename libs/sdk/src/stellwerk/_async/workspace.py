@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from stellwerk._async.activities import AsyncActivities
 from stellwerk._async.assets import AsyncDatasets, AsyncEnvironments, AsyncModels
+from stellwerk._async.batches import AsyncBatches
 from stellwerk._async.collected import AsyncCollectedData
 from stellwerk._async.core import AsyncCore
 from stellwerk._async.datastores import AsyncDatastores, AsyncQuota
@@ -40,6 +41,7 @@ class AsyncWorkspace:
         self.loads = AsyncLoads(core, name)
         self.endpoint_keys = AsyncEndpointKeys(core, name)
         self.deployments = AsyncDeployments(core, name)
+        self.batches = AsyncBatches(core, name)
         self.collected_data = AsyncCollectedData(core, name)
         self.computes = AsyncComputes(core, name)
         self.events = AsyncEvents(core, name)

@@ -11,6 +11,7 @@ from stellwerk._sync.core import Core
 from stellwerk._sync.endpoint_keys import auth_mode
 from stellwerk._sync.reading import ReplicaLogs
 from stellwerk._sync.runs import create_snapshot
+from stellwerk.batch_options import BatchOptions, batch_settings
 from stellwerk.errors import invalid
 from stellwerk_protos.compute.v1 import workloads_pb2
 from stellwerk_protos.inference.v1 import endpoints_pb2, endpoints_pb2_grpc
@@ -24,18 +25,27 @@ class Endpoints:
         self._stub = endpoints_pb2_grpc.EndpointServiceStub(core.channel)
 
     def create(
-        self, name: str, *, description: str = "", tags: Mapping[str, str] | None = None, auth: str = "both"
+        self,
+        name: str,
+        *,
+        description: str = "",
+        tags: Mapping[str, str] | None = None,
+        auth: str = "both",
+        batch: bool = False,
     ) -> "Endpoint":
         """Creates an endpoint without deployments and without keys (`endpoint_keys.regenerate`).
 
-        `auth`: what callers may show, `key`, `token` or `both`.
+        `auth`: what callers may show, `key`, `token` or `both`. `batch`: its deployments score datasets
+        (`batches`) and answer no requests.
         """
+        kind = endpoints_pb2.ENDPOINT_KIND_BATCH if batch else endpoints_pb2.ENDPOINT_KIND_ONLINE
         request = endpoints_pb2.CreateEndpointRequest(
             parent=self._parent,
             endpoint_id=name,
             description=description,
             tags=tags,
             auth_mode=auth_mode(auth),
+            kind=kind,
         )
         return Endpoint(self._core, self._core.call(self._stub.CreateEndpoint, request))
 
@@ -110,9 +120,16 @@ class Endpoint:
         return states.provisioning(self.message)
 
     @property
+    def is_batch(self) -> bool:
+        """Whether its deployments score datasets instead of answering requests."""
+        return self.message.kind == endpoints_pb2.ENDPOINT_KIND_BATCH
+
+    @property
     def url(self) -> str:
-        """Where HTTP clients score; `/v2` of the Open Inference Protocol lies beside it."""
-        return f"{self._core.settings.gateway_url.rstrip('/')}{self.message.path}/score"
+        """Where HTTP clients score; `/v2` of the Open Inference Protocol lies beside it. Of a batch
+        endpoint, where they start jobs."""
+        what = "jobs" if self.is_batch else "score"
+        return f"{self._core.settings.gateway_url.rstrip('/')}{self.message.path}/{what}"
 
     def score(self, data: Any) -> Any:
         """Sends `data` as JSON (bytes as they are) and returns the JSON of the answer."""
@@ -152,6 +169,7 @@ class Deployments:
         collect_percent: float = 100,
         collect_headers: Sequence[str] = (),
         collect_max_bytes: int = 0,
+        batch: BatchOptions | None = None,
     ) -> endpoints_pb2.Deployment:
         """Uploads the folder `code` and starts `replicas` of its scoring script. Does not wait.
 
@@ -164,6 +182,7 @@ class Deployments:
         decide on the replicas.
         `collect`: what is kept as data, "request", "response", or names of the script's Collectors;
         `collect_percent` of the requests, with these headers, and of a body so many bytes (0: 262,144).
+        `batch`: how a deployment of a batch endpoint scores.
         """
         request = endpoints_pb2.CreateDeploymentRequest(
             parent=names.resource(self._parent, "endpoints", endpoint),
@@ -185,6 +204,7 @@ class Deployments:
             sample=sample,
             rollout_limit=keep,
             scale_settings=scale,
+            batch_settings=batch_settings(batch) if batch else None,
         )
         if collect:
             request.data_collection.CopyFrom(
@@ -214,12 +234,14 @@ class Deployments:
         collect_percent: float = 100,
         collect_headers: Sequence[str] = (),
         collect_max_bytes: int = 0,
+        batch: BatchOptions | None = None,
     ) -> endpoints_pb2.Deployment:
         """Changes what is given; parameters as for `create`. Does not wait.
 
         Another model, code, environment, compute, time-out or other variables make a rollout: its replicas
         start beside those that serve and take their place once all have answered the sample request. So does
-        another `collect`, which replaces all that was said of it; empty collects nothing any more.
+        another `collect`, which replaces all that was said of it; empty collects nothing any more. Of
+        `batch` what is left out stays.
         """
         request = endpoints_pb2.UpdateDeploymentRequest(
             name=self._name(endpoint, name),
@@ -256,12 +278,16 @@ class Deployments:
             request.data_collection.CopyFrom(
                 _collection(collect, collect_percent, collect_headers, collect_max_bytes)
             )
+        if batch:
+            request.batch_settings.CopyFrom((self.get(endpoint, name)).workload.batch_settings)
+            request.batch_settings.MergeFrom(batch_settings(batch))
         request.update_mask.paths.extend(changed)
         for field, given in (
             ("models", models is not None),
             ("variables", variables is not None),
             ("data_collection", collect is not None),
             ("request_settings", request.HasField("request_settings")),
+            ("batch_settings", request.HasField("batch_settings")),
         ):
             if given:
                 request.update_mask.paths.append(field)

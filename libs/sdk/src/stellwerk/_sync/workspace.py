@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from stellwerk._sync.activities import Activities
 from stellwerk._sync.assets import Datasets, Environments, Models
+from stellwerk._sync.batches import Batches
 from stellwerk._sync.collected import CollectedData
 from stellwerk._sync.core import Core
 from stellwerk._sync.datastores import Datastores, Quota
@@ -41,6 +42,7 @@ class Workspace:
         self.loads = Loads(core, name)
         self.endpoint_keys = EndpointKeys(core, name)
         self.deployments = Deployments(core, name)
+        self.batches = Batches(core, name)
         self.collected_data = CollectedData(core, name)
         self.computes = Computes(core, name)
         self.events = Events(core, name)

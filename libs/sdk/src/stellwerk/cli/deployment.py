@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from stellwerk import names
-from stellwerk.cli import arguments, deployment_try, endpoint_data, endpoint_load, output
+from stellwerk.cli import arguments, batch_settings, deployment_try, endpoint_data, endpoint_load, output
 from stellwerk.cli.base import Group, Session, traced
 
 _SAMPLE_HELP = "Request in the folder that is to be scored first."
@@ -47,15 +47,25 @@ _of = click.option("--endpoint", "endpoint_name", required=True, metavar="NAME",
 @click.option("--sample", default="", metavar="FILE", help=_SAMPLE_HELP)
 @click.option("--keep", type=click.IntRange(1, 20), default=10, show_default=True, help=_KEEP_HELP)
 @endpoint_data.collecting
+@batch_settings.of_deployment
 @click.option("--wait/--no-wait", default=True, help="Wait until it is ready or failed (the default).")
 @traced
 def deployment_create(
     session: Session, name: str, endpoint_name: str, wait: bool, variables: tuple[str, ...], **given: Any
 ) -> int:
-    """Start a deployment and wait until it answers."""
+    """Start a deployment and wait until it answers.
+
+    Of a batch endpoint, until its script is ready to score; the options from --mini-batch-size to
+    --concurrency are for those. Without --max it has then up to --replicas replicas while there is work,
+    and none else.
+    """
     given["scale"] = endpoint_load.scale_settings(given)
+    given["batch"] = batch_settings.take(given)
     endpoint_data.check(*(given[name] for name in endpoint_data.NAMES))
-    deployments = session.workspace().deployments
+    workspace = session.workspace()
+    deployments = workspace.deployments
+    if given["scale"] is None and workspace.endpoints.get(endpoint_name).is_batch:
+        given["scale"] = endpoint_load.asleep_between(given["replicas"])
     created = deployments.create(
         name, endpoint=endpoint_name, variables=arguments.pairs(variables, "--variable"), **given
     )
@@ -103,6 +113,7 @@ def _wait(deployments: Any, endpoint_name: str, created: Any) -> Any:
 @click.option("--keep", type=click.IntRange(1, 20), help=_KEEP_HELP)
 @endpoint_data.collecting
 @click.option("--no-collect", is_flag=True, help="Collect nothing any more.")
+@batch_settings.of_deployment
 @click.option(
     "--wait/--no-wait", default=True, help="Wait until the new replicas serve or failed (the default)."
 )
@@ -129,6 +140,7 @@ def deployment_update(
         raise click.UsageError("Give either --collect or --no-collect.")
     changes_collection = bool(collect) or no_collect
     endpoint_data.check(collect, collect_percent, collect_headers, collect_max_bytes)
+    given["batch"] = batch_settings.take(given) or None
     others = any(value is not None for value in given.values())
     if not (models or variables or changes_collection or others):
         raise click.UsageError("Say what is to change: --model, --code, --replicas, ...")
@@ -273,6 +285,7 @@ def _show_deployment(session: Session, item: Any) -> None:
         ("rollouts", ", ".join(_rollout_text(item, rollout) for rollout in item.rollouts)),
         ("requests", _request_settings(item.request_settings)),
         ("collects", endpoint_data.settings(item)),
+        ("batch", _batch_text(item)),
     ]
     output.facts(item, session.json, facts)
 
@@ -291,6 +304,11 @@ def _request_settings(settings: Any) -> str:
         (settings.retry_lost_requests, "lost ones are sent again"),
     ]
     return ", ".join(text for value, text in texts if value)
+
+
+def _batch_text(item: Any) -> str:
+    workload = item.workload
+    return batch_settings.describe(workload.batch_settings) if workload.HasField("batch_settings") else ""
 
 
 def _models(item: Any) -> str:

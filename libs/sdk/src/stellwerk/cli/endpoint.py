@@ -30,16 +30,26 @@ def endpoint() -> None:
     show_default=True,
     help="What callers show: the endpoint's keys, tokens and API keys of the platform, or both.",
 )
+@click.option("--batch", is_flag=True, help="It scores datasets (`stellwerk batch`) and answers no requests.")
 @traced
-def endpoint_create(session: Session, name: str, description: str, tags: tuple[str, ...], auth: str) -> None:
+def endpoint_create(
+    session: Session, name: str, description: str, tags: tuple[str, ...], auth: str, batch: bool
+) -> None:
     """Create an endpoint, and print its two keys. They are shown only now.
 
-    Callers send one of them as `Authorization: Bearer KEY`.
+    Callers send one of them as `Authorization: Bearer KEY`. A batch endpoint has no keys: whoever starts
+    its jobs shows a token or an API key of the platform.
     """
+    if batch and auth == "key":
+        raise click.UsageError("A batch endpoint has no keys: leave --auth out.")
     created = session.workspace().endpoints.create(
-        name, description=description, tags=arguments.pairs(tags, "--tag"), auth=auth
+        name,
+        description=description,
+        tags=arguments.pairs(tags, "--tag"),
+        auth="token" if batch else auth,
+        batch=batch,
     )
-    made = endpoint_keys.make_both(session, name) if auth != "token" else {}
+    made = endpoint_keys.make_both(session, name) if auth != "token" and not batch else {}
     if session.json:
         shown = output.to_json(session.workspace().endpoints.get(name).message)
         output.document({**shown, "keys": made})
@@ -64,9 +74,10 @@ def endpoint_list(session: Session) -> None:
     output.listing(
         (item.message for item in session.workspace().endpoints.list()),
         session.json,
-        ("NAME", "STATE", "TRAFFIC", "PATH"),
+        ("NAME", "KIND", "STATE", "TRAFFIC", "PATH"),
         lambda item: (
             names.last(item.name),
+            states.endpoint_kind(item),
             states.provisioning(item),
             output.pairs(item.traffic),
             item.path,
@@ -161,9 +172,12 @@ def _request_body(file: Path) -> bytes:
 
 
 def _show_endpoint(session: Session, found: Any) -> None:
+    from stellwerk import states
+
     item = found.message
     facts = [
         ("name", item.name),
+        ("kind", states.endpoint_kind(item)),
         ("state", found.state),
         ("reason", output.reason(item.reason)),
         ("created", f"{output.when(item.create_time)} by {item.creator}"),

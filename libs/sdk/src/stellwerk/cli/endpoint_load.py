@@ -62,6 +62,13 @@ def scale_settings(given: dict[str, Any]) -> "ScaleSettings | None":
     )
 
 
+def asleep_between(replicas: int) -> "ScaleSettings":
+    """Up to so many replicas while there is work, and none else: how a batch deployment begins."""
+    from stellwerk_protos.inference.v1.endpoints_pb2 import ScaleSettings
+
+    return ScaleSettings(min_replicas=0, max_replicas=replicas)
+
+
 def scale_text(item: Any) -> str:
     """`0 to 4 by load`, or nothing."""
     if not item.HasField("scale_settings"):

@@ -5,6 +5,7 @@ import click
 from stellwerk.cli import (  # noqa: F401  # they add their commands to `run`
     activity,
     assets,
+    batch,
     config,
     datastore,
     deployment,
@@ -54,7 +55,7 @@ for command in (
     *(workspace.workspace, member.member, datastore.datastore, quota.quota),
     *(assets.dataset, assets.environment, run.run, experiment.experiment),
     *(assets.model, secret.secret, why.why),
-    *(endpoint.endpoint, deployment.deployment, events.compute, events.events, events.trace),
+    *(endpoint.endpoint, deployment.deployment, batch.batch, events.compute, events.events, events.trace),
     *(activity.activity, doctor.doctor),
     *(login.login, login.logout, login.whoami, people.user, people.key, people.signing_key),
     *(config.config, completion),
