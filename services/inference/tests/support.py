@@ -25,9 +25,22 @@ from stellwerk_platform.grpc_server import abort
 from stellwerk_platform.journal import CONTENT_TYPE, Fact, entry
 from stellwerk_protos.common.v1.common_pb2 import File, Reason
 from stellwerk_protos.compute.v1 import computes_pb2 as compute
+from stellwerk_protos.inference.v1 import (
+    batches_pb2_grpc,
+    endpoints_pb2_grpc,
+    keys_pb2_grpc,
+    loads_pb2_grpc,
+)
 from stellwerk_protos.inference.v1 import endpoints_pb2 as pb
-from stellwerk_protos.inference.v1 import endpoints_pb2_grpc, keys_pb2_grpc, loads_pb2_grpc
-from stellwerk_protos.registry.v1 import environments_pb2, members_pb2, models_pb2, quotas_pb2, workspaces_pb2
+from stellwerk_protos.registry.v1 import (
+    blobs_pb2,
+    datasets_pb2,
+    environments_pb2,
+    members_pb2,
+    models_pb2,
+    quotas_pb2,
+    workspaces_pb2,
+)
 from stellwerk_protos.runs.v1 import snapshots_pb2
 
 WORKSPACE = "workspaces/demo"
@@ -52,6 +65,7 @@ class Others(grpc.GenericRpcHandler):
             SNAPSHOT,
             f"{WORKSPACE}/computes/local",
             *(f"{WORKSPACE}/environments/sklearn/versions/{version}" for version in ("3", "latest")),
+            *(f"{WORKSPACE}/datasets/digits/versions/{version}" for version in ("1", "3", "latest")),
             *(f"{WORKSPACE}/models/digits/versions/{version}" for version in ("1", "3", "latest")),
         }
     )
@@ -71,7 +85,13 @@ class Others(grpc.GenericRpcHandler):
             "GetModelVersion": (models_pb2.GetModelVersionRequest, models_pb2.ModelVersion),
             "GetSnapshot": (snapshots_pb2.GetSnapshotRequest, snapshots_pb2.Snapshot),
             "GetCompute": (compute.GetComputeRequest, compute.Compute),
+            "GetDatasetVersion": (datasets_pb2.GetDatasetVersionRequest, datasets_pb2.DatasetVersion),
+            "CreateDatasetVersion": (datasets_pb2.CreateDatasetVersionRequest, datasets_pb2.DatasetVersion),
+            "PrepareUploads": (blobs_pb2.PrepareUploadsRequest, blobs_pb2.PrepareUploadsResponse),
         }
+        # The files of the dataset digits, and what was registered, by request id.
+        self.files = [File(path=f"{number:03}.csv", sha256="d" * 64) for number in range(25)]
+        self.registered: dict[str, datasets_pb2.DatasetVersion] = {}
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         request_type, answer_type = self._methods[handler_call_details.method.rsplit("/", 1)[1]]
@@ -79,16 +99,27 @@ class Others(grpc.GenericRpcHandler):
         async def answer(request: Any, context: Any) -> Any:
             if isinstance(request, members_pb2.GetAccessRequest):
                 return answer_type(role=members_pb2.ROLE_OWNER)
+            if isinstance(request, blobs_pb2.PrepareUploadsRequest):
+                return answer_type()
+            if isinstance(request, datasets_pb2.CreateDatasetVersionRequest):
+                return self._register(request)
             if request.name not in self.known:
                 await abort(context, NotFound("NOT_FOUND_THERE", f"There is no {request.name}."))
             result = answer_type(name=request.name.replace("latest", "3"))
             if isinstance(result, snapshots_pb2.Snapshot):
                 result.files.extend([File(path="score.py"), File(path="data.txt")])
+            if isinstance(result, datasets_pb2.DatasetVersion):
+                result.files.extend(self.files)
             return result
 
         return grpc.unary_unary_rpc_method_handler(
             answer, request_type.FromString, lambda message: message.SerializeToString()
         )
+
+    def _register(self, request: datasets_pb2.CreateDatasetVersionRequest) -> datasets_pb2.DatasetVersion:
+        name = f"{request.parent}/versions/{len(self.registered) + 1}"
+        version = datasets_pb2.DatasetVersion(name=name, files=request.files, tags=request.tags)
+        return self.registered.setdefault(request.request_id, version)
 
 
 class Scorer:
@@ -146,6 +177,7 @@ class Inference:
     keys: Any = None
     loads: Any = None
     loads_of_gateways: Any = None
+    batches: Any = None
     _revisions: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -211,6 +243,7 @@ class Inference:
         ):
             self.stub = endpoints_pb2_grpc.EndpointServiceStub(channel)
             self.keys = keys_pb2_grpc.EndpointKeyServiceStub(channel)
+            self.batches = batches_pb2_grpc.BatchServiceStub(channel)
             self.loads = loads_pb2_grpc.LoadServiceStub(channel)
             self.loads_of_gateways = loads_pb2_grpc.LoadServiceStub(internal)
             self.routes_stub = endpoints_pb2_grpc.EndpointServiceStub(internal)

@@ -1,6 +1,6 @@
 """The HTTP door: one ASGI application that sends each path to who answers it.
 
-Requests to endpoints never come here: `scoring/protocol.py` takes them before.
+Requests to score never come here: `scoring/protocol.py` takes them before.
 """
 
 import asyncio
@@ -19,6 +19,8 @@ from stellwerk_gateway.asgi import Receive, Scope, Send, send_error, send_json
 from stellwerk_gateway.backends import Backends
 from stellwerk_gateway.connect_door import ConnectDoor
 from stellwerk_gateway.door_certificate import DoorCertificate
+from stellwerk_gateway.jobs_door import URL as JOBS_URL
+from stellwerk_gateway.jobs_door import JobsDoor
 from stellwerk_gateway.login import origin
 from stellwerk_gateway.login.door import PATHS as LOGIN_PATHS
 from stellwerk_gateway.login.door import LoginDoor
@@ -39,6 +41,7 @@ class HttpDoor:
         self._backends = backends
         self._router = router
         self._connect: Any = connect
+        self._jobs = JobsDoor(backends)
         self._login = login
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,6 +57,8 @@ class HttpDoor:
             await self._connect(scope, receive, send)
         elif match := statistics.PATH.fullmatch(path):
             await self._statistics(scope, send, match)
+        elif JOBS_URL.fullmatch(path.encode("latin-1", "replace")):
+            await self._jobs(scope, receive, send)
         elif path in LOGIN_PATHS:
             await self._login(scope, send)
         elif path == "/healthz":

@@ -54,5 +54,9 @@ class Changes:
             self._waiters.discard(waiter)
 
     async def _wake(self, _message: Msg) -> None:
+        self.wake()
+
+    def wake(self) -> None:
+        """Wakes all that wait in this process, for a change that is no event."""
         for waiter in self._waiters:
             waiter.event.set()

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Protocol
 
 from stellwerk_inference.deployments import domain as deployments
 from stellwerk_inference.deployments import rollouts
@@ -16,11 +17,22 @@ from stellwerk_protos.common.v1.common_pb2 import Reason
 from stellwerk_protos.inference.v1 import endpoints_pb2 as pb
 
 
+class Jobs(Protocol):
+    """The batch jobs of deployments and endpoints, which keep to the rollout that they began with."""
+
+    async def check_none(self, tx: Transaction, deployment: str) -> None:
+        """Raises `FailedPrecondition` while a job of the deployment is not over."""
+
+    async def cancel_all(self, tx: Transaction, endpoint: str) -> None:
+        """Asks all jobs of the endpoint to stop."""
+
+
 class Lifecycle:
     """Every change of more than one resource."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, jobs: Jobs) -> None:
         self._store = store
+        self._jobs = jobs
 
     async def create_deployment(self, deployment: pb.Deployment, request_id: str) -> pb.Deployment:
         """Stores a deployment and its replicas; lets `DuplicateKeyError` through for a taken name."""
@@ -133,6 +145,8 @@ class Lifecycle:
             after = await self._store.deployments.update_in(tx, name, change, etag)
             if after.revision == before.revision:
                 return after
+            if after.target_rollout != before.target_rollout:
+                await self._jobs.check_none(tx, name)
             cause = tx.last_event()
             await self._start_target(tx, after, cause)
             await self._settle(tx, name, cause)
@@ -155,6 +169,7 @@ class Lifecycle:
         """Stops the replicas; the deployment is gone when they are."""
 
         async def work(tx: Transaction) -> pb.Deployment:
+            await self._jobs.check_none(tx, name)
             endpoint = await self._store.endpoints.get(endpoint_of(name), tx.session)
             deployment_id = name.rsplit("/", 1)[1]
             await self._delete_deployment_in(tx, name, endpoint.traffic.get(deployment_id, 0))
@@ -170,6 +185,7 @@ class Lifecycle:
 
         async def work(tx: Transaction) -> pb.Endpoint:
             await self._store.endpoints.update_in(tx, name, endpoints.delete)
+            await self._jobs.cancel_all(tx, name)
             for deployment in await self._store.deployments_of(name, tx.session):
                 await self._delete_deployment_in(tx, deployment.name, 0)
             await self._observe_endpoint(tx, name, tx.last_event())

@@ -4,6 +4,8 @@ import aiohttp
 
 from stellwerk_inference.autoscale.scaler import Autoscaler
 from stellwerk_inference.autoscale.service import LoadService
+from stellwerk_inference.batches.compose import Parts, batch_scoring
+from stellwerk_inference.batches.store import BatchStore
 from stellwerk_inference.changes import Changes
 from stellwerk_inference.collected.service import CollectionService
 from stellwerk_inference.collected.store import CollectedStore
@@ -42,9 +44,11 @@ async def compose(app: App, settings: InferenceSettings) -> None:
     await store.open()
     collected = CollectedStore(service.database)
     await collected.open()
+    batches = BatchStore(service.database, store)
+    await batches.open()
     changes = Changes(service.bus)
     await changes.open()
-    lifecycle = Lifecycle(store)
+    lifecycle = Lifecycle(store, batches)
     upstream = Upstream(
         registry=service.channel(settings.registry_address),
         runs=service.channel(settings.runs_address),
@@ -54,9 +58,10 @@ async def compose(app: App, settings: InferenceSettings) -> None:
     await upstream.workspaces.follow(service.bus)
     await upstream.quotas.follow(service.bus)
     session = await app.enter(aiohttp.ClientSession())
+    tokens = TokenServiceStub(service.channel(settings.secrets_address))
     samples = Samples(
         session,
-        TokenServiceStub(service.channel(settings.secrets_address)),
+        tokens,
         BlobServiceStub(service.channel(settings.registry_address)),
         LogServiceStub(service.channel(settings.runs_address)),
     )
@@ -91,6 +96,7 @@ async def compose(app: App, settings: InferenceSettings) -> None:
                 loads_pb2_grpc.add_LoadServiceServicer_to_server,
                 loads_pb2.DESCRIPTOR.services_by_name["LoadService"],
             ),
+            batch_scoring(app, Parts(store, batches, lifecycle, changes, upstream), tokens),
             workspace_data(service.database, upstream.workspaces, store, lifecycle).registration(),
         ],
     )

@@ -99,7 +99,10 @@ class Prober:
         """It is ready once it has answered the sample request of its rollout."""
         deployment = await self._store.deployments.get(domain.deployment_of(replica.name))
         rollout = rollouts.find(deployment, replica.rollout)
-        result = Result() if rollout is None else await self._samples.score(replica, rollout)
+        result = Result()
+        # A batch deployment answers no requests: it is ready when init() has run.
+        if rollout is not None and not rollout.workload.HasField("batch_settings"):
+            result = await self._samples.score(replica, rollout)
         failpoints.hit("inference.sample_scored")
 
         def judge(current: pb.Replica) -> Fact | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from pymongo.errors import DuplicateKeyError
 
+from stellwerk_inference.batches import settings as batch_settings
 from stellwerk_inference.changes import Changes
 from stellwerk_inference.deployments import domain as deployments
 from stellwerk_inference.deployments import requests, rollouts
@@ -42,6 +43,7 @@ class EndpointService(endpoints_pb2_grpc.EndpointServiceServicer):
         check_description(request.description)
         check_tags(request.tags)
         check_auth_mode(request.auth_mode)
+        endpoints.check_kind(request.kind)
         await self._upstream.check_workspace(request.parent)
         endpoint = endpoints.new(request, current_caller().subject)
         return await self._store.create_endpoint(endpoint, Fact("created", "REQUESTED"), request.request_id)
@@ -83,7 +85,8 @@ class EndpointService(endpoints_pb2_grpc.EndpointServiceServicer):
         self, request: pb.CreateDeploymentRequest
     ) -> tuple[Sequence[str], str, Sequence[File]]:
         """Models and environment with the numbers of versions, and the files; raises `NotFound`."""
-        await self._store.endpoints.get(request.parent)
+        endpoint = await self._store.endpoints.get(request.parent)
+        batch_settings.check_kind(request, endpoint.kind)
         await self._upstream.check_start(names.parent_of(request.parent))
         await self._upstream.check_compute(request.compute)
         environment = await self._upstream.environment(request.environment)

@@ -28,6 +28,8 @@ T = TypeVar("T")
 R = TypeVar("R", pb.Endpoint, pb.Deployment)
 # Beside an endpoint's message, so that no answer and no event has it: SHA-256 by `primary`, `secondary`.
 _KEY_DIGESTS = "key_digests"
+_BATCH = "workload.batch_settings"
+_ONLINE: Document = {_BATCH: {"$exists": False}}
 # Longer than failures are counted; deployments/domain.py.
 _ENDED_REPLICAS = timedelta(minutes=30)
 
@@ -176,11 +178,18 @@ class Store:
 
     async def scaled_deployments(self) -> list[pb.Deployment]:
         """Ready deployments whose replicas the load decides on."""
-        return await self.deployments.all({"state": name_of(SUCCEEDED), "scale_settings": {"$exists": True}})
+        where = {"state": name_of(SUCCEEDED), "scale_settings": {"$exists": True}}
+        return await self.deployments.all({**where, **_ONLINE})
+
+    async def batch_deployments(self) -> list[pb.Deployment]:
+        """Ready deployments whose replicas the jobs decide on."""
+        where = {"state": name_of(SUCCEEDED), "scale_settings": {"$exists": True}}
+        return await self.deployments.all({**where, _BATCH: {"$exists": True}})
 
     async def served(self) -> tuple[list[pb.Endpoint], list[pb.Deployment], list[pb.Replica]]:
-        """What routes are made of: what is open or lives."""
-        endpoints = await self.endpoints.all({"state": name_of(SUCCEEDED)})
+        """What routes are made of: what is open or lives. Batch endpoints have none."""
+        batch = pb.EndpointKind.Name(pb.ENDPOINT_KIND_BATCH)
+        endpoints = await self.endpoints.all({"state": name_of(SUCCEEDED), "kind": {"$ne": batch}})
         existing = await self.deployments.all({"state": {"$in": [name_of(SUCCEEDED), name_of(FAILED)]}})
         live = [name_of(state) for state in LIVE]
         return endpoints, existing, await self.replicas.all({"state": {"$in": live}})

@@ -13,6 +13,8 @@ from stellwerk_protos.compute.v1 import computes_pb2, computes_pb2_grpc
 from stellwerk_protos.registry.v1 import (
     blobs_pb2,
     blobs_pb2_grpc,
+    datasets_pb2,
+    datasets_pb2_grpc,
     environments_pb2,
     environments_pb2_grpc,
     models_pb2,
@@ -36,6 +38,7 @@ class Upstream:
         self._workspaces = workspaces_pb2_grpc.WorkspaceServiceStub(registry)
         self._environments = environments_pb2_grpc.EnvironmentServiceStub(registry)
         self._blobs = blobs_pb2_grpc.BlobServiceStub(registry)
+        self._datasets = datasets_pb2_grpc.DatasetServiceStub(registry)
         self._models = models_pb2_grpc.ModelServiceStub(registry)
         self._snapshots = snapshots_pb2_grpc.SnapshotServiceStub(runs)
         self._computes = computes_pb2_grpc.ComputeServiceStub(compute)
@@ -62,6 +65,14 @@ class Upstream:
     async def model(self, name: str) -> str:
         """The name with the number of the version."""
         return (await self._models.GetModelVersion(models_pb2.GetModelVersionRequest(name=name))).name
+
+    async def dataset(self, name: str) -> datasets_pb2.DatasetVersion:
+        """The version, "latest" too."""
+        return await self._datasets.GetDatasetVersion(datasets_pb2.GetDatasetVersionRequest(name=name))
+
+    async def register(self, request: datasets_pb2.CreateDatasetVersionRequest) -> str:
+        """The name of a new version of a dataset; the same one for a repeated request."""
+        return (await self._datasets.CreateDatasetVersion(request)).name
 
     async def environment(self, name: str) -> str:
         """The name with the number of the version."""

@@ -13,6 +13,8 @@ _LABELS = {
     "deployments": "deployments",
     "replicas": "replicas",
     "collected_files": "files of collected data",
+    "batch_jobs": "batch jobs",
+    "batch_items": "mini-batches",
 }
 _MOST = 1_000
 

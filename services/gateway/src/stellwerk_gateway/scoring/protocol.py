@@ -12,20 +12,24 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from stellwerk_gateway import refusals
+from stellwerk_gateway import jobs_door, refusals
 from stellwerk_gateway.scoring.exchange import Exchange
 from stellwerk_gateway.scoring.router import PREFIX, Router
 
 log = logging.getLogger(__name__)
 _PREFIX = PREFIX.encode()
-# A page for operators, which needs no speed.
-_STATISTICS = b"/statistics"
+# A page for operators and the routes of batch jobs, which need no speed.
+_STATISTICS, _JOBS = b"/statistics", b"/jobs"
 _HEAD_SECONDS = 10.0
 # Before the first byte of a connection: browsers open some ahead of need.
 _SILENT_SECONDS = 60.0
 _MAX_HEAD_BYTES = 1 << 16
 # So much of a body that nobody wants is still read, so that its client gets to read the answer.
 _DISCARDED_BYTES, _DISCARD_SECONDS = 400_000_000, 5.0
+
+
+def _is_for_people(url: bytes) -> bool:
+    return url.endswith(_STATISTICS) or (_JOBS in url and jobs_door.URL.fullmatch(url) is not None)
 
 
 class DoorProtocol(HttpToolsProtocol):
@@ -105,7 +109,7 @@ class DoorProtocol(HttpToolsProtocol):
         """Sends the request the one way or the other."""
         self._in_head = False
         self._stop_head_timer()
-        if not self.url.startswith(_PREFIX) or self.url.endswith(_STATISTICS):
+        if not self.url.startswith(_PREFIX) or _is_for_people(self.url):
             super().on_headers_complete()
             return
         is_old = self.parser.get_http_version() == "1.0"

@@ -217,7 +217,8 @@ def _fail_target(deployment: pb.Deployment, reason: Reason) -> Fact:
 def _readiness(deployment: pb.Deployment) -> Reason:
     ready, wanted = deployment.ready_replica_count, deployment.replica_count
     if not wanted:
-        return Reason(code="ASLEEP", message="No replica runs; the first request starts one.")
+        wakes = "job" if deployment.workload.HasField("batch_settings") else "request"
+        return Reason(code="ASLEEP", message=f"No replica runs; the first {wakes} starts one.")
     code = READY_CODE if ready >= wanted else "REPLICA_MISSING"
     rollout = rollouts.find(deployment, deployment.rollout)
     note = f" {rollout.reason.message}" if rollout is not None and rollout.reason.message else ""

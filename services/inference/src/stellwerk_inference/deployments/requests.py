@@ -19,7 +19,7 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 UPDATABLE = frozenset(
     {
         *("models", "environment", "snapshot", "scoring_script", "compute", "replica_count", "variables"),
-        *("request_settings", "sample", "rollout_limit", "data_collection"),
+        *("request_settings", "sample", "rollout_limit", "data_collection", "batch_settings"),
     }
 )
 _SETTINGS_LIMITS = {
@@ -124,6 +124,7 @@ def request_of(deployment: pb.Deployment) -> pb.CreateDeploymentRequest:
         sample=base.sample if base.sample_chosen else "",
         rollout_limit=deployment.rollout_limit,
         data_collection=workload.data_collection if workload.HasField("data_collection") else None,
+        batch_settings=workload.batch_settings if workload.HasField("batch_settings") else None,
     )
 
 
@@ -166,4 +167,7 @@ def _only(request: pb.UpdateDeploymentRequest, path: str) -> pb.CreateDeployment
     if path == "data_collection" and not request.HasField("data_collection"):
         # Absent means something: nothing is collected any more.
         return pb.CreateDeploymentRequest()
+    if path == "batch_settings":
+        # Absent means the defaults.
+        return pb.CreateDeploymentRequest(batch_settings=request.batch_settings)
     return pb.CreateDeploymentRequest(**{path: value})

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from google.protobuf.duration_pb2 import Duration
 
+from stellwerk_inference.batches import settings as batch_settings
 from stellwerk_inference.states import CREATING, FAILED, SUCCEEDED
 from stellwerk_platform import names
 from stellwerk_platform.documents import now
@@ -45,7 +46,10 @@ def workload(
             "DUPLICATE_MODEL", "A model is named with two versions.", "Name each model once, or rename one."
         )
     # A request that is being answered may take its time-out before its replica is ended.
-    seconds = -(-(request.request_settings.timeout_ms or _DEFAULT_TIMEOUT_MS) // 1_000)
+    seconds = -(-(request.request_settings.timeout_ms or _DEFAULT_TIMEOUT_MS) // 1_000) + _GRACE_MORE_SECONDS
+    batch = None
+    if request.HasField("batch_settings"):
+        batch, seconds = batch_settings.filled(request.batch_settings), batch_settings.GRACE_SECONDS
     return workloads_pb2.Workload(
         kind=workloads_pb2.WORKLOAD_KIND_REPLICA,
         compute=request.compute,
@@ -54,8 +58,9 @@ def workload(
         command=request.scoring_script,
         variables=request.variables,
         inputs=inputs,
-        grace=Duration(seconds=seconds + _GRACE_MORE_SECONDS),
+        grace=Duration(seconds=seconds),
         data_collection=request.data_collection if request.HasField("data_collection") else None,
+        batch_settings=batch,
     )
 
 

@@ -31,7 +31,21 @@ def new(request: pb.CreateEndpointRequest, creator: str) -> pb.Endpoint:
         reason=Reason(code=READY_CODE, message="Takes deployments."),
         path=f"/endpoints/{workspace}/{request.endpoint_id}",
         auth_mode=request.auth_mode or pb.AUTH_MODE_KEY_AND_TOKEN,
+        kind=request.kind or pb.ENDPOINT_KIND_ONLINE,
     )
+
+
+def check_kind(kind: pb.EndpointKind.ValueType) -> None:
+    """Raises `InvalidArgument` for one that there is not."""
+    if kind not in pb.EndpointKind.values():
+        raise InvalidArgument(
+            "INVALID_KIND", f"There is no kind {kind} of endpoints.", "Use ONLINE or BATCH."
+        )
+
+
+def is_batch(endpoint: pb.Endpoint) -> bool:
+    """Whether it scores datasets, and answers no requests."""
+    return endpoint.kind == pb.ENDPOINT_KIND_BATCH
 
 
 def check_open(endpoint: pb.Endpoint) -> None:
@@ -68,6 +82,12 @@ def set_traffic(
             "INVALID_HEADER",
             f"{sticky[:80]!r} cannot be the name of a header.",
             "Use letters, digits and '-', up to 100 of them.",
+        )
+    if is_batch(endpoint) and (mirrors or sticky or len(shares) > 1):
+        raise InvalidArgument(
+            "ENDPOINT_IS_BATCH",
+            f"All jobs of {names.id_of(endpoint.name)} go to one deployment, and none are copied.",
+            "Give 100 % to one deployment, without copies and sticky header.",
         )
     return _split(endpoint, shares, "REQUESTED", mirrors, sticky)
 

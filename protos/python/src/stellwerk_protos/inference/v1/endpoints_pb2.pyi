@@ -571,7 +571,9 @@ class ScalingDecision(_message.Message):
     to_replicas: _builtins.int
     """How many are wanted since."""
     concurrency: _builtins.float
-    """Requests under way and waiting, over all gateways, as a mean over the second before."""
+    """Requests under way and waiting, over all gateways, as a mean over the second before; for a batch
+    deployment its open mini-batches.
+    """
     queue_ms: _builtins.int
     """The longest time, in milliseconds, that a request had waited for a replica."""
     ready_replicas: _builtins.int

@@ -1,0 +1,346 @@
+"""The life of a batch job, and how its input is cut into mini-batches. No clock, no I/O.
+
+Each rule changes the job and returns the fact to record, or None when there is nothing
+to do, so that anything may be handled twice.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from stellwerk_inference.batches import settings as batch_settings
+from stellwerk_inference.states import FAILED as DEPLOYMENT_FAILED
+from stellwerk_inference.states import LEAVING, SUCCEEDED
+from stellwerk_platform import names
+from stellwerk_platform.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound
+from stellwerk_platform.journal import Fact
+from stellwerk_protos.common.v1.common_pb2 import File, Reason
+from stellwerk_protos.compute.v1.workloads_pb2 import BATCH_OUTPUT_ACTION_SUMMARY_ONLY
+from stellwerk_protos.inference.v1 import batches_pb2 as pb
+from stellwerk_protos.inference.v1 import endpoints_pb2
+
+PATTERN = "workspaces/*/endpoints/*/jobs/*"
+INPUT_PATTERN = "workspaces/*/datasets/*/versions/*"
+DATASET_PATTERN = "workspaces/*/datasets/*"
+MERGE = "merge"
+MAX_MINI_BATCHES = 20_000
+# A mini-batch whose lease was lost so often kills every node that takes it.
+MAX_LOST = 10
+_SUFFIX = "-results"
+_ID_LENGTH = 63
+_PATH_LENGTH = 4_096
+_SHOWN = 500
+
+State = pb.BatchJobState
+QUEUED, RUNNING = pb.BATCH_JOB_STATE_QUEUED, pb.BATCH_JOB_STATE_RUNNING
+FINALIZING, COMPLETED = pb.BATCH_JOB_STATE_FINALIZING, pb.BATCH_JOB_STATE_COMPLETED
+FAILED, CANCELED = pb.BATCH_JOB_STATE_FAILED, pb.BATCH_JOB_STATE_CANCELED
+CANCEL_REQUESTED = pb.BATCH_JOB_STATE_CANCEL_REQUESTED
+# Mini-batches are given out.
+SCORING = frozenset({QUEUED, RUNNING})
+ENDED = frozenset({COMPLETED, FAILED, CANCELED})
+OPEN = frozenset({QUEUED, RUNNING, FINALIZING, CANCEL_REQUESTED})
+
+_VERBS = {
+    RUNNING: "started",
+    FINALIZING: "finalizing",
+    COMPLETED: "completed",
+    FAILED: "failed",
+    CANCEL_REQUESTED: "cancel_requested",
+    CANCELED: "canceled",
+}
+
+
+def check_request(request: pb.CreateBatchJobRequest) -> None:
+    """Raises `InvalidArgument` for what can be seen without asking anybody."""
+    workspace = names.workspace_of(request.parent)
+    if request.job_id:
+        names.check_id("jobs", request.job_id)
+    if request.deployment:
+        names.check_id("deployments", request.deployment)
+    names.parse(INPUT_PATTERN, request.input)
+    if request.output_dataset:
+        names.parse(DATASET_PATTERN, request.output_dataset)
+    if len(request.input_path) > _PATH_LENGTH:
+        raise InvalidArgument(
+            "INVALID_PATH", "The path is too long.", f"Use up to {_PATH_LENGTH:,} characters."
+        )
+    for name in (request.input, request.output_dataset):
+        if name and names.workspace_of(name) != workspace:
+            raise InvalidArgument(
+                "OTHER_WORKSPACE", f"{name} is not in the endpoint's workspace.", "Use one of its own."
+            )
+    batch_settings.check(request.settings)
+
+
+def choose(
+    endpoint: endpoints_pb2.Endpoint, deployments: Sequence[endpoints_pb2.Deployment], wanted: str
+) -> endpoints_pb2.Deployment:
+    """The deployment that a job is for: the one that is wanted, else the one with the traffic.
+
+    Raises `FailedPrecondition` and `NotFound`.
+    """
+    check_batch(endpoint)
+    if not wanted:
+        wanted = max(endpoint.traffic, key=lambda name: endpoint.traffic[name], default="")
+    if not wanted:
+        raise FailedPrecondition(
+            "NO_DEPLOYMENT_READY",
+            f"No deployment of {names.id_of(endpoint.name)} gets the jobs.",
+            "Create one (`stellwerk deployment create`), wait until it is ready, or give one the traffic.",
+        )
+    found = next((d for d in deployments if names.id_of(d.name) == wanted and d.state not in LEAVING), None)
+    if found is None:
+        raise NotFound(
+            "DEPLOYMENT_NOT_FOUND",
+            f"There is no deployment {wanted[:80]!r} at {endpoint.name}.",
+            "List the deployments of the endpoint.",
+        )
+    _check_ready(found)
+    return found
+
+
+def check_batch(endpoint: endpoints_pb2.Endpoint) -> None:
+    """Raises `FailedPrecondition` for an endpoint that answers requests."""
+    if endpoint.kind != endpoints_pb2.ENDPOINT_KIND_BATCH:
+        raise FailedPrecondition(
+            "ENDPOINT_NOT_BATCH",
+            f"{names.id_of(endpoint.name)} answers requests; it takes no jobs.",
+            f"Send it requests ({endpoint.path}/score), or create a batch endpoint.",
+        )
+
+
+def _check_ready(deployment: endpoints_pb2.Deployment) -> None:
+    shown = names.id_of(deployment.name)
+    if deployment.state != SUCCEEDED:
+        raise FailedPrecondition(
+            "DEPLOYMENT_NOT_READY",
+            f"{shown} is not ready: {deployment.reason.message or deployment.reason.code}",
+            "Wait until its state is Succeeded.",
+        )
+    if deployment.target_rollout:
+        raise FailedPrecondition(
+            "ROLLOUT_GOES_ON",
+            f"Rollout {deployment.target_rollout} of {shown} goes on, and a job keeps to one rollout.",
+            "Wait until it serves or has failed (`stellwerk deployment watch`).",
+        )
+
+
+def check_same(job: pb.BatchJob, deployment: endpoints_pb2.Deployment) -> None:
+    """Raises `Aborted` unless this is still what the job was made for."""
+    if (job.deployment, job.rollout) != (deployment.name, deployment.rollout):
+        raise Aborted(
+            "DEPLOYMENT_CHANGED", "Another deployment or rollout serves by now.", "Submit the job again."
+        )
+
+
+def new(
+    request: pb.CreateBatchJobRequest,
+    job_id: str,
+    deployment: endpoints_pb2.Deployment,
+    input_version: str,
+    creator: str,
+) -> pb.BatchJob:
+    """The job of a request, without its progress; `input_version` with the number."""
+    return pb.BatchJob(
+        name=f"{request.parent}/jobs/{job_id}",
+        creator=creator,
+        tags=request.tags,
+        state=QUEUED,
+        deployment=deployment.name,
+        rollout=deployment.rollout,
+        input=input_version,
+        input_path=request.input_path,
+        settings=batch_settings.of_job(deployment.workload.batch_settings, request.settings),
+        output_dataset=request.output_dataset or _default_output(request.parent),
+    )
+
+
+def _default_output(endpoint: str) -> str:
+    workspace, endpoint_id = names.parent_of(endpoint), names.id_of(endpoint)
+    return f"{workspace}/datasets/{endpoint_id[: _ID_LENGTH - len(_SUFFIX)]}{_SUFFIX}"
+
+
+def cut(job: pb.BatchJob, files: Sequence[File]) -> list[list[File]]:
+    """The mini-batches of a job, by path; its progress is set. Raises `InvalidArgument`."""
+    chosen = sorted((f for f in files if f.path.startswith(job.input_path)), key=lambda f: f.path)
+    if not chosen:
+        where = f" whose path begins with {job.input_path[:200]!r}" if job.input_path else ""
+        some = ", ".join(file.path for file in files[:3])
+        raise InvalidArgument(
+            "NO_INPUT_FILES",
+            f"{job.input} has no file{where}.",
+            f"It has {len(files):,}: {some[:_SHOWN]}." if files else "Use a dataset with files.",
+        )
+    size = job.settings.mini_batch_size
+    pieces = [chosen[start : start + size] for start in range(0, len(chosen), size)]
+    if len(pieces) > MAX_MINI_BATCHES:
+        raise InvalidArgument(
+            "TOO_MANY_MINI_BATCHES",
+            f"{len(chosen):,} files make {len(pieces):,} mini-batches of {size}, over {MAX_MINI_BATCHES:,}.",
+            f"Use mini-batches of {-(-len(chosen) // MAX_MINI_BATCHES)} files or more.",
+        )
+    job.progress.mini_batch_count, job.progress.file_count = len(pieces), len(chosen)
+    job.reason.CopyFrom(
+        Reason(code="WAITING_FOR_REPLICA", message=f"{len(pieces):,} mini-batches wait for a replica.")
+    )
+    return pieces
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One that failed, for the reason of the job."""
+
+    mini_batch: str = ""
+    file: str = ""
+    message: str = ""
+
+
+def start(job: pb.BatchJob, now: Timestamp) -> Fact | None:
+    """The first mini-batch was taken."""
+    if job.state != QUEUED:
+        return None
+    job.start_time.CopyFrom(now)
+    return _move(job, RUNNING, Reason(code="SCORING", message="Its mini-batches are being scored."))
+
+
+def settle(
+    job: pb.BatchJob, progress: pb.BatchProgress, is_open: bool, failure: Failure, now: Timestamp
+) -> Fact | None:
+    """What its mini-batches make of a job: too many have failed, or none is left.
+
+    `is_open` says whether one is left; `failure` is an example of what went wrong.
+    """
+    if job.state not in SCORING:
+        return None
+    threshold, failed = job.settings.error_threshold, progress.failed_file_count
+    if 0 <= threshold < failed:
+        message = f"{failed:,} of {progress.file_count:,} files failed, over {threshold:,}"
+        return _fail(job, "ERROR_THRESHOLD_EXCEEDED", message, failure, progress, now)
+    if is_open:
+        return None
+    if not progress.succeeded_file_count:
+        message = f"None of {progress.file_count:,} files was scored"
+        return _fail(job, "NOTHING_SCORED", message, failure, progress, now)
+    job.progress.CopyFrom(progress)
+    scored = f"{progress.succeeded_file_count:,} of {progress.file_count:,} files are scored"
+    return _move(job, FINALIZING, Reason(code="MINI_BATCHES_DONE", message=f"{scored}."))
+
+
+def _fail(
+    job: pb.BatchJob, code: str, message: str, failure: Failure, progress: pb.BatchProgress, now: Timestamp
+) -> Fact:
+    example = f"; for example {failure.file}: {failure.message}" if failure.file else ""
+    endpoint = names.id_of(names.parent_of(job.name))
+    deployment = names.id_of(job.deployment)
+    reason = Reason(
+        code=code,
+        message=f"{message}{example[:_SHOWN].rstrip('.')}.",
+        cure=f"See `stellwerk batch mini-batches`, and `stellwerk deployment logs {endpoint} {deployment}`.",
+    )
+    return end(job, FAILED, reason, progress, now)
+
+
+def end(
+    job: pb.BatchJob,
+    state: State.ValueType,
+    reason: Reason,
+    progress: pb.BatchProgress,
+    now: Timestamp,
+) -> Fact:
+    """A terminal state."""
+    job.progress.CopyFrom(progress)
+    job.progress.running_mini_batch_count = 0
+    job.end_time.CopyFrom(now)
+    return _move(job, state, reason)
+
+
+def fail(job: pb.BatchJob, reason: Reason, progress: pb.BatchProgress, now: Timestamp) -> Fact | None:
+    """It cannot go on."""
+    if job.state not in OPEN or job.state == CANCEL_REQUESTED:
+        return None
+    return end(job, FAILED, reason, progress, now)
+
+
+def complete(job: pb.BatchJob, output: str, now: Timestamp) -> Fact | None:
+    """Its results are registered under this name, or are none of a dataset's."""
+    if job.state != FINALIZING:
+        return None
+    job.output = output
+    failed = job.progress.failed_file_count
+    note = f" {failed:,} files failed." if failed else ""
+    where = f"The results are {output.split('/', 2)[-1]}." if output else "The results are only counted."
+    reason = Reason(code="COMPLETED", message=f"{where}{note}")
+    return end(job, COMPLETED, reason, job.progress, now)
+
+
+def cancel(job: pb.BatchJob, code: str, message: str) -> Fact | None:
+    """Asks for the end; raises `FailedPrecondition` for a job that has ended another way."""
+    if job.state in (COMPLETED, FAILED):
+        raise FailedPrecondition(
+            "BATCH_JOB_ENDED",
+            f"{names.id_of(job.name)} has ended: {job.reason.message}",
+            "There is nothing to cancel.",
+        )
+    if job.state in (CANCEL_REQUESTED, CANCELED):
+        return None
+    return _move(job, CANCEL_REQUESTED, Reason(code=code, message=message))
+
+
+def canceled(job: pb.BatchJob, progress: pb.BatchProgress, now: Timestamp) -> Fact | None:
+    """Nobody works on it any more."""
+    if job.state != CANCEL_REQUESTED:
+        return None
+    reason = Reason()
+    reason.CopyFrom(job.reason)
+    return end(job, CANCELED, reason, progress, now)
+
+
+def stranded(deployment: endpoints_pb2.Deployment | None) -> Reason | None:
+    """Why the jobs of a deployment can never go on; None while they can."""
+    if deployment is not None and deployment.state != DEPLOYMENT_FAILED:
+        return None
+    said = deployment.reason.message if deployment is not None else "It is gone."
+    cure = deployment.reason.cure if deployment is not None else ""
+    return Reason(
+        code="DEPLOYMENT_FAILED",
+        message=f"The deployment failed: {said[:_SHOWN]}",
+        cure=cure or "Correct the deployment (`stellwerk deployment update`), then submit the job again.",
+    )
+
+
+def refuse_change(job: str) -> FailedPrecondition:
+    """The error for a change of a deployment that has jobs."""
+    return FailedPrecondition(
+        "BATCH_JOBS_RUNNING",
+        f"The job {names.id_of(job)} is not over, and it keeps to the rollout that it began with.",
+        "Wait for it (`stellwerk batch watch`), or cancel it (`stellwerk batch cancel`).",
+        {"job": job},
+    )
+
+
+def needs_merge(job: pb.BatchJob) -> bool:
+    """Whether a replica has to put the results together."""
+    return batch_settings.is_append(job.settings)
+
+
+def has_output(job: pb.BatchJob) -> bool:
+    """Whether results become a dataset version."""
+    return job.settings.output_action != BATCH_OUTPUT_ACTION_SUMMARY_ONLY
+
+
+def mini_batch_name(job: str, index: int) -> str:
+    """Of the mini-batch with this index, from 0."""
+    return f"{job}/miniBatches/{index}"
+
+
+def merge_name(job: str) -> str:
+    """Of the piece of work that puts the results together."""
+    return f"{job}/miniBatches/{MERGE}"
+
+
+def _move(job: pb.BatchJob, state: State.ValueType, reason: Reason) -> Fact:
+    job.state = state
+    job.reason.CopyFrom(reason)
+    return Fact(_VERBS[state], reason.code, reason.message)

@@ -1,0 +1,203 @@
+"""Who works on which mini-batch: leases that are taken, kept, and ended by a result.
+
+A replica asks with one call at a time and gets the oldest job's first open mini-batch. A
+lease that is not renewed runs out, and the mini-batch goes to whoever asks next: nobody
+has to notice that a node has died.
+"""
+
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from stellwerk_inference.batches import domain
+from stellwerk_inference.batches import store as batch_store
+from stellwerk_inference.batches.progress import Settler
+from stellwerk_inference.batches.store import BatchStore, Taken
+from stellwerk_inference.changes import Changes
+from stellwerk_inference.replicas.domain import deployment_of
+from stellwerk_inference.states import NOT_RESPONDING, SUCCEEDED
+from stellwerk_inference.store import Store, endpoint_of
+from stellwerk_platform import names
+from stellwerk_platform.documents import timestamp
+from stellwerk_platform.errors import Aborted, InvalidArgument, NotFound
+from stellwerk_protos.common.v1.common_pb2 import Reason
+from stellwerk_protos.inference.v1 import batches_pb2 as pb
+from stellwerk_protos.inference.v1 import endpoints_pb2
+from stellwerk_protos.secrets.v1 import tokens_pb2
+
+if TYPE_CHECKING:
+    from stellwerk_protos.secrets.v1.tokens_pb2_grpc import TokenServiceAsyncStub
+
+_WAIT_SECONDS = 20.0
+_POLL_SECONDS = 1.0
+_MAX_TOKENS = 10_000
+_WORKING = frozenset({SUCCEEDED, NOT_RESPONDING})
+_LOST = Reason(
+    code="MINI_BATCH_LOST",
+    message=f"{domain.MAX_LOST} replicas that had it were not heard of again: it may end their processes.",
+    cure="See whether its files need more memory than a replica has.",
+)
+
+
+class Tokens:
+    """A token for the scoring servers of each endpoint, renewed at half its life."""
+
+    def __init__(self, stub: "TokenServiceAsyncStub") -> None:
+        self._stub = stub
+        self._known: dict[str, tuple[str, float]] = {}
+
+    async def issue(self, endpoint: str) -> str:
+        """What scoring servers of the endpoint take."""
+        token, renew_time = self._known.get(endpoint, ("", 0.0))
+        if time.time() < renew_time:
+            return token
+        answer = await self._stub.IssueWorkloadToken(
+            tokens_pb2.IssueWorkloadTokenRequest(owner=endpoint), timeout=10
+        )
+        now = time.time()
+        if len(self._known) >= _MAX_TOKENS:
+            self._known.clear()
+        self._known[endpoint] = answer.token, now + (answer.expire_time.seconds - now) / 2
+        return answer.token
+
+
+class Leases:
+    """The nodes' side of batch scoring."""
+
+    def __init__(
+        self, store: Store, batches: BatchStore, settler: Settler, changes: Changes, tokens: Tokens
+    ) -> None:
+        self._store = store
+        self._batches = batches
+        self._settler = settler
+        self._changes = changes
+        self._tokens = tokens
+
+    async def next(self, request: pb.LeaseMiniBatchRequest) -> pb.LeaseMiniBatchResponse:
+        """Work for a replica, or nothing after some seconds without any."""
+        asked = datetime.now(UTC)
+        until = time.monotonic() + _WAIT_SECONDS
+        replica = await self._store.replicas.get(request.parent)
+        with self._changes.watch() as waiter:
+            while True:
+                await waiter.next(_POLL_SECONDS)
+                if replica.state in _WORKING:
+                    taken = await self._take(replica, request, asked)
+                    if taken is not None:
+                        return pb.LeaseMiniBatchResponse(lease=taken)
+                if time.monotonic() >= until:
+                    return pb.LeaseMiniBatchResponse()
+                replica = await self._store.replicas.get(request.parent)
+
+    async def _take(
+        self, replica: endpoints_pb2.Replica, request: pb.LeaseMiniBatchRequest, asked: datetime
+    ) -> pb.MiniBatchLease | None:
+        deployment = deployment_of(replica.name)
+        for job in await self._batches.working_jobs(deployment, replica.rollout):
+            kind = batch_store.MERGE if job.state == domain.FINALIZING else batch_store.SCORE
+            while taken := await self._batches.take(
+                job.name, kind, replica.name, request.held_lease_ids, asked
+            ):
+                if taken.lost_count >= domain.MAX_LOST:
+                    await self._batches.give_up(taken, _LOST)
+                    await self._settler.settle(job.name)
+                elif await self._begun(job, taken):
+                    return await self._lease(job, taken)
+                else:
+                    break
+        return None
+
+    async def _begun(self, job: pb.BatchJob, taken: Taken) -> bool:
+        """Whether the job still wants the work, now that nobody else has it."""
+        if job.state == domain.QUEUED:
+            job = await self._settler.start(job.name)
+        else:
+            job = await self._batches.jobs.get(job.name)
+        if _wants(job, taken.kind):
+            return True
+        await self._batches.release(taken.name, taken.lease_id)
+        return False
+
+    async def _lease(self, job: pb.BatchJob, taken: Taken) -> pb.MiniBatchLease:
+        return pb.MiniBatchLease(
+            name=taken.name,
+            lease_id=taken.lease_id,
+            merge_into=job.settings.output_file_name if taken.kind == batch_store.MERGE else "",
+            files=taken.files,
+            settings=job.settings,
+            expire_time=timestamp(taken.expire_time),
+            token=await self._tokens.issue(endpoint_of(job.name)),
+        )
+
+    async def renew(self, request: pb.RenewMiniBatchRequest) -> pb.RenewMiniBatchResponse:
+        """Keeps a lease; raises `Aborted`."""
+        await self._check_wanted(request.name, request.lease_id)
+        expire = await self._batches.renew(request.name, request.lease_id, request.replica)
+        if expire is None:
+            raise lost(request.name)
+        return pb.RenewMiniBatchResponse(expire_time=timestamp(expire))
+
+    async def finish(self, request: pb.FinishMiniBatchRequest) -> None:
+        """Takes what came of a lease, and what follows for the job; raises `Aborted`."""
+        job = await self._check_wanted(request.name, request.lease_id)
+        found = await self._batches.find_item(request.name)
+        if found is None:
+            raise missing(request.name)
+        if request.HasField("failure"):
+            kept = await self._batches.fail(request, job.settings.max_retries)
+        else:
+            check_counts(request, found[1], is_merge=request.name == domain.merge_name(job.name))
+            kept = await self._batches.succeed(request)
+        if not kept:
+            raise lost(request.name)
+        if request.HasField("failure"):
+            self._changes.wake()  # it may wait again, which is no event
+        await self._settler.settle(job.name)
+
+    async def _check_wanted(self, name: str, lease_id: str) -> pb.BatchJob:
+        """The job, which still wants the work; else the lease ends, and `Aborted` says so."""
+        job = await self._batches.jobs.find(names.parent_of(name))
+        if job is None:
+            raise missing(name)
+        is_merge = name == domain.merge_name(job.name)
+        if _wants(job, batch_store.MERGE if is_merge else batch_store.SCORE):
+            return job
+        if job.state in domain.ENDED or job.state == domain.CANCEL_REQUESTED:
+            await self._batches.release(name, lease_id)
+            await self._settler.settle(job.name)
+            raise lost(name)
+        return job  # its scoring is over: the one who finished it may say so again
+
+
+def _wants(job: pb.BatchJob, kind: str) -> bool:
+    if kind == batch_store.MERGE:
+        return job.state == domain.FINALIZING
+    return job.state in domain.SCORING
+
+
+def check_counts(request: pb.FinishMiniBatchRequest, file_count: int, *, is_merge: bool) -> None:
+    """Raises `InvalidArgument` for counts that cannot be."""
+    if is_merge:
+        if len(request.results) != 1:
+            raise InvalidArgument("INVALID_RESULT", "A merge has one file.", "Send the one.")
+        return
+    if not 0 <= request.succeeded_file_count <= file_count or request.row_count < 0:
+        raise InvalidArgument(
+            "INVALID_RESULT",
+            f"{request.succeeded_file_count} of {file_count} files and {request.row_count} rows cannot be.",
+            "Count the files that were scored, and the rows of the results.",
+        )
+
+
+def lost(name: str) -> Aborted:
+    """The error for a lease that is somebody else's, or of a job that has ended."""
+    return Aborted(
+        "LEASE_LOST",
+        f"The lease of {name} is lost, or its job has ended.",
+        "Drop the work, and ask for more.",
+    )
+
+
+def missing(name: str) -> NotFound:
+    """The error for a piece of work that is not there."""
+    return NotFound("MINI_BATCH_NOT_FOUND", f"There is no {name}.", "Drop the work, and ask for more.")
