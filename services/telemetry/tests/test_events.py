@@ -53,6 +53,20 @@ async def test_events_are_listed_in_order_by_pages(telemetry: Telemetry) -> None
     assert ids(await listed(telemetry, 20, parent="workspaces/listed", newest_first=True)) == published[::-1]
 
 
+async def test_events_are_listed_from_a_sequence_or_a_time_on(telemetry: Telemetry) -> None:
+    before = await telemetry.publish("since", 5)
+    last = (await listed(telemetry, 5, parent="workspaces/since"))[-1].sequence
+    moment = Timestamp()
+    moment.GetCurrentTime()
+    after = await telemetry.publish("since", 9)
+    await listed(telemetry, 14, parent="workspaces/since")
+    for newest_first, order in ((False, 1), (True, -1)):
+        asked = {"parent": "workspaces/since", "newest_first": newest_first}
+        assert ids(await listed(telemetry, 9, **asked, start_time=moment)) == after[::order]
+        both = (before[-1:] + after)[::order]
+        assert ids(await listed(telemetry, 10, **asked, start_sequence=last)) == both
+
+
 async def test_bad_queries_are_refused(telemetry: Telemetry) -> None:
     async with telemetry.stub() as stub:
         for fields, reason in (
@@ -63,6 +77,7 @@ async def test_bad_queries_are_refused(telemetry: Telemetry) -> None:
             ({"parent": EMPTY, "page_size": -1}, "INVALID_PAGE_SIZE"),
             ({"parent": EMPTY, "resource": "digits-1"}, "INVALID_NAME"),
             ({"parent": EMPTY, "resource": f"{EMPTY}/runs/"}, "INVALID_NAME"),
+            ({"parent": EMPTY, "start_sequence": -1}, "INVALID_SEQUENCE"),
         ):
             assert await reason_of(stub.ListEvents(pb.ListEventsRequest(**fields))) == reason
         assert not (await stub.ListEvents(pb.ListEventsRequest(parent=EMPTY))).events

@@ -91,6 +91,7 @@ class TelemetryService(telemetry_pb2_grpc.TelemetryServiceServicer):
             trace_id,
             request.page_size,
             request.page_token,
+            start=await self._start(request),
             newest_first=request.newest_first,
         )
         return pb.ListEventsResponse(events=events, next_page_token=token)
@@ -101,17 +102,21 @@ class TelemetryService(telemetry_pb2_grpc.TelemetryServiceServicer):
     async def WatchEvents(self, request: pb.WatchEventsRequest, context: Any) -> AsyncIterator[pb.Event]:
         workspace = events_domain.check_parent(request.parent)
         wanted = events_domain.check_selection(request.type, request.resource)
-        start = events_domain.check_sequence(request.start_sequence)
         await self._workspaces.check(workspace)
-        if not start and request.HasField("start_time"):
-            start = await self._journal.sequence_since(events_domain.check_time(request.start_time))
-        start = start or await self._journal.next_sequence()
+        start = await self._start(request) or await self._journal.next_sequence()
         # The client knows now from where on it misses nothing.
         await context.send_initial_metadata((("stellwerk-start-sequence", str(start)),))
         async with aclosing(self._journal.watch(workspace, start)) as events:
             async for event in events:
                 if wanted(event):
                     yield event
+
+    async def _start(self, request: pb.ListEventsRequest | pb.WatchEventsRequest) -> int:
+        """The first sequence that is wanted; 0 when the request says nothing."""
+        start = events_domain.check_sequence(request.start_sequence)
+        if not start and request.HasField("start_time"):
+            return await self._journal.sequence_since(events_domain.check_time(request.start_time))
+        return start
 
     async def ListDeadLetters(
         self, request: pb.ListDeadLettersRequest, context: Any

@@ -17,11 +17,17 @@ class AsyncEvents:
         self._stub = telemetry_pb2_grpc.TelemetryServiceStub(core.channel)
 
     async def list(
-        self, *, resource: str = "", trace_id: str = "", limit: int | None = None, newest: bool = False
+        self,
+        *,
+        resource: str = "",
+        trace_id: str = "",
+        since: int | datetime = 0,
+        limit: int | None = None,
+        newest: bool = False,
     ) -> Sequence[telemetry_pb2.Event]:
         """Events, oldest first: all, or those of one resource (`runs/abc`) or trace.
 
-        Of more than `limit` the oldest, or with `newest` the newest ones.
+        From a sequence or a time on; of more than `limit` the oldest, or with `newest` the newest ones.
         """
         request = telemetry_pb2.ListEventsRequest(
             parent=self._parent,
@@ -29,6 +35,7 @@ class AsyncEvents:
             trace_id=trace_id,
             newest_first=newest,
         )
+        _start(request, since)
         pages = await self._core.pages(self._stub.ListEvents, request, limit)
         events = [event for page in pages for event in page.events]
         return events[::-1] if newest else events
@@ -50,10 +57,7 @@ class AsyncEvents:
         request = telemetry_pb2.WatchEventsRequest(
             parent=self._parent, type=type, resource=self._resource(resource)
         )
-        if isinstance(since, int):
-            request.start_sequence = since
-        else:
-            request.start_time.FromDatetime(since.astimezone(UTC))
+        _start(request, since)
 
         def started(metadata: Mapping[str, str]) -> None:
             first = not request.start_sequence or request.HasField("start_time")
@@ -79,3 +83,12 @@ class AsyncEvents:
         if name.startswith("workspaces/"):
             return name
         return names.resource(self._parent, collection, rest)
+
+
+def _start(
+    request: telemetry_pb2.ListEventsRequest | telemetry_pb2.WatchEventsRequest, since: int | datetime
+) -> None:
+    if isinstance(since, int):
+        request.start_sequence = since
+    else:
+        request.start_time.FromDatetime(since.astimezone(UTC))

@@ -70,15 +70,20 @@ def events_watch(
             return
 
 
-@events.command("list", example="stellwerk events list --resource runs/RUN")
+@events.command("list", example="stellwerk events list --since 2h --resource runs/RUN")
+@click.option(
+    "--since", type=Start(), default=0, help="From here on: a sequence, or 10m, 2h, a date.  [default: all]"
+)
 @click.option("--resource", default="", help="Only this resource: runs/RUN.")
 @click.option("--trace", "trace_id", default="", help="Only events of this trace.")
 @click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="At most so many.")
 @click.option("--tail", type=click.IntRange(1), help="Only the newest so many, in order.")
-def events_list(session: Session, resource: str, trace_id: str, limit: int, tail: int | None) -> None:
+def events_list(
+    session: Session, since: int | datetime, resource: str, trace_id: str, limit: int, tail: int | None
+) -> None:
     """List events, oldest first."""
     found = session.workspace().events.list(
-        resource=resource, trace_id=trace_id, limit=tail or limit, newest=tail is not None
+        resource=resource, trace_id=trace_id, since=since, limit=tail or limit, newest=tail is not None
     )
     if session.json:
         output.document([_cloud_event(event) for event in found])

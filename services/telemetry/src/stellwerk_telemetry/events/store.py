@@ -81,17 +81,20 @@ class Events:
         size: int,
         token: str,
         *,
+        start: int = 0,
         newest_first: bool = False,
     ) -> tuple[list[telemetry_pb2.Event], str]:
-        """One page in order, or in reverse; "-" is all workspaces, "" any resource or trace."""
+        """One page in order, or in reverse; "-" is all workspaces, "" any resource or trace.
+
+        None before the sequence `start`.
+        """
         size = paging.page_size(size)
         order, beyond = (DESCENDING, "$lt") if newest_first else (ASCENDING, "$gt")
         query = ("events", workspace, resource, trace_id, order)
         position = paging.decode(token, *query)
         where: Document = {} if workspace == WILDCARD else {"workspace": workspace}
         where |= {key: value for key, value in (("resource", resource), ("trace_id", trace_id)) if value}
-        if position is not None:
-            where["sequence"] = {beyond: int(position)}
+        where["sequence"] = {"$gte": start} | ({} if position is None else {beyond: int(position)})
         events: list[telemetry_pb2.Event] = []
         room = paging.Room(size)
         async for document in self._raw.find(where).sort("sequence", order).limit(size + 1):

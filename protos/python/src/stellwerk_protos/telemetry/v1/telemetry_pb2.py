@@ -27,7 +27,7 @@ from stellwerk_protos.access.v1 import access_pb2 as stellwerk_dot_access_dot_v1
 from stellwerk_protos.common.v1 import common_pb2 as stellwerk_dot_common_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&stellwerk/telemetry/v1/telemetry.proto\x12\x16stellwerk.telemetry.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a stellwerk/access/v1/access.proto\x1a stellwerk/common/v1/common.proto\"\x97\x02\n\x04Span\x12\x0f\n\x07span_id\x18\x01 \x01(\t\x12\x16\n\x0eparent_span_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0f\n\x07service\x18\x04 \x01(\t\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x64uration_us\x18\x06 \x01(\x03\x12\r\n\x05\x65rror\x18\x07 \x01(\x08\x12@\n\nattributes\x18\x08 \x03(\x0b\x32,.stellwerk.telemetry.v1.Span.AttributesEntry\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"F\n\x05Trace\x12\x10\n\x08trace_id\x18\x01 \x01(\t\x12+\n\x05spans\x18\x02 \x03(\x0b\x32\x1c.stellwerk.telemetry.v1.Span\"#\n\x0fGetTraceRequest\x12\x10\n\x08trace_id\x18\x01 \x01(\t\"x\n\x05\x45vent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x13\n\x0b\x63loud_event\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\x12\x10\n\x08resource\x18\x04 \x01(\t\x12(\n\x04time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x84\x01\n\x11ListEventsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x10\n\x08resource\x18\x04 \x01(\t\x12\x10\n\x08trace_id\x18\x05 \x01(\t\x12\x14\n\x0cnewest_first\x18\x06 \x01(\x08\"\\\n\x12ListEventsResponse\x12-\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1d.stellwerk.telemetry.v1.Event\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x8c\x01\n\x12WatchEventsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x16\n\x0estart_sequence\x18\x02 \x01(\x03\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04type\x18\x04 \x01(\t\x12\x10\n\x08resource\x18\x05 \x01(\t\"?\n\x16ListDeadLettersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"l\n\x17ListDeadLettersResponse\x12\x38\n\x0c\x64\x65\x61\x64_letters\x18\x01 \x03(\x0b\x32\".stellwerk.telemetry.v1.DeadLetter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"~\n\nDeadLetter\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x10\n\x08\x63onsumer\x18\x02 \x01(\t\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12\x13\n\x0b\x63loud_event\x18\x04 \x01(\t\x12(\n\x04time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"+\n\x17ReplayDeadLetterRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x03\"\x1a\n\x18ReplayDeadLetterResponse\"\x1e\n\x0e\x45xplainRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"d\n\x0b\x45xplanation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12\x36\n\x05lines\x18\x03 \x03(\x0b\x32\'.stellwerk.telemetry.v1.ExplanationLine\"\xb8\x01\n\x0f\x45xplanationLine\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08resource\x18\x02 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0c\n\x04type\x18\x04 \x01(\t\x12+\n\x06reason\x18\x05 \x01(\x0b\x32\x1b.stellwerk.common.v1.Reason\x12\x10\n\x08\x65vent_id\x18\x06 \x01(\t\x12\r\n\x05\x63\x61use\x18\x07 \x01(\t2\xd2\x05\n\x10TelemetryService\x12\x66\n\x08GetTrace\x12\'.stellwerk.telemetry.v1.GetTraceRequest\x1a\x1d.stellwerk.telemetry.v1.Trace\"\x12\xa2\xbb\x18\x0etelemetry.read\x12s\n\nListEvents\x12).stellwerk.telemetry.v1.ListEventsRequest\x1a*.stellwerk.telemetry.v1.ListEventsResponse\"\x0e\xa2\xbb\x18\nevent.read\x12\x66\n\x07\x45xplain\x12&.stellwerk.telemetry.v1.ExplainRequest\x1a#.stellwerk.telemetry.v1.Explanation\"\x0e\xa2\xbb\x18\nevent.read\x12j\n\x0bWatchEvents\x12*.stellwerk.telemetry.v1.WatchEventsRequest\x1a\x1d.stellwerk.telemetry.v1.Event\"\x0e\xa2\xbb\x18\nevent.read0\x01\x12\x83\x01\n\x0fListDeadLetters\x12..stellwerk.telemetry.v1.ListDeadLettersRequest\x1a/.stellwerk.telemetry.v1.ListDeadLettersResponse\"\x0f\xa2\xbb\x18\x0b\x65vent.admin\x12\x86\x01\n\x10ReplayDeadLetter\x12/.stellwerk.telemetry.v1.ReplayDeadLetterRequest\x1a\x30.stellwerk.telemetry.v1.ReplayDeadLetterResponse\"\x0f\xa2\xbb\x18\x0b\x65vent.adminb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&stellwerk/telemetry/v1/telemetry.proto\x12\x16stellwerk.telemetry.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a stellwerk/access/v1/access.proto\x1a stellwerk/common/v1/common.proto\"\x97\x02\n\x04Span\x12\x0f\n\x07span_id\x18\x01 \x01(\t\x12\x16\n\x0eparent_span_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0f\n\x07service\x18\x04 \x01(\t\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x64uration_us\x18\x06 \x01(\x03\x12\r\n\x05\x65rror\x18\x07 \x01(\x08\x12@\n\nattributes\x18\x08 \x03(\x0b\x32,.stellwerk.telemetry.v1.Span.AttributesEntry\x1a\x31\n\x0f\x41ttributesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"F\n\x05Trace\x12\x10\n\x08trace_id\x18\x01 \x01(\t\x12+\n\x05spans\x18\x02 \x03(\x0b\x32\x1c.stellwerk.telemetry.v1.Span\"#\n\x0fGetTraceRequest\x12\x10\n\x08trace_id\x18\x01 \x01(\t\"x\n\x05\x45vent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x13\n\x0b\x63loud_event\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\x12\x10\n\x08resource\x18\x04 \x01(\t\x12(\n\x04time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xcc\x01\n\x11ListEventsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x10\n\x08resource\x18\x04 \x01(\t\x12\x10\n\x08trace_id\x18\x05 \x01(\t\x12\x14\n\x0cnewest_first\x18\x06 \x01(\x08\x12\x16\n\x0estart_sequence\x18\x07 \x01(\x03\x12.\n\nstart_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\\\n\x12ListEventsResponse\x12-\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1d.stellwerk.telemetry.v1.Event\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x8c\x01\n\x12WatchEventsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x16\n\x0estart_sequence\x18\x02 \x01(\x03\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04type\x18\x04 \x01(\t\x12\x10\n\x08resource\x18\x05 \x01(\t\"?\n\x16ListDeadLettersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"l\n\x17ListDeadLettersResponse\x12\x38\n\x0c\x64\x65\x61\x64_letters\x18\x01 \x03(\x0b\x32\".stellwerk.telemetry.v1.DeadLetter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"~\n\nDeadLetter\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x10\n\x08\x63onsumer\x18\x02 \x01(\t\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12\x13\n\x0b\x63loud_event\x18\x04 \x01(\t\x12(\n\x04time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"+\n\x17ReplayDeadLetterRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x03\"\x1a\n\x18ReplayDeadLetterResponse\"\x1e\n\x0e\x45xplainRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"d\n\x0b\x45xplanation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12\x36\n\x05lines\x18\x03 \x03(\x0b\x32\'.stellwerk.telemetry.v1.ExplanationLine\"\xb8\x01\n\x0f\x45xplanationLine\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08resource\x18\x02 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0c\n\x04type\x18\x04 \x01(\t\x12+\n\x06reason\x18\x05 \x01(\x0b\x32\x1b.stellwerk.common.v1.Reason\x12\x10\n\x08\x65vent_id\x18\x06 \x01(\t\x12\r\n\x05\x63\x61use\x18\x07 \x01(\t2\xd2\x05\n\x10TelemetryService\x12\x66\n\x08GetTrace\x12\'.stellwerk.telemetry.v1.GetTraceRequest\x1a\x1d.stellwerk.telemetry.v1.Trace\"\x12\xa2\xbb\x18\x0etelemetry.read\x12s\n\nListEvents\x12).stellwerk.telemetry.v1.ListEventsRequest\x1a*.stellwerk.telemetry.v1.ListEventsResponse\"\x0e\xa2\xbb\x18\nevent.read\x12\x66\n\x07\x45xplain\x12&.stellwerk.telemetry.v1.ExplainRequest\x1a#.stellwerk.telemetry.v1.Explanation\"\x0e\xa2\xbb\x18\nevent.read\x12j\n\x0bWatchEvents\x12*.stellwerk.telemetry.v1.WatchEventsRequest\x1a\x1d.stellwerk.telemetry.v1.Event\"\x0e\xa2\xbb\x18\nevent.read0\x01\x12\x83\x01\n\x0fListDeadLetters\x12..stellwerk.telemetry.v1.ListDeadLettersRequest\x1a/.stellwerk.telemetry.v1.ListDeadLettersResponse\"\x0f\xa2\xbb\x18\x0b\x65vent.admin\x12\x86\x01\n\x10ReplayDeadLetter\x12/.stellwerk.telemetry.v1.ReplayDeadLetterRequest\x1a\x30.stellwerk.telemetry.v1.ReplayDeadLetterResponse\"\x0f\xa2\xbb\x18\x0b\x65vent.adminb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -59,27 +59,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EVENT']._serialized_start=558
   _globals['_EVENT']._serialized_end=678
   _globals['_LISTEVENTSREQUEST']._serialized_start=681
-  _globals['_LISTEVENTSREQUEST']._serialized_end=813
-  _globals['_LISTEVENTSRESPONSE']._serialized_start=815
-  _globals['_LISTEVENTSRESPONSE']._serialized_end=907
-  _globals['_WATCHEVENTSREQUEST']._serialized_start=910
-  _globals['_WATCHEVENTSREQUEST']._serialized_end=1050
-  _globals['_LISTDEADLETTERSREQUEST']._serialized_start=1052
-  _globals['_LISTDEADLETTERSREQUEST']._serialized_end=1115
-  _globals['_LISTDEADLETTERSRESPONSE']._serialized_start=1117
-  _globals['_LISTDEADLETTERSRESPONSE']._serialized_end=1225
-  _globals['_DEADLETTER']._serialized_start=1227
-  _globals['_DEADLETTER']._serialized_end=1353
-  _globals['_REPLAYDEADLETTERREQUEST']._serialized_start=1355
-  _globals['_REPLAYDEADLETTERREQUEST']._serialized_end=1398
-  _globals['_REPLAYDEADLETTERRESPONSE']._serialized_start=1400
-  _globals['_REPLAYDEADLETTERRESPONSE']._serialized_end=1426
-  _globals['_EXPLAINREQUEST']._serialized_start=1428
-  _globals['_EXPLAINREQUEST']._serialized_end=1458
-  _globals['_EXPLANATION']._serialized_start=1460
-  _globals['_EXPLANATION']._serialized_end=1560
-  _globals['_EXPLANATIONLINE']._serialized_start=1563
-  _globals['_EXPLANATIONLINE']._serialized_end=1747
-  _globals['_TELEMETRYSERVICE']._serialized_start=1750
-  _globals['_TELEMETRYSERVICE']._serialized_end=2472
+  _globals['_LISTEVENTSREQUEST']._serialized_end=885
+  _globals['_LISTEVENTSRESPONSE']._serialized_start=887
+  _globals['_LISTEVENTSRESPONSE']._serialized_end=979
+  _globals['_WATCHEVENTSREQUEST']._serialized_start=982
+  _globals['_WATCHEVENTSREQUEST']._serialized_end=1122
+  _globals['_LISTDEADLETTERSREQUEST']._serialized_start=1124
+  _globals['_LISTDEADLETTERSREQUEST']._serialized_end=1187
+  _globals['_LISTDEADLETTERSRESPONSE']._serialized_start=1189
+  _globals['_LISTDEADLETTERSRESPONSE']._serialized_end=1297
+  _globals['_DEADLETTER']._serialized_start=1299
+  _globals['_DEADLETTER']._serialized_end=1425
+  _globals['_REPLAYDEADLETTERREQUEST']._serialized_start=1427
+  _globals['_REPLAYDEADLETTERREQUEST']._serialized_end=1470
+  _globals['_REPLAYDEADLETTERRESPONSE']._serialized_start=1472
+  _globals['_REPLAYDEADLETTERRESPONSE']._serialized_end=1498
+  _globals['_EXPLAINREQUEST']._serialized_start=1500
+  _globals['_EXPLAINREQUEST']._serialized_end=1530
+  _globals['_EXPLANATION']._serialized_start=1532
+  _globals['_EXPLANATION']._serialized_end=1632
+  _globals['_EXPLANATIONLINE']._serialized_start=1635
+  _globals['_EXPLANATIONLINE']._serialized_end=1819
+  _globals['_TELEMETRYSERVICE']._serialized_start=1822
+  _globals['_TELEMETRYSERVICE']._serialized_end=2544
 # @@protoc_insertion_point(module_scope)

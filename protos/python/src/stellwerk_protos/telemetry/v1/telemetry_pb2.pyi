@@ -192,6 +192,8 @@ class ListEventsRequest(_message.Message):
     RESOURCE_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
     NEWEST_FIRST_FIELD_NUMBER: _builtins.int
+    START_SEQUENCE_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """workspaces/{workspace}"""
     page_size: _builtins.int
@@ -204,6 +206,12 @@ class ListEventsRequest(_message.Message):
     """Only events of this trace, 32 hexadecimal digits; empty means all."""
     newest_first: _builtins.bool
     """Newest first instead of oldest first."""
+    start_sequence: _builtins.int
+    """First sequence wanted; 0 starts by start_time, or without one with the first event."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """First time wanted, as the journal stored it."""
+
     def __init__(
         self,
         *,
@@ -213,10 +221,12 @@ class ListEventsRequest(_message.Message):
         resource: _builtins.str = ...,
         trace_id: _builtins.str = ...,
         newest_first: _builtins.bool = ...,
+        start_sequence: _builtins.int = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["newest_first", b"newest_first", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "resource", b"resource", "trace_id", b"trace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["newest_first", b"newest_first", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "resource", b"resource", "start_sequence", b"start_sequence", "start_time", b"start_time", "trace_id", b"trace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
