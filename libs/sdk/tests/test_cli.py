@@ -194,6 +194,12 @@ def test_a_run_that_failed_fails_the_command_with_its_reason(platform: Platform)
     assert "See the log." in result.stderr
 
 
+def test_a_folder_that_is_taken_for_an_output_is_cured(platform: Platform) -> None:
+    result = call("run", "download", "digits-1", "my results/", "-w", "demo", *platform.options())
+    assert (result.exit_code, "error[ARTIFACT_NOT_FOUND]" in result.stderr) == (3, True)
+    assert "stellwerk run download digits-1 --to 'my results/'" in result.stderr
+
+
 def test_configuration_is_remembered_without_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert call("config", "set", "workspace", "demo").exit_code == 0
     assert call("config", "set", "api_key", "swk_x").exit_code == 2

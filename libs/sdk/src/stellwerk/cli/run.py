@@ -1,6 +1,7 @@
 """`stellwerk run`: submit, follow, read."""
 
 import asyncio
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import click
 from stellwerk import names
 from stellwerk.cli import arguments, output
 from stellwerk.cli.base import Group, Session
+from stellwerk.errors import StellwerkError
 from stellwerk.jobs import Job, load
 from stellwerk.requirements import requirements
 
@@ -216,11 +218,22 @@ def cancel(session: Session, name: str, message: str) -> None:
 
 @run.command("download", example="stellwerk run download RUN outputs --to results/")
 @click.argument("name", metavar="RUN")
-@click.argument("path", default="")
+@click.argument("path", metavar="[PATH]", default="")
 @click.option("--to", "folder", type=click.Path(path_type=Path), default=Path(), help="Folder.  [default: .]")
 def download(session: Session, name: str, path: str, folder: Path) -> None:
-    """Write the outputs of a run, or those at PATH, into a folder."""
-    files = session.workspace().runs.get(name).download(folder, path=path)
+    """Write the outputs of a run into a folder.
+
+    PATH is one of the outputs, or a folder of them; --to is where they go.
+    """
+    try:
+        files = session.workspace().runs.get(name).download(folder, path=path)
+    except StellwerkError as error:
+        if error.reason == "ARTIFACT_NOT_FOUND":
+            error.cure = (
+                f"To write into a folder {path}: stellwerk run download {name} --to {shlex.quote(path)}. "
+                f"The outputs that there are: stellwerk run show {name}."
+            )
+        raise
     output.listing(
         files,
         session.json,
