@@ -24,13 +24,14 @@ def test_a_person_is_let_in_changed_and_taken_out(cli: Cli) -> None:
     cli.ok("member", "role", "mia", "compute-operator")
     assert "compute-operator" in cli.ok("member", "list")
     assert {each["user"] for each in cli.json("member", "list")} == {"users/owner", "users/mia"}
-    cli.ok("member", "remove", "mia")
+    cli.run("member", "remove", "mia").check_clear("CONFIRMATION_MISSING", USAGE, "compute-operator", "--yes")
+    cli.ok("member", "remove", "mia", "--yes")
     assert {each["user"] for each in cli.json("member", "list")} == {"users/owner"}
     cli.run("member", "role", "mia", "reader").check_clear("MEMBER_NOT_FOUND", NOT_FOUND, "mia")
 
 
 def test_what_cannot_be_is_said(cli: Cli) -> None:
-    cli.run("member", "remove", "owner").check_clear("LAST_OWNER", FAILED, "owner")
+    cli.run("member", "remove", "owner", "--yes").check_clear("LAST_OWNER", FAILED, "owner")
     cli.run("member", "add", "owner").check_clear("ALREADY_MEMBER", FAILED, "member role owner")
     cli.run("member", "add", "nobody-here").check_clear("USER_NOT_FOUND", NOT_FOUND, "nobody-here")
     assert cli.run("member", "add", "mia", "--role", "king").code == USAGE

@@ -158,7 +158,7 @@ async def test_a_plain_client_reads_events_until_it_is_revoked(cli: Cli) -> None
         first = (await consumer.fetch(1, timeout=10))[0]
         assert json.loads(first.data)["subject"] == f"workspaces/{WORKSPACE}"
         await first.ack_sync()
-        await asyncio.to_thread(cli.ok, "events", "credentials", "revoke", "plain")
+        await asyncio.to_thread(cli.ok, "events", "credentials", "revoke", "plain", "--yes")
         async with asyncio.timeout(10):
             await ended.wait()
     finally:

@@ -300,7 +300,12 @@ def test_the_installed_command_answers() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [("secret", "delete", "db-password", "--purge"), ("model", "delete", "digits:1")]
+    "words",
+    [
+        ("secret", "delete", "db-password", "--purge"),
+        ("model", "delete", "digits:1"),
+        ("events", "credentials", "revoke", "dashboard"),
+    ],
 )
 def test_where_nobody_can_be_asked_a_script_is_told_to_say_yes(words: tuple[str, ...]) -> None:
     result = call(*words)

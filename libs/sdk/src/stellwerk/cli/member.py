@@ -7,6 +7,7 @@ import click
 from stellwerk import names
 from stellwerk.cli import output
 from stellwerk.cli.base import Group, Session, traced
+from stellwerk.cli.confirm import confirm
 from stellwerk.errors import StellwerkError
 from stellwerk.roles import ROLES, role_name
 
@@ -76,13 +77,19 @@ def list_(session: Session, limit: int) -> None:
 
 @member.command("remove", example="stellwerk member remove alice")
 @click.argument("user", metavar="PERSON")
+@click.option("--yes", is_flag=True, help="Do not ask.")
 @traced
-def remove(session: Session, user: str) -> None:
+def remove(session: Session, user: str, yes: bool) -> None:
     """Take a person's role away.
 
     What the person has open in the workspace ends within a second. Undo it with `stellwerk member add`.
     """
-    _show(session, session.workspace().members.remove(user))
+    members = session.workspace().members
+    if not yes:
+        role = role_name(members.get(user).role)
+        text = f"{user} is {role} here; what {user} has open in the workspace ends at once."
+        confirm(text, f"{text} Remove {user}?")
+    _show(session, members.remove(user))
 
 
 def _show(session: Session, found: "members_pb2.Member") -> None:

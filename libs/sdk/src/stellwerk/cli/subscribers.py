@@ -8,6 +8,7 @@ import click
 from stellwerk import names
 from stellwerk.cli import output
 from stellwerk.cli.base import Group, Session, traced
+from stellwerk.cli.confirm import confirm
 from stellwerk.cli.times import Moment, Start
 
 
@@ -95,9 +96,13 @@ def list_(session: Session, user: str) -> None:
 @credentials.command("revoke", example="stellwerk events credentials revoke dashboard")
 @click.argument("name")
 @click.option("--user", default="", help="Whose, for administrators.  [default: yours]")
+@click.option("--yes", is_flag=True, help="Do not ask.")
 @traced
-def revoke(session: Session, name: str, user: str) -> None:
+def revoke(session: Session, name: str, user: str, yes: bool) -> None:
     """End credentials and the connections that use them."""
+    if not yes:
+        text = f"Programs that use {name} are cut off for good, and its position in the journal is forgotten."
+        confirm(text, f"{text} Revoke it?")
     revoked = session.client().subscriptions.revoke(name, user)
     if session.json:
         output.document(output.to_json(revoked))
