@@ -29,6 +29,21 @@ with run.child("fold", display_name="fold 1") as fold:
         (trial.logs / "trial.txt").write_text("the trial's own log\\n")
         (trial.outputs / "model.bin").write_bytes(b"model")
 """
+RESTARTED = """
+import os, pathlib, signal
+import stellwerk
+
+run = stellwerk.current_run()
+is_first = not pathlib.Path("was-here").exists()
+pathlib.Path("was-here").touch()
+with run.child("done") as done:
+    done.log("loss", 1.0)
+left = run.child("left").start()
+left.log("loss", 1.0)
+if is_first:
+    os.kill(os.getpid(), signal.SIGKILL)
+left.complete()
+"""
 KILLED = """
 import os, signal
 import stellwerk
@@ -47,11 +62,11 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def submit(workspace: Workspace, folder: Path, script: str) -> Any:
+def submit(workspace: Workspace, folder: Path, script: str, command: str = "python train.py") -> Any:
     """The script's run, when it is over."""
     (folder / "train.py").write_text(script)
     return workspace.runs.submit(
-        "python train.py", code=folder, experiment="folds", variables={"PYTHONPATH": PACKAGES}
+        command, code=folder, experiment="folds", variables={"PYTHONPATH": PACKAGES}
     ).wait()
 
 
@@ -59,7 +74,8 @@ def test_a_script_makes_a_child_of_a_child(workspace: Workspace, cli: Cli, tmp_p
     top = submit(workspace, tmp_path, SCRIPT)
     assert top.state == "Completed", (top.message.reason, "".join(top.log()))
     fold, trial = top.children(deep=True)
-    assert [(run.id, run.state) for run in (fold, trial)] == [("fold", "Completed"), ("trial", "Completed")]
+    assert [run.state for run in (fold, trial)] == ["Completed", "Completed"]
+    assert [run.id for run in (fold, trial)] == [f"{top.id}.fold", f"{top.id}.fold.trial"]
     assert (fold.message.parent_run, trial.message.parent_run) == (top.name, fold.name)
     assert {run.message.root_run for run in (fold, trial)} == {top.name}
     assert {run.message.experiment for run in (fold, trial)} == {top.message.experiment}
@@ -69,8 +85,22 @@ def test_a_script_makes_a_child_of_a_child(workspace: Workspace, cli: Cli, tmp_p
     assert [file.path for file in trial.artifacts()] == ["outputs/model.bin"]
     assert dict(trial.refresh().message.params) == {"rate": "0.1"}
     listed = cli.ok("run", "children", top.id, "--deep").splitlines()
-    assert [line.split("  Completed")[0].rstrip() for line in listed[1:]] == ["fold", "  trial"]
+    assert [line.split("  Completed")[0].rstrip() for line in listed[1:]] == [fold.id, f"  {trial.id}"]
     assert top.name in cli.ok("why", trial.id)
+
+
+def test_a_script_that_starts_again_in_its_run_goes_on_with_the_child_that_it_left_open(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    top = submit(workspace, tmp_path, RESTARTED, "python train.py; python train.py")
+    assert top.state == "Completed", (top.message.reason, "".join(top.log()))
+    children = {run.id: run for run in top.children()}
+    again = next(name for name in children if name.startswith(f"{top.id}.done--"))
+    assert children.keys() == {f"{top.id}.done", again, f"{top.id}.left"}
+    assert {run.state for run in children.values()} == {"Completed"}
+    counts = {name: run.metrics()[0].count for name, run in children.items()}
+    assert counts == {f"{top.id}.done": 1, again: 1, f"{top.id}.left": 2}
+    assert {run.message.display_name for run in children.values()} == {"done", "left"}
 
 
 def test_what_a_killed_script_left_is_delivered_and_its_children_end(

@@ -48,10 +48,17 @@ class InteractiveRun(Recorder):
     """A run of this process; made by `Workspace.start_run` and begun by `with` or `start`."""
 
     def __init__(
-        self, settings: Settings, request: runs_pb2.CreateRunRequest, *, flush_seconds: float = FLUSH_SECONDS
+        self,
+        settings: Settings,
+        request: runs_pb2.CreateRunRequest,
+        *,
+        flush_seconds: float = FLUSH_SECONDS,
+        is_named_child: bool = False,
     ) -> None:
+        """With `is_named_child` the id stands for a name below the parent, which may be there already."""
         super().__init__(Path())
         self._settings, self._request, self._flush_seconds = settings, request, flush_seconds
+        self._is_named_child = is_named_child
         self._core: Core | None = None
         self._home: Folder | None = None
         self._delivery: Delivery | None = None
@@ -65,10 +72,8 @@ class InteractiveRun(Recorder):
     @classmethod
     def below(cls, parent: str, *, name: str = "", display_name: str = "") -> "InteractiveRun":
         """A child of a run by full name, with address and key as they are found here."""
-        request = runs_pb2.CreateRunRequest(
-            parent=parent.rsplit("/runs/", 1)[0], run_id=name, display_name=display_name, parent_run=parent
-        )
-        return cls(resolve(), request)
+        request = _child_request(parent, name, display_name)
+        return cls(resolve(), request, is_named_child=bool(name))
 
     @property
     def name(self) -> str:
@@ -81,15 +86,12 @@ class InteractiveRun(Recorder):
         return names.last(self.message.name)
 
     def child(self, name: str = "", *, display_name: str = "") -> "InteractiveRun":
-        """A run below this one, for a `with` block of its own."""
-        request = runs_pb2.CreateRunRequest(
-            parent=self._request.parent,
-            run_id=name,
-            display_name=display_name,
-            parent_run=self.name,
-            experiment=self.message.experiment,
+        """A run below this one, for a `with` block of its own; `name` as in `RunContext.child`."""
+        request = _child_request(names.run("", self), name, display_name)
+        request.experiment = self.message.experiment
+        return InteractiveRun(
+            self._settings, request, flush_seconds=self._flush_seconds, is_named_child=bool(name)
         )
-        return InteractiveRun(self._settings, request, flush_seconds=self._flush_seconds)
 
     def start(self) -> "InteractiveRun":
         """Creates the run; raises `StellwerkError`. From here on the platform may come and go."""
@@ -97,8 +99,7 @@ class InteractiveRun(Recorder):
             raise invalid("RUN_STARTED", "The run was started before.", "Make another one with start_run.")
         core = Core(self._settings)
         try:
-            self.message = self._create(core)
-            self._home = Folder.create(self.message.name, self._settings)
+            self.message, self._home = self._begin(core)
         except BaseException:
             core.close()
             raise
@@ -110,10 +111,40 @@ class InteractiveRun(Recorder):
         core.spawn(interactive_folder.deliver_leftovers)
         return self
 
-    def _create(self, core: Core) -> runs_pb2.Run:
+    def _begin(self, core: Core) -> tuple[runs_pb2.Run, Folder]:
+        """The new run and its folder, or those of a child with which an earlier process of its run began."""
+        request = self._request
+        try:
+            run = self._create(core, request)
+        except StellwerkError as error:
+            if error.code != "ALREADY_EXISTS" or not self._is_named_child:
+                raise
+            if (left := self._take_up(core, f"{request.parent}/runs/{request.run_id}")) is not None:
+                return left
+            request.run_id = names.another(request.run_id)
+            run = self._create(core, request)
+        return run, Folder.create(run.name, self._settings)
+
+    def _take_up(self, core: Core, name: str) -> tuple[runs_pb2.Run, Folder] | None:
+        """A run that goes on, with the folder that its dead process left on this machine."""
+        home = Folder.left_by(name, self._settings)
+        if home is None:
+            return None
+        stub = runs_pb2_grpc.RunServiceStub(core.channel)
+        try:
+            run = core.call(stub.GetRun, runs_pb2.GetRunRequest(name=name))
+        except BaseException:
+            home.release()
+            raise
+        if run.HasField("end_time"):
+            home.release()
+            return None
+        return run, home
+
+    def _create(self, core: Core, wanted: runs_pb2.CreateRunRequest) -> runs_pb2.Run:
         stub = runs_pb2_grpc.RunServiceStub(core.channel)
         request = runs_pb2.CreateRunRequest()
-        request.CopyFrom(self._request)
+        request.CopyFrom(wanted)
         request.kind = runs_pb2.RUN_KIND_INTERACTIVE
         if not request.experiment and request.parent_run:
             above = core.call(stub.GetRun, runs_pb2.GetRunRequest(name=request.parent_run))
@@ -249,6 +280,15 @@ class InteractiveRun(Recorder):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await asyncio.to_thread(self.__exit__, kind, error, trace)
+
+
+def _child_request(parent: str, name: str, display_name: str) -> runs_pb2.CreateRunRequest:
+    return runs_pb2.CreateRunRequest(
+        parent=parent.rsplit("/runs/", 1)[0],
+        run_id=names.child_run(parent, name) if name else "",
+        display_name=display_name or name,
+        parent_run=parent,
+    )
 
 
 def _outcome(error: BaseException | None, *, canceled: bool) -> tuple[str, common_pb2.Reason]:

@@ -62,6 +62,22 @@ class Folder:
         return folder
 
     @classmethod
+    def left_by(cls, run: str, settings: Settings) -> "Folder | None":
+        """The folder of a run whose process died before it said how it ended; None if there is none.
+
+        None too if there are logs: a log only grows, and who opens it anew may empty it.
+        """
+        try:
+            folder = cls.open(interactive_dir(settings) / run.rsplit("/", 1)[-1])
+        except StellwerkError:
+            return None
+        is_open = folder.finish.state == runs_pb2.RUN_STATE_UNSPECIFIED
+        if folder.finish.name == run and is_open and not any((folder.path / "logs").glob("*")):
+            return folder
+        folder.release()
+        return None
+
+    @classmethod
     def open(cls, path: Path) -> "Folder":
         """A folder that was left; raises `StellwerkError` for what is none, or is still in use."""
         try:
@@ -147,7 +163,12 @@ async def ship(core: AsyncCore, path: Path) -> runs_pb2.Run:
 
 
 async def deliver_leftovers(core: AsyncCore) -> None:
-    """Ships what earlier processes of this user left for the same platform; what fails stays."""
+    """Ships what earlier processes of this user left for the same platform; what fails stays.
+
+    Of a script in a run nothing: it may be back to go on with its child runs, and its agent ships the rest.
+    """
+    if core.settings.token_file is not None:
+        return
     for path in sorted(interactive_dir(core.settings).glob("*/run.json"))[:_LEFTOVERS]:
         with contextlib.suppress(StellwerkError, OSError):
             if json.loads(path.read_text()).get("grpc_address") == core.settings.grpc_address:

@@ -5,6 +5,8 @@ Whether an id is valid is the services' decision; here it is only put in its pla
 
 import hashlib
 import os
+import re
+import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +15,10 @@ from stellwerk.errors import invalid
 
 if TYPE_CHECKING:
     from stellwerk_protos.common.v1 import common_pb2
+
+# Of the 63 that an id may have.
+_CHILD_CHARACTERS = 55
+_CHILD = re.compile(r"[a-z0-9_]+(-[a-z0-9_]+)*")
 
 
 def workspace(name: str) -> str:
@@ -56,6 +62,25 @@ def run(parent: str, given: object) -> str:
     if not isinstance(name, str) or not name:
         raise invalid("RUN_MISSING", f"{given!r} names no run that was started.", "Name a run.")
     return resource(parent, "runs", name)
+
+
+def child_run(parent: str, name: str) -> str:
+    """The id of a run's child: the parent's id and the name, so that it is free in every other run.
+
+    A name that does not fit into an id, and one that could be read in two ways (dots, two hyphens), is
+    told apart by a digest. There is room for what `another` adds.
+    """
+    plain = f"{last(parent)}.{name}"
+    if _CHILD.fullmatch(name) and len(plain) <= _CHILD_CHARACTERS:
+        return plain
+    word = re.sub(r"[^a-z0-9_]+", "-", name.lower())[:20].strip("-")
+    digest = hashlib.sha256(f"{parent}/{name}".encode()).hexdigest()[:8]
+    return f"{last(parent)[:25].rstrip('.')}.{f'{word}-{digest}'.lstrip('-')}"
+
+
+def another(run_id: str) -> str:
+    """An id for one more run of the same name below the same parent."""
+    return f"{run_id}--{secrets.token_hex(3)}"
 
 
 def place(files: Iterable["common_pb2.File"], path: Path, target: str) -> None:

@@ -58,6 +58,9 @@ class RunContext(Recorder):
     def child(self, name: str = "", *, display_name: str = "") -> "InteractiveRun":
         """A run below this one, for a `with` block: one fold, one trial, one worker. Children have children.
 
+        `name` is the child's among those of this run: a second run of the script has children of its own
+        with the same names. A script that was killed and is started again within its run goes on with the
+        child that it left open; where there was an end, the name gets one more child.
         What it logs survives the death of the script; the agent then delivers it and ends the child.
         Needs the network and the package `stellwerk` in the environment (`ImportError` otherwise).
         """
