@@ -217,6 +217,7 @@ def test_the_newest_events_are_reachable(cli: Cli, run: dict[str, Any]) -> None:
     every = cli.json("events", "list", "--limit", "10000", "--resource", "runs/train-1")
     tail = cli.json("events", "list", "--tail", "2", "--resource", "runs/train-1")
     assert tail == every[-2:]
+    assert cli.json("events", "list", "--since", "1h", "--resource", "runs/train-1") == every
 
 
 def test_every_transition_is_an_event(cli: Cli, run: dict[str, Any], endpoint: dict[str, Any]) -> None:
