@@ -23,6 +23,8 @@ from stellwerk_protos.telemetry.v1 import telemetry_pb2
 
 from .conftest import Platform
 
+_MONITOR = ["monitor", "create", "m", "--endpoint", "e", "--baseline", "b:1", "-w", "demo"]
+
 
 def call(*arguments: str) -> Result:
     return CliRunner().invoke(main, list(arguments))
@@ -77,6 +79,12 @@ def test_no_line_of_help_is_cut_off(words: tuple[str, ...]) -> None:
         (["events", "list", "--resource", "digits-1", "-w", "demo"], 2, "INVALID_NAME"),
         (["events", "watch", "--resource", "runs/", "-w", "demo"], 2, "INVALID_NAME"),
         (["workspace", "list", "--output", "xml"], 2, "USAGE"),
+        ([*_MONITOR, "--threshold", "psi"], 2, "USAGE"),
+        ([*_MONITOR, "--threshold", "psi=high"], 2, "USAGE"),
+        ([*_MONITOR, "--threshold", "age:psy=0.2"], 2, "INVALID_THRESHOLD"),
+        ([*_MONITOR, "--window", "1y"], 2, "USAGE"),
+        (["monitor", "update", "m", "-w", "demo"], 2, "USAGE"),
+        (["monitor", "check", "m", "--no-wait", "--fail-on-drift", "-w", "demo"], 2, "USAGE"),
     ],
 )
 def test_errors_are_two_lines_on_stderr(

@@ -2,10 +2,11 @@
 
 from stellwerk.errors import invalid
 from stellwerk_protos.compute.v1 import computes_pb2
-from stellwerk_protos.inference.v1 import batches_pb2, endpoints_pb2
+from stellwerk_protos.inference.v1 import batches_pb2, endpoints_pb2, monitors_pb2
 from stellwerk_protos.runs.v1 import runs_pb2
 
 RUN_OVER = frozenset({"Completed", "Failed", "Canceled"})
+CHECK_OVER = frozenset({"Completed", "Failed"})
 
 
 def run(message: runs_pb2.Run) -> str:
@@ -50,6 +51,16 @@ def node(message: computes_pb2.Node) -> str:
 def compute_kind(message: computes_pb2.Compute) -> str:
     """The kind of a compute."""
     return _words(computes_pb2.ComputeKind.Name(message.kind), "COMPUTE_KIND_")
+
+
+def monitor(state: "monitors_pb2.MonitorState.ValueType") -> str:
+    """What a check found, or the last one of a monitor: `Ok`, `Drifted`, `NoData`, …; "" for not yet."""
+    return _words(monitors_pb2.MonitorState.Name(state), "MONITOR_STATE_") if state else ""
+
+
+def monitor_check(message: monitors_pb2.MonitorCheck) -> str:
+    """Where a check is in its life."""
+    return _words(monitors_pb2.MonitorCheckState.Name(message.state), "MONITOR_CHECK_STATE_")
 
 
 def _words(name: str, prefix: str) -> str:

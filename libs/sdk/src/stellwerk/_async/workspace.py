@@ -15,6 +15,7 @@ from stellwerk._async.experiments import AsyncExperiments
 from stellwerk._async.inference import AsyncDeployments, AsyncEndpoints
 from stellwerk._async.loads import AsyncLoads
 from stellwerk._async.members import AsyncMembers
+from stellwerk._async.monitors import AsyncMonitors
 from stellwerk._async.run import AsyncRun
 from stellwerk._async.runs import AsyncRuns
 from stellwerk._async.secrets import AsyncSecrets
@@ -43,6 +44,7 @@ class AsyncWorkspace:
         self.deployments = AsyncDeployments(core, name)
         self.batches = AsyncBatches(core, name)
         self.collected_data = AsyncCollectedData(core, name)
+        self.monitors = AsyncMonitors(core, name)
         self.computes = AsyncComputes(core, name)
         self.events = AsyncEvents(core, name)
         self.experiments = AsyncExperiments(core, name)

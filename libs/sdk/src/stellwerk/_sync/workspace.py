@@ -16,6 +16,7 @@ from stellwerk._sync.experiments import Experiments
 from stellwerk._sync.inference import Deployments, Endpoints
 from stellwerk._sync.loads import Loads
 from stellwerk._sync.members import Members
+from stellwerk._sync.monitors import Monitors
 from stellwerk._sync.run import Run
 from stellwerk._sync.runs import Runs
 from stellwerk._sync.secrets import Secrets
@@ -44,6 +45,7 @@ class Workspace:
         self.deployments = Deployments(core, name)
         self.batches = Batches(core, name)
         self.collected_data = CollectedData(core, name)
+        self.monitors = Monitors(core, name)
         self.computes = Computes(core, name)
         self.events = Events(core, name)
         self.experiments = Experiments(core, name)

@@ -11,6 +11,7 @@ from stellwerk.errors import StellwerkError
 FAILED = 1
 USAGE = 2
 NO_ANSWER = 5
+DRIFTED = 6
 INTERRUPTED = 130
 _EXIT_CODES = {
     "INVALID_ARGUMENT": USAGE,

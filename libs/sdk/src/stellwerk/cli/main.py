@@ -15,6 +15,7 @@ from stellwerk.cli import (  # noqa: F401  # they add their commands to `run`
     experiment,
     login,
     member,
+    monitor,
     people,
     quota,
     run,
@@ -34,7 +35,7 @@ def main() -> None:
     """Stellwerk, the open machine-learning platform.
 
     Start it with `stellwerk up`. Each command has --help with an example. Exit codes: 0 done, 1 failed,
-    2 wrong usage, 3 not found, 4 no or wrong key, 5 no answer from Stellwerk, 130 interrupted.
+    2 wrong usage, 3 not found, 4 no or wrong key, 5 no answer from Stellwerk, 6 drifted, 130 interrupted.
     Errors are text on stderr, also with --output json.
     """
 
@@ -55,7 +56,8 @@ for command in (
     *(workspace.workspace, member.member, datastore.datastore, quota.quota),
     *(assets.dataset, assets.environment, run.run, experiment.experiment),
     *(assets.model, secret.secret, why.why),
-    *(endpoint.endpoint, deployment.deployment, batch.batch, events.compute, events.events, events.trace),
+    *(endpoint.endpoint, deployment.deployment, batch.batch, monitor.monitor),
+    *(events.compute, events.events, events.trace),
     *(activity.activity, doctor.doctor),
     *(login.login, login.logout, login.whoami, people.user, people.key, people.signing_key),
     *(config.config, completion),

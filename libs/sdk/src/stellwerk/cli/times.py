@@ -1,4 +1,4 @@
-"""Moments as people write them: `10m` ago, or a date and time."""
+"""Times as people write them: `10m` ago, a date and time, or a length such as `12h`."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -7,17 +7,21 @@ from typing import Any
 import click
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-_AGO = re.compile(r"(\d{1,6})([smhdw])")
+_LENGTH = re.compile(r"(\d{1,6})([smhdw])")
 
 
 def parse(text: str) -> datetime | None:
     """The moment, or None for what is none; a time without a zone is local."""
-    if match := _AGO.fullmatch(text):
-        return datetime.now(UTC) - timedelta(**{_UNITS[match[2]]: int(match[1])})
+    if match := _LENGTH.fullmatch(text):
+        return datetime.now(UTC) - _length(match)
     try:
         return datetime.fromisoformat(text).astimezone(UTC)
     except (ValueError, OverflowError):
         return None
+
+
+def _length(match: re.Match[str]) -> timedelta:
+    return timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
 class Moment(click.ParamType[datetime]):
@@ -32,10 +36,24 @@ class Moment(click.ParamType[datetime]):
         moment = value if isinstance(value, datetime) else parse(str(value))
         if moment is None:
             self.fail(f"{value!r} is no time: write 10m, 2h, 3d or 2026-11-23T08:00.", param, ctx)
-        if self._later and _AGO.fullmatch(str(value)):
+        if self._later and _LENGTH.fullmatch(str(value)):
             now = datetime.now(UTC)
             return now + (now - moment)
         return moment
+
+
+class Length(click.ParamType[timedelta]):
+    """A length of time: `30m`, `12h`, `7d`."""
+
+    name = "length"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        if isinstance(value, timedelta):
+            return value
+        match = _LENGTH.fullmatch(str(value))
+        if match is None:
+            self.fail(f"{value!r} is no length of time: write 30m, 12h or 7d.", param, ctx)
+        return _length(match)
 
 
 class Start(click.ParamType[int | datetime]):
