@@ -68,13 +68,13 @@ def test_one_column_is_shown_bin_by_bin(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_thresholds_are_written_as_they_are_read() -> None:
-    made = drift.thresholds({"psi": 0.2, "a:b:ks": 0.1, "sex:chi-square": 0.3})
+    made = drift.thresholds({"psi": 0.2, "a:b:ks": 0.1, "sex:chi2": 0.3})
     assert [(item.column, drift.metric_word(item.metric)) for item in made] == [
         ("", "psi"),
         ("a:b", "ks"),
-        ("sex", "chi2"),
+        ("sex", "chi-square"),
     ]
-    assert drift.described(made) == "psi over 0.2, a:b: ks over 0.1, sex: chi2 over 0.3"
+    assert drift.described(made) == "psi over 0.2, a:b: ks over 0.1, sex: chi-square over 0.3"
     for wrong in ("", "age", "age:", ":ks"):
         with pytest.raises(StellwerkError, match="INVALID_THRESHOLD"):
             drift.thresholds({wrong: 0.1})

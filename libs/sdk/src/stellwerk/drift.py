@@ -5,22 +5,23 @@ from collections.abc import Iterable, Mapping
 from stellwerk.errors import invalid
 from stellwerk_protos.inference.v1 import monitors_pb2
 
-# Each metric's short word first, then the whole one.
 _METRICS = {
     "psi": monitors_pb2.DRIFT_METRIC_PSI,
-    "js": monitors_pb2.DRIFT_METRIC_JENSEN_SHANNON,
-    "ks": monitors_pb2.DRIFT_METRIC_KOLMOGOROV_SMIRNOV,
-    "chi2": monitors_pb2.DRIFT_METRIC_CHI_SQUARE,
     "jensen-shannon": monitors_pb2.DRIFT_METRIC_JENSEN_SHANNON,
-    "kolmogorov-smirnov": monitors_pb2.DRIFT_METRIC_KOLMOGOROV_SMIRNOV,
+    "ks": monitors_pb2.DRIFT_METRIC_KOLMOGOROV_SMIRNOV,
     "chi-square": monitors_pb2.DRIFT_METRIC_CHI_SQUARE,
 }
-_SHORT = {metric: word for word, metric in reversed(_METRICS.items())}
+_ALSO = {
+    "js": "jensen-shannon",
+    "kolmogorov-smirnov": "ks",
+    "chi2": "chi-square",
+    "chi-squared": "chi-square",
+}
 
 
 def metric_word(metric: int) -> str:
-    """The short word of a metric: psi, js, ks or chi2; "?" for one that is newer than this package."""
-    return {int(known): word for known, word in _SHORT.items()}.get(metric, "?")
+    """psi, jensen-shannon, ks or chi-square; "?" for one that is newer than this package."""
+    return next((word for word, known in _METRICS.items() if known == metric), "?")
 
 
 def thresholds(given: Mapping[str, float]) -> list[monitors_pb2.DriftThreshold]:
@@ -33,12 +34,13 @@ def thresholds(given: Mapping[str, float]) -> list[monitors_pb2.DriftThreshold]:
 
 def _threshold(key: str, value: float) -> monitors_pb2.DriftThreshold:
     column, colon, word = key.rpartition(":")
-    metric = _METRICS.get(word.strip().lower())
+    word = word.strip().lower().replace("_", "-")
+    metric = _METRICS.get(_ALSO.get(word, word))
     if metric is None or (colon and not column):
         raise invalid(
             "INVALID_THRESHOLD",
             f"{key!r} names no metric.",
-            f"Use {', '.join(_SHORT.values())}, with COLUMN: before it for one column, as in age:ks.",
+            f"Use {', '.join(_METRICS)}, with COLUMN: before it for one column, as in age:ks.",
         )
     return monitors_pb2.DriftThreshold(metric=metric, column=column, threshold=value)
 

@@ -20,8 +20,8 @@ class AsyncMonitors:
     `baseline` is a version of a dataset (`digits:1`, or `digits` for the latest one of now) of CSV,
     Parquet, JSON lines or NumPy files; `baseline_path` one file or folder in it. `collection` is
     "request", "response", or a name of the script's. `columns`: those that are compared, else all that
-    both sides have. `thresholds`: what drift is, by metric (psi, js, ks, chi2) or by column and metric:
-    `{"psi": 0.2, "age:ks": 0.1}`; none means psi over 0.2.
+    both sides have. `thresholds`: what drift is, by metric (psi, jensen-shannon, ks, chi-square) or by
+    column and metric: `{"psi": 0.2, "age:ks": 0.1}`; none means psi over 0.2.
 
     `cron` has five fields, in `time_zone` (IANA, else UTC). `window`: how far back from a check the
     collected data goes. Fewer than `min_rows` rows (0: 100) are too few to compare; of more than

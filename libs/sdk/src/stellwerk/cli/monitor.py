@@ -48,7 +48,8 @@ def _settings(*, new: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]
             "thresholds",
             multiple=True,
             metavar="[COLUMN:]METRIC=VALUE",
-            help=f"Drift is over VALUE; METRIC is psi, js, ks or chi2. Repeatable.{default('psi=0.2')}",
+            help="Drift is over VALUE; psi, jensen-shannon, ks or chi-square. Repeatable."
+            + default("psi=0.2"),
         ),
         click.option("--cron", metavar='"M H D M W"', help=f"When to check.{default('0 6 * * *')}"),
         click.option("--time-zone", metavar="ZONE", help=f"Of --cron: Europe/Berlin.{default('UTC')}"),
@@ -110,8 +111,8 @@ def create(session: Session, name: str, endpoint: str, paused: bool, **settings:
     """Watch an endpoint for drift.
 
     Its deployments must collect data (`deployment create --collect`). Metrics: psi is the population
-    stability index, js the Jensen-Shannon distance, ks the Kolmogorov-Smirnov statistic (numbers), chi2
-    Cramér's V (categories).
+    stability index, jensen-shannon the distance of that name, ks the Kolmogorov-Smirnov statistic (numbers),
+    chi-square Cramér's V (categories).
     """
     made = session.workspace().monitors.create(name, endpoint=endpoint, paused=paused, **_given(settings))
     monitor_view.show(session, made)
