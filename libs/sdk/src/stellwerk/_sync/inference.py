@@ -133,6 +133,12 @@ class Endpoint:
 
     def score(self, data: Any) -> Any:
         """Sends `data` as JSON (bytes as they are) and returns the JSON of the answer."""
+        if self.is_batch:
+            raise invalid(
+                "ENDPOINT_IS_BATCH",
+                f"{self.id} is a batch endpoint: it answers no requests.",
+                f"Score a dataset: `stellwerk batch submit {self.id} DATASET`.",
+            )
         body = data if isinstance(data, bytes) else json.dumps(data).encode()
         answer = self._core.post(f"{self.message.path}/score", body)
         return json.loads(answer)
@@ -195,12 +201,7 @@ class Deployments:
             replica_count=replicas,
             variables=variables,
             tags=tags,
-            request_settings=endpoints_pb2.RequestSettings(
-                timeout_ms=round(request_timeout * 1000),
-                max_concurrent_requests=max_concurrent,
-                max_queued_requests=max_queue,
-                retry_lost_requests=retry_lost,
-            ),
+            request_settings=_request_settings(request_timeout, max_concurrent, max_queue, retry_lost),
             sample=sample,
             rollout_limit=keep,
             scale_settings=scale,
@@ -349,6 +350,19 @@ class Deployments:
 
     def _name(self, endpoint: str, name: str) -> str:
         return names.resource(names.resource(self._parent, "endpoints", endpoint), "deployments", name)
+
+
+def _request_settings(
+    timeout_seconds: float, max_concurrent: int, max_queue: int, retry_lost: bool
+) -> endpoints_pb2.RequestSettings | None:
+    """None where nothing was said: a batch endpoint takes none."""
+    settings = endpoints_pb2.RequestSettings(
+        timeout_ms=round(timeout_seconds * 1000),
+        max_concurrent_requests=max_concurrent,
+        max_queued_requests=max_queue,
+        retry_lost_requests=retry_lost,
+    )
+    return settings if settings != endpoints_pb2.RequestSettings() else None
 
 
 def _collection(

@@ -166,7 +166,11 @@ class RouteTable:
             return found
         self.check_loaded()
         if name not in self.endpoints:
-            raise NotFound("ENDPOINT_NOT_FOUND", f"There is no endpoint {name}.", "List the endpoints.")
+            raise NotFound(
+                "ENDPOINT_NOT_FOUND",
+                f"There is no endpoint {name} that answers requests.",
+                "List the endpoints (`stellwerk endpoint list`); one of kind batch takes jobs instead.",
+            )
         if wanted:
             self.endpoints[name].choose(wanted)
         raise self.endpoints[name].none_ready()
