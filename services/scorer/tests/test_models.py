@@ -121,7 +121,12 @@ async def test_an_mlflow_model(scorer: StartScorer, tmp_path: Path) -> None:
     async with scorer("", python, **served) as running, (await running.ready()).http() as http:
         assert (await http.get("/v2/models/digits")).json()["platform"] == "mlflow"
         columns = {"columns": ["b", "a"], "data": [[1, 3]]}
-        bodies = [{"input_data": columns}, {"dataframe_split": columns}, {"inputs": [{"a": 3, "b": 1}]}]
+        bodies = [
+            {"input_data": columns},
+            {"dataframe_split": columns},
+            {"inputs": [{"a": 3, "b": 1}]},
+            columns,
+        ]
         for body in bodies:
             answer = await http.post("/score", json=body)
             assert answer.json().get("predict") == pytest.approx([7.0]), answer.text

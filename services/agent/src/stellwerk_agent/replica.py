@@ -117,13 +117,6 @@ class ReplicaWorker(Worker):
 
     def _variables(self, environment: Environment, http_address: str, grpc_address: str) -> dict[str, str]:
         settings = self.node.settings
-        script = (self.folder.work / self.workload.command).resolve()
-        if not script.is_relative_to(self.folder.work.resolve()) or not script.is_file():
-            raise StepFailed(
-                "SCORING_SCRIPT_NOT_FOUND",
-                f"The code has no scoring script {self.workload.command!r}.",
-                "Name a file of the source folder, relative to it.",
-            )
         traceparent = telemetry.traceparent()
         return {
             **clean_environment(),
@@ -141,12 +134,25 @@ class ReplicaWorker(Worker):
             "STELLWERK_SCORER_HTTP_LISTEN": http_address,
             "STELLWERK_SCORER_GRPC_LISTEN": grpc_address,
             "STELLWERK_SCORER_PYTHON": str(environment.python),
-            "STELLWERK_SCORER_SCRIPT": str(script),
+            "STELLWERK_SCORER_SCRIPT": self._script(),
             "STELLWERK_SCORER_DRAIN_SECONDS": str(max(int(self.grace_seconds) - _SCORER_MORE_SECONDS, 1)),
             **collection_variables(self.workload, self.folder.path, self.allocation.owner),
             "STELLWERK_SCORER_ENDPOINT": names.parent_of(self.allocation.owner, 2),
             **({"TRACEPARENT": traceparent} if traceparent else {}),
         }
+
+    def _script(self) -> str:
+        """The path of the scoring script; empty where the model is served without one."""
+        if not self.workload.command:
+            return ""
+        script = (self.folder.work / self.workload.command).resolve()
+        if not script.is_relative_to(self.folder.work.resolve()) or not script.is_file():
+            raise StepFailed(
+                "SCORING_SCRIPT_NOT_FOUND",
+                f"The code has no scoring script {self.workload.command!r}.",
+                "Name a file of the source folder, relative to it.",
+            )
+        return str(script)
 
     def _models(self) -> list[workloads_pb2.Input]:
         return [item for item in self.workload.inputs if "/models/" in item.resource]

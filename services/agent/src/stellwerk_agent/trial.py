@@ -32,6 +32,7 @@ class Trial:
     """What is tried: paths are absolute, a port of 0 takes a free one."""
 
     folder: Path
+    # Empty: the one model is served without a script.
     script: str
     environment: environments_pb2.EnvironmentVersion
     # Folder or file by name and version, as `models:/name/version` would be laid out.
@@ -39,6 +40,8 @@ class Trial:
     variables: Mapping[str, str]
     port: int = 5001
     request: bytes | None = None
+    # Where the script waits for a debugger before it is loaded; 0: it does not.
+    debug_port: int = 0
 
 
 def run(trial: Trial, cache: Path) -> tuple[int, bytes | None]:
@@ -86,8 +89,10 @@ def _serving(
     trial: Trial, environment: Environment, models: Path | None, port: int
 ) -> Iterator["subprocess.Popen[bytes]"]:
     argv = [sys.executable, "-m", "stellwerk_scorer", "--local", "--python", str(environment.python)]
-    argv += ["--port", str(port), "--script", str(trial.folder / trial.script)]
+    argv += ["--port", str(port)]
+    argv += ["--script", str(trial.folder / trial.script)] if trial.script else []
     argv += ["--model-dir", str(models)] if models else []
+    argv += ["--debug-port", str(trial.debug_port)] if trial.debug_port else []
     variables = {**clean_environment(), **environment.variables, **trial.variables, "PYTHONUNBUFFERED": "1"}
     if len(trial.models) == 1:
         ((name, version),) = trial.models

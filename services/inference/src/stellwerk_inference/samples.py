@@ -35,6 +35,10 @@ _NONE = (
     "No sample request was scored: the script has no @input_schema with a sample, and no "
     f"{rollouts.SAMPLE_NAMES[0]} lies beside it."
 )
+_NONE_OF_MODEL = (
+    "No sample request was scored: the model's folder has no "
+    f"{' and no '.join(rollouts.MODEL_SAMPLE_NAMES[:3])}."
+)
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ class Samples:
         }
         origin, body = await self._sample(url, headers, replica, rollout)
         if body is None:
-            return Result(note=_NONE)
+            return Result(note=_NONE if rollout.workload.command else _NONE_OF_MODEL)
         timeout = aiohttp.ClientTimeout(total=(rollout.request_settings.timeout_ms or _TIMEOUT_MS) / 1000)
         began = time.monotonic()
         try:
@@ -136,8 +140,8 @@ class Samples:
             failure=Reason(
                 code=SAMPLE_FAILED_CODE,
                 message=f"Step sample: the sample request ({origin}) {how}.\n{lines}".strip(),
-                cure=f"Correct the script or its sample; all it said: `stellwerk deployment logs {endpoint} "
-                f"{deployment} --replica {replica_id}`.",
+                cure="Correct the script, the model, or the sample; all it said: `stellwerk deployment logs "
+                f"{endpoint} {deployment} --replica {replica_id}`.",
             )
         )
 

@@ -84,16 +84,21 @@ class EndpointService(endpoints_pb2_grpc.EndpointServiceServicer):
     async def _resolve(
         self, request: pb.CreateDeploymentRequest
     ) -> tuple[Sequence[str], str, Sequence[File]]:
-        """Models and environment with the numbers of versions, and the files; raises `NotFound`."""
+        """Models and environment with the numbers of versions, and the files of the script's folder, without
+        a script those of the model; raises `NotFound`."""
         endpoint = await self._store.endpoints.get(request.parent)
         batch_settings.check_kind(request, endpoint.kind)
         await self._upstream.check_start(names.parent_of(request.parent))
         await self._upstream.check_compute(request.compute)
         environment = await self._upstream.environment(request.environment)
         models = await asyncio.gather(*(self._upstream.model(model) for model in request.models))
+        named = [model.name for model in models]
+        if not request.scoring_script:
+            requests.check_without_script(request, models[0])
+            return named, environment, models[0].files
         files = await self._upstream.files(request.snapshot)
         requests.check_script(request.scoring_script, files)
-        return models, environment, files
+        return named, environment, files
 
     async def UpdateDeployment(self, request: pb.UpdateDeploymentRequest, context: Any) -> pb.Deployment:
         names.parse(requests.PATTERN, request.name)

@@ -62,9 +62,9 @@ class Upstream:
         """The compute exists."""
         await self._computes.GetCompute(computes_pb2.GetComputeRequest(name=name))
 
-    async def model(self, name: str) -> str:
-        """The name with the number of the version."""
-        return (await self._models.GetModelVersion(models_pb2.GetModelVersionRequest(name=name))).name
+    async def model(self, name: str) -> models_pb2.ModelVersion:
+        """The version, by its number."""
+        return await self._models.GetModelVersion(models_pb2.GetModelVersionRequest(name=name))
 
     async def dataset(self, name: str) -> datasets_pb2.DatasetVersion:
         """The version, "latest" too."""

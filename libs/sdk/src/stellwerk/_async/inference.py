@@ -8,12 +8,15 @@ from typing import Any
 from stellwerk import names, states
 from stellwerk._async.core import AsyncCore
 from stellwerk._async.endpoint_keys import auth_mode
+from stellwerk._async.model_environment import environment_of_model
 from stellwerk._async.reading import AsyncReplicaLogs
 from stellwerk._async.runs import create_snapshot
 from stellwerk.batch_options import BatchOptions, batch_settings
 from stellwerk.errors import invalid
 from stellwerk_protos.compute.v1 import workloads_pb2
 from stellwerk_protos.inference.v1 import endpoints_pb2, endpoints_pb2_grpc
+
+DEFAULT_SCRIPT = "score.py"
 
 
 class AsyncEndpoints:
@@ -156,9 +159,9 @@ class AsyncDeployments:
         *,
         endpoint: str,
         models: Sequence[str],
-        environment: str,
-        code: str | Path,
-        script: str,
+        environment: str = "",
+        code: str | Path | None = None,
+        script: str = "",
         compute: str = "local",
         replicas: int = 1,
         variables: Mapping[str, str] | None = None,
@@ -178,24 +181,28 @@ class AsyncDeployments:
     ) -> endpoints_pb2.Deployment:
         """Uploads the folder `code` and starts `replicas` of its scoring script. Does not wait.
 
+        Of `code` and `script` one may be left out (the current folder, "score.py"). Without both the one
+        model, of MLflow or scikit-learn, is served as it is; a model of MLflow needs no `environment` then:
+        the one that it describes itself is registered.
         `request_timeout`: seconds for one request. `max_concurrent`: requests that a replica has at a
         time; `max_queue`: how many may wait beyond that, more are refused with 429. 0 means the default.
         `retry_lost`: a request whose replica was lost goes to another one, so that the script may run
         twice for it. `sample`: a file of `code` with a request that each replica must answer before it
         takes traffic; without it the sample of the script's `@input_schema`, else `sample-request.json`
-        beside the script. `keep`: how many rollouts are kept for rolling back. `scale` lets the load
-        decide on the replicas.
+        beside the script; without a script, a file of the model, by default MLflow's input example.
+        `keep`: how many rollouts are kept for rolling back. `scale` lets the load decide on the replicas.
         `collect`: what is kept as data, "request", "response", or names of the script's Collectors;
         `collect_percent` of the requests, with these headers, and of a body so many bytes (0: 262,144).
         `batch`: how a deployment of a batch endpoint scores.
         """
+        no_script = code is None and not script
         request = endpoints_pb2.CreateDeploymentRequest(
             parent=names.resource(self._parent, "endpoints", endpoint),
             deployment_id=name,
             models=[names.version(self._parent, "models", model) for model in models],
-            environment=names.version(self._parent, "environments", environment),
-            snapshot=await create_snapshot(self._core, self._parent, Path(code)),
-            scoring_script=script,
+            environment=await self._environment(environment, models, code, script),
+            snapshot="" if no_script else await create_snapshot(self._core, self._parent, Path(code or ".")),
+            scoring_script="" if no_script else script or DEFAULT_SCRIPT,
             compute=names.resource(self._parent, "computes", compute.removeprefix("azureml:")),
             replica_count=replicas,
             variables=variables,
@@ -211,6 +218,20 @@ class AsyncDeployments:
                 _collection(collect, collect_percent, collect_headers, collect_max_bytes)
             )
         return await self._core.call(self._stub.CreateDeployment, request)
+
+    async def _environment(
+        self, named: str, models: Sequence[str], code: str | Path | None, script: str
+    ) -> str:
+        """The full name of the one that is named, else of the one that the one model describes."""
+        if named:
+            return names.version(self._parent, "environments", named)
+        if code is not None or script or len(models) != 1:
+            raise invalid(
+                "ENVIRONMENT_MISSING",
+                "No environment is named.",
+                "Name one with --environment; only one model of MLflow, without a script, needs none.",
+            )
+        return await environment_of_model(self._core, self._parent, models[0])
 
     async def update(
         self,
@@ -236,7 +257,7 @@ class AsyncDeployments:
         collect_max_bytes: int = 0,
         batch: BatchOptions | None = None,
     ) -> endpoints_pb2.Deployment:
-        """Changes what is given; parameters as for `create`. Does not wait.
+        """Changes what is given; parameters as for `create`; `script=""` takes it away. Does not wait.
 
         Another model, code, environment, compute, time-out or other variables make a rollout: its replicas
         start beside those that serve and take their place once all have answered the sample request. So does
@@ -258,6 +279,8 @@ class AsyncDeployments:
             plain["environment"] = names.version(self._parent, "environments", environment)
         if code is not None:
             plain["snapshot"] = await create_snapshot(self._core, self._parent, Path(code))
+        elif script == "":
+            plain["snapshot"] = ""
         if compute is not None:
             plain["compute"] = names.resource(self._parent, "computes", compute.removeprefix("azureml:"))
         changed = {field: value for field, value in plain.items() if value is not None}

@@ -1,4 +1,4 @@
-"""`stellwerk deployment`: models with a scoring script, behind an endpoint."""
+"""`stellwerk deployment`: models with a scoring script or without one, behind an endpoint."""
 
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,13 @@ from stellwerk import names
 from stellwerk.cli import arguments, batch_settings, deployment_try, endpoint_data, endpoint_load, output
 from stellwerk.cli.base import Group, Session, traced
 
-_SAMPLE_HELP = "Request in the folder that is to be scored first."
+_SAMPLE_HELP = "Request in the folder (without a script: of the model) that is to be scored first."
 _KEEP_HELP = "Rollouts kept for rolling back."
 
 
 @click.group(cls=Group)
 def deployment() -> None:
-    """Models with a scoring script, behind an endpoint."""
+    """Models with a scoring script, or without one, behind an endpoint."""
 
 
 deployment.add_command(endpoint_load.scale)
@@ -31,9 +31,15 @@ _of = click.option("--endpoint", "endpoint_name", required=True, metavar="NAME",
 @click.argument("name")
 @_of
 @click.option("--model", "models", multiple=True, required=True, metavar="NAME:VERSION", help="Repeatable.")
-@click.option("-e", "--environment", required=True, metavar="NAME[:VERSION]", help="Packages of the script.")
-@click.option("--code", type=click.Path(path_type=Path), default=Path(), help="Folder.  [default: .]")
-@click.option("--script", default="score.py", show_default=True, help="Scoring script in the folder.")
+@click.option(
+    "-e",
+    "--environment",
+    default="",
+    metavar="NAME[:VERSION]",
+    help="Packages.  [default: what a model of MLflow that has no script describes]",
+)
+@click.option("--code", type=click.Path(path_type=Path), help="Folder.  [default with --script: .]")
+@click.option("--script", default="", help="Scoring script in the folder.  [default with --code: score.py]")
 @click.option("--compute", default="local", show_default=True, help="Where.")
 @click.option("--replicas", type=click.IntRange(1), default=1, show_default=True, help="How many.")
 @click.option("--variable", "variables", multiple=True, metavar="NAME=VALUE", help="Set for the script.")
@@ -55,10 +61,13 @@ def deployment_create(
 ) -> int:
     """Start a deployment and wait until it answers.
 
+    Without --code and --script the model itself is served: a folder of MLflow, or a pickle of scikit-learn.
+
     Of a batch endpoint, until its script is ready to score; the options from --mini-batch-size to
     --concurrency are for those. Without --max it has then up to --replicas replicas while there is work,
     and none else.
     """
+    deployment_try.say_no_script(given["code"], given["script"])
     given["scale"] = endpoint_load.scale_settings(given)
     given["batch"] = batch_settings.take(given)
     endpoint_data.check(*(given[name] for name in endpoint_data.NAMES))
@@ -100,6 +109,7 @@ def _wait(deployments: Any, endpoint_name: str, created: Any) -> Any:
 @click.option("-e", "--environment", metavar="NAME[:VERSION]", help="Packages of the script.")
 @click.option("--code", type=click.Path(path_type=Path), help="Folder.")
 @click.option("--script", help="Scoring script in the folder.")
+@click.option("--no-script", is_flag=True, help="Serve the model without a script.")
 @click.option("--compute", help="Where.")
 @click.option("--replicas", type=click.IntRange(1, 100), help="How many; without a rollout.")
 @click.option(
@@ -130,6 +140,7 @@ def deployment_update(
     collect_headers: tuple[str, ...],
     collect_max_bytes: int,
     no_collect: bool,
+    no_script: bool,
     **given: Any,
 ) -> int:
     """Replace what a deployment does, without a lost request.
@@ -138,6 +149,10 @@ def deployment_update(
     """
     if collect and no_collect:
         raise click.UsageError("Give either --collect or --no-collect.")
+    if no_script:
+        if given["code"] is not None or given["script"] is not None:
+            raise click.UsageError("Give either --no-script or --code and --script.")
+        given["script"] = ""
     changes_collection = bool(collect) or no_collect
     endpoint_data.check(collect, collect_percent, collect_headers, collect_max_bytes)
     given["batch"] = batch_settings.take(given) or None
@@ -281,7 +296,7 @@ def _show_deployment(session: Session, item: Any) -> None:
         ("scaling", endpoint_load.scale_text(item)),
         ("models", _models(item)),
         ("environment", names.short_version(item.workload.environment)),
-        ("script", item.workload.command),
+        ("script", item.workload.command or "none: the model itself is served"),
         ("rollouts", ", ".join(_rollout_text(item, rollout) for rollout in item.rollouts)),
         ("requests", _request_settings(item.request_settings)),
         ("collects", endpoint_data.settings(item)),

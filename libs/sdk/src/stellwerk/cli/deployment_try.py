@@ -1,4 +1,4 @@
-"""`stellwerk deployment try`: a scoring script in the foreground, before it is deployed."""
+"""`stellwerk deployment try`: a scoring script, or a model without one, in the foreground."""
 
 import importlib
 import os
@@ -12,6 +12,17 @@ from stellwerk import names
 from stellwerk.cli import arguments
 from stellwerk.cli.base import Command, Session
 from stellwerk.errors import StellwerkError
+from stellwerk.mlflow_model import environment_file, read_environment
+
+_DEFAULT_SCRIPT = "score.py"
+
+
+def say_no_script(code: Path | None, script: str) -> None:
+    """Tells who has a scoring script here that it is not used."""
+    if code is None and not script and Path(_DEFAULT_SCRIPT).is_file():
+        click.echo(
+            f"The model is served without a script; --script {_DEFAULT_SCRIPT} uses the one here.", err=True
+        )
 
 
 def _module() -> Any:
@@ -34,9 +45,9 @@ def _module() -> Any:
     example="stellwerk deployment try --local examples/digits --model model.joblib "
     "--packages scikit-learn --request request.json",
 )
-@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False), default=Path())
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False), required=False)
 @click.option("--local", is_flag=True, required=True, help="On this machine, in the foreground.")
-@click.option("--script", default="score.py", show_default=True, help="Scoring script in the folder.")
+@click.option("--script", default="", help="Scoring script in the folder.  [default: score.py]")
 @click.option(
     "--model", "models", multiple=True, metavar="NAME[:VERSION]|PATH", help="Registered or not. Repeatable."
 )
@@ -48,7 +59,7 @@ def _module() -> Any:
 @click.option("--request", type=click.Path(path_type=Path), help="Score this file, then end.")
 def try_(
     session: Session,
-    folder: Path,
+    folder: Path | None,
     local: bool,
     script: str,
     models: tuple[str, ...],
@@ -66,17 +77,28 @@ def try_(
     """
     if environment and packages:
         raise click.UsageError("Give either --environment or --packages.")
-    if not (folder / script).is_file():
-        raise _missing(folder / script)
+    if models:
+        say_no_script(folder, script)
+    if folder is not None or script or not models:
+        folder, script = folder or Path(), script or _DEFAULT_SCRIPT
+        if not (folder / script).is_file():
+            raise _missing(folder / script)
+    elif len(models) > 1:
+        raise click.UsageError("Without a script one --model can be served.")
     module = _module()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stellwerk"
+    found = dict(_model(session, cache, model) for model in models)
+    wanted = _split(packages)
+    if not (environment or wanted or script):
+        described, wanted = _described(*found.values())
+        python_version = python_version or described
     trial = module.Trial(
-        folder=folder.resolve(),
+        folder=(folder or Path()).resolve(),
         script=script,
         environment=session.workspace().environments.get(environment)
         if environment
-        else module.version_of(_split(packages), python_version),
-        models=dict(_model(session, cache, model) for model in models),
+        else module.version_of(wanted, python_version),
+        models=found,
         variables=arguments.pairs(variables, "--variable"),
         port=port,
         request=_read(request) if request else None,
@@ -96,6 +118,12 @@ def _run(module: Any, trial: Any, cache: Path) -> int:
         sys.stdout.buffer.write(answer + b"\n")
         sys.stdout.buffer.flush()
     return int(code)
+
+
+def _described(model: Path) -> tuple[str, list[str]]:
+    """Python version and packages that a model of MLflow asks for itself; none of any other model."""
+    file = environment_file(str(path.relative_to(model)) for path in model.rglob("*"))
+    return read_environment(file, (model / file).read_bytes(), model.name) if file else ("", [])
 
 
 def _split(packages: tuple[str, ...]) -> list[str]:

@@ -7,12 +7,15 @@ from stellwerk_inference.autoscale import domain as autoscale
 from stellwerk_inference.collected import domain as collected
 from stellwerk_inference.deployments import rollouts
 from stellwerk_platform import names
-from stellwerk_platform.errors import InvalidArgument, NotFound
+from stellwerk_platform.errors import FailedPrecondition, InvalidArgument, NotFound
 from stellwerk_protos.common.v1.common_pb2 import File
 from stellwerk_protos.inference.v1 import endpoints_pb2 as pb
+from stellwerk_protos.registry.v1.models_pb2 import ModelVersion
 
 PATTERN = "workspaces/*/endpoints/*/deployments/*"
 _VARIABLES_LENGTH = 32 * 1024
+# What the scoring server loads without a script; beside them MLflow's folders, which have an MLmodel file.
+PICKLES = (".pkl", ".pickle", ".joblib")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 # Fields of an update, named as in the request that creates a deployment.
@@ -34,14 +37,14 @@ def check_request(request: pb.CreateDeploymentRequest) -> None:
     workspace = names.workspace_of(request.parent)
     names.check_id("deployments", request.deployment_id)
     names.parse("workspaces/*/environments/*/versions/*", request.environment)
-    names.parse("workspaces/*/snapshots/*", request.snapshot)
     names.parse("workspaces/*/computes/*", request.compute)
     if not request.models:
         raise InvalidArgument("MODEL_MISSING", "The deployment names no model.", "Name at least one version.")
     for model in request.models:
         names.parse("workspaces/*/models/*/versions/*", model)
+    _check_code(request)
     for name in (request.environment, request.snapshot, request.compute, *request.models):
-        if names.workspace_of(name) != workspace:
+        if name and names.workspace_of(name) != workspace:
             raise InvalidArgument(
                 "OTHER_WORKSPACE",
                 f"{name} is not in the endpoint's workspace.",
@@ -65,6 +68,25 @@ def check_request(request: pb.CreateDeploymentRequest) -> None:
         autoscale.check_settings(request.scale_settings)
     if request.HasField("data_collection"):
         collected.check_settings(request.data_collection)
+
+
+def _check_code(request: pb.CreateDeploymentRequest) -> None:
+    """A script with its folder, or neither: then the one model is served as it is."""
+    if request.snapshot:
+        names.parse("workspaces/*/snapshots/*", request.snapshot)
+    if bool(request.snapshot) != bool(request.scoring_script):
+        what = "a scoring script" if request.snapshot else "the folder of its scoring script"
+        raise InvalidArgument(
+            "CODE_INCOMPLETE",
+            f"The deployment lacks {what}.",
+            "Give both script and folder, or neither to serve a model without a script.",
+        )
+    if not request.scoring_script and len(request.models) > 1:
+        raise InvalidArgument(
+            "SCRIPT_MISSING",
+            f"{len(request.models)} models cannot be served without a scoring script.",
+            "Give a script that says what to do with each, or name one model.",
+        )
 
 
 def _check_request_settings(settings: pb.RequestSettings) -> None:
@@ -103,6 +125,27 @@ def check_script(path: str, files: Sequence[File]) -> None:
             "SCORING_SCRIPT_NOT_FOUND",
             f"There is no {path[:200]!r} in the folder of the deployment.",
             f"Give the script's path relative to that folder; it holds {scripts[:500] or 'no Python file'}.",
+        )
+
+
+def check_without_script(request: pb.CreateDeploymentRequest, model: ModelVersion) -> None:
+    """Raises `PlatformError` unless the model can be served by itself."""
+    if request.HasField("batch_settings"):
+        raise InvalidArgument(
+            "SCRIPT_MISSING",
+            "A batch endpoint scores files by run(mini_batch) of a scoring script.",
+            "Give the script and its folder.",
+        )
+    paths = [file.path for file in model.files]
+    if any(names.id_of(path) == "MLmodel" for path in paths):
+        return
+    pickles = [path for path in paths if path.endswith(PICKLES)]
+    if len(pickles) != 1:
+        raise FailedPrecondition(
+            "MODEL_NEEDS_SCRIPT",
+            f"{model.name} cannot be served without a scoring script: it has no MLmodel file (MLflow), and "
+            f"{len(pickles)} files that end with {', '.join(PICKLES)} (scikit-learn) where one is needed.",
+            "Give a scoring script, or register a model of MLflow or scikit-learn.",
         )
 
 

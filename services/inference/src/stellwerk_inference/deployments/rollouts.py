@@ -18,6 +18,8 @@ from stellwerk_protos.inference.v1 import endpoints_pb2 as pb
 
 DEFAULT_LIMIT, MAX_LIMIT = 10, 20
 SAMPLE_NAMES = ("sample-request.json", "sample_request.json")
+# What MLflow lays beside the MLmodel file of a model with an example.
+MODEL_SAMPLE_NAMES = ("serving_input_example.json", "input_example.json", *SAMPLE_NAMES)
 MAX_SAMPLE_BYTES = 1024 * 1024
 _DEFAULT_TIMEOUT_MS = 65_000
 # The scoring server needs a moment beside the requests that it finishes.
@@ -67,18 +69,21 @@ def workload(
 def sample_of(path: str, script: str, files: Sequence[File]) -> File | None:
     """The file with the sample request: the one that was asked for, else one beside the script.
 
-    Raises `NotFound` and `InvalidArgument` for one that was asked for and is not there or too large.
+    Without a script the files are those of the model, and the sample lies where MLflow puts it. Raises
+    `NotFound` and `InvalidArgument` for one that was asked for and is not there or too large.
     """
     by_path = {file.path: file for file in files}
     if not path:
-        folder = script.rpartition("/")[0]
-        paths = [f"{folder}/{name}" if folder else name for name in SAMPLE_NAMES]
+        beside = script or min((name for name in by_path if names.id_of(name) == "MLmodel"), default="")
+        folder = beside.rpartition("/")[0]
+        usual = SAMPLE_NAMES if script else MODEL_SAMPLE_NAMES
+        paths = [f"{folder}/{name}" if folder else name for name in usual]
         found = (by_path[name] for name in paths if name in by_path)
         return next((file for file in found if file.size_bytes <= MAX_SAMPLE_BYTES), None)
     if path not in by_path:
         raise NotFound(
             "SAMPLE_NOT_FOUND",
-            f"There is no {path[:200]!r} in the folder of the deployment.",
+            f"There is no {path[:200]!r} in the folder of the {'deployment' if script else 'model'}.",
             "Give the path of the sample request relative to that folder.",
         )
     if by_path[path].size_bytes > MAX_SAMPLE_BYTES:

@@ -209,7 +209,9 @@ class Predictor:
             raise BadInput("INVALID_INPUT", 'The body must be a JSON object with the rows: {"data": [[…]]}.')
         method = document.get("method", "predict")
         wanted = self._wanted([str(method)])
-        return lambda: self._call(self._from_json(document[found[0]]), wanted)
+        # A table by itself is what MLflow writes as input_example.json.
+        rows = document if found[0] == "data" and "columns" in document else document[found[0]]
+        return lambda: self._call(self._from_json(rows), wanted)
 
     def _from_json(self, rows: Any) -> Any:
         if isinstance(rows, dict) and "data" in rows:
