@@ -62,10 +62,10 @@ check-docs: setup ## Find dead links between the pages
 	$(PYTHON) scripts/check_docs.py
 
 test: setup ## Run the tests against real servers (ARGS="-k name" for some)
-	$(PYTHON) -m pytest --ignore=tests/faults $(ARGS)
+	$(PYTHON) -m pytest -m "not faults" $(ARGS)
 
-test-faults: setup ## Run the tests that kill servers and services under load
-	$(PYTHON) -m pytest tests/faults $(ARGS)
+test-faults: setup ## Run the tests that kill, freeze or fill up servers and services
+	$(PYTHON) -m pytest -m faults $(ARGS)
 
 faults: setup ## Kill servers and services at random while a script logs a known series (ROUNDS=50)
 	ROUNDS=$(ROUNDS) $(PYTHON) -m pytest tests/faults/test_random_kills.py $(ARGS)

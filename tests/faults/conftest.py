@@ -31,3 +31,10 @@ def client(breakable: StackProcess) -> Iterator[stellwerk.Client]:
 @pytest.fixture(scope="module")
 def workspace(client: stellwerk.Client) -> stellwerk.Workspace:
     return client.workspace("faults")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything in this folder belongs to `make test-faults`."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.faults)

@@ -183,6 +183,7 @@ def small_disk(tmp_path: Path) -> Any:
     subprocess.run(["umount", "-l", str(target)], check=True)
 
 
+@pytest.mark.faults
 def test_a_full_disk_in_the_blob_store(small_disk: Path, tmp_path: Path, folder: Path) -> None:
     data_dir = tmp_path / "data"
     store = data_dir / "versitygw"

@@ -78,6 +78,7 @@ def test_all_is_well(cli: Cli) -> None:
         assert f" {part} " in out, part
 
 
+@pytest.mark.faults
 def test_what_is_frozen_is_named_with_its_cure(own_stack: StackProcess, cli: Cli) -> None:
     names = ("nats", "versitygw", "mongod", "openbao", "runs")
     with frozen(own_stack, *names):

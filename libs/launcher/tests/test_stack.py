@@ -137,6 +137,7 @@ def test_an_interrupt_while_starting_ends_everything(own: StackProcess, moment: 
     assert _processes_of(own.data_dir) == []
 
 
+@pytest.mark.faults
 def test_a_first_start_of_vault_that_was_cut_short_is_begun_anew(tmp_path: Path) -> None:
     process = StackProcess(tmp_path / "data", servers_only=True)
     process.launch()

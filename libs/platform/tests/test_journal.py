@@ -179,6 +179,7 @@ async def test_a_consumer_gets_each_event_in_order(database: Database, bus: Bus)
 
 @pytest.mark.parametrize("failpoint", FAILPOINTS)
 @pytest.mark.parametrize("occurrence", [1, 3])
+@pytest.mark.faults
 async def test_a_killed_writer_or_relay_loses_and_doubles_nothing(
     servers: Servers, database: Database, bus: Bus, namespace: str, failpoint: str, occurrence: int
 ) -> None:

@@ -14,6 +14,7 @@ from stellwerk_protos.inference.v1 import batches_pb2 as pb
 
 # The job is written and not committed, and committed and not answered; a mini-batch is leased and nobody
 # knows; a result is stored and the job does not follow; the last result; registered and not Completed.
+pytestmark = pytest.mark.faults
 DEATHS = (
     "store.before_commit:1",
     "store.committed:1",

@@ -15,6 +15,7 @@ from stellwerk_protos.inference.v1 import endpoints_pb2 as pb
 
 # The update is written; it is committed and not answered; the sample is scored and nobody knows; the new
 # replicas take over.
+pytestmark = pytest.mark.faults
 DEATHS = (
     "store.before_commit:1",
     "store.committed:1",

@@ -98,6 +98,7 @@ async def others() -> AsyncIterator[tuple[Others, str]]:
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.faults
 async def test_a_killed_registry_goes_on_with_a_deletion(servers: Servers) -> None:
     secrets = Secrets(servers)
     listen = f"127.0.0.1:{ports.choose(['registry'], {})['registry']}"

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import fields
 
 import grpc
+import pytest
 import pytest_asyncio
 
 from services.runs.tests.support import (
@@ -50,6 +51,7 @@ from stellwerk_runs.records.store import RecordStore
 from stellwerk_runs.retention.store import RemovalStore
 from stellwerk_runs.runs.store import RunStore
 
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 RUN = "workspaces/demo/runs/steady-oak-000001"
 # Where the service dies, the how-manieth time it comes there; the last life has no end.
 LIVES = (

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import fields, replace
 
+import pytest
+
 from services.runs.tests.support import STREAMS, Client, settings_of
 from services.runs.tests.test_faults import as_service, secrets
 from services.secrets.tests.support import Secrets
@@ -20,6 +22,7 @@ from stellwerk_runs.runs.leases import LeaseStore
 from stellwerk_runs.runs.store import RunStore
 from stellwerk_runs.runs.trees import Trees
 
+pytestmark = pytest.mark.faults
 __all__ = ["secrets"]
 # Where the service dies, the how-manieth time it comes there.
 DEATHS = ("tree.marked:2", "lease.judged:2")
