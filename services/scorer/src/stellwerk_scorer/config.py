@@ -56,6 +56,8 @@ class Settings(PlatformSettings):
     scorer_max_batch_size: int = 1
     scorer_max_batch_wait_ms: float = 5.0
     scorer_cors_origins: str = ""
+    # Only if `scorer_local`: where the worker waits for a debugger; 0: it does not.
+    scorer_debug_port: int = 0
     scorer_server_version: str = ""
 
     @classmethod
@@ -76,6 +78,8 @@ class Settings(PlatformSettings):
         addresses = [*self.scorer_http_listen.split(","), self.scorer_grpc_listen]
         if self.scorer_local and not all(item.strip().startswith(_LOOPBACK) for item in addresses):
             raise SettingsError(f"STELLWERK_SCORER_LOCAL=1 needs addresses on loopback, not {addresses}")
+        if self.scorer_debug_port and not self.scorer_local:
+            raise SettingsError("STELLWERK_SCORER_DEBUG_PORT needs STELLWERK_SCORER_LOCAL=1")
         if not self.scorer_local and not self.secrets_address:
             raise SettingsError("STELLWERK_SECRETS_ADDRESS is not set")
         bounds = {
@@ -84,6 +88,7 @@ class Settings(PlatformSettings):
             "max_body_bytes": (1, 2**32 - 2**20),
             "workers": (1, _MAX_WORKERS),
             "memory_bytes": (0, 2**50),
+            "debug_port": (0, 65_535),
             "max_queue": (1, 1_000_000),
             "max_batch_size": (1, 10_000),
             "max_batch_wait_ms": (0, 60_000),

@@ -36,6 +36,9 @@ def environment(arguments: Sequence[str]) -> dict[str, str]:
         "--max-batch-size", type=int, default=1, help="requests in one call of run (default 1)"
     )
     parser.add_argument("--timeout-ms", type=int, default=60_000, help="for one request (default 60000)")
+    parser.add_argument(
+        "--debug-port", type=int, default=0, help="wait for a debugger (debugpy) on this port"
+    )
     if not arguments:
         return {}
     given = parser.parse_args(arguments)
@@ -56,4 +59,15 @@ def environment(arguments: Sequence[str]) -> dict[str, str]:
         "STELLWERK_SCORER_MAX_BATCH_SIZE": str(given.max_batch_size),
         "STELLWERK_SCORER_TIMEOUT_MS": str(given.timeout_ms),
         **({"AZUREML_MODEL_DIR": str(Path(given.model_dir).absolute())} if given.model_dir else {}),
+        **(_debugging(given.debug_port) if given.debug_port else {}),
+    }
+
+
+def _debugging(port: int) -> dict[str, str]:
+    """One worker, and a day for whoever looks at each line of `init` and `run`."""
+    return {
+        "STELLWERK_SCORER_DEBUG_PORT": str(port),
+        "STELLWERK_SCORER_WORKERS": "1",
+        "STELLWERK_SCORER_TIMEOUT_MS": "86400000",
+        "STELLWERK_SCORER_INIT_TIMEOUT_SECONDS": "86400",
     }

@@ -95,6 +95,7 @@ def _launch(settings: Settings) -> Launch:
         script=settings.scorer_script,
         init_timeout_seconds=settings.scorer_init_timeout_seconds,
         memory_bytes=settings.scorer_memory_bytes,
+        debug_port=settings.scorer_debug_port,
     )
 
 

@@ -46,11 +46,13 @@ class Launch:
     script: str
     init_timeout_seconds: int = 300
     memory_bytes: int = 0
+    # Where a debugger is waited for before the script is loaded; 0: none is.
+    debug_port: int = 0
 
     @property
     def settings(self) -> str:
         """What the worker is told, as JSON."""
-        names = ("script", "init_timeout_seconds", "memory_bytes")
+        names = ("script", "init_timeout_seconds", "memory_bytes", "debug_port")
         return json.dumps({name: getattr(self, name) for name in names})
 
 

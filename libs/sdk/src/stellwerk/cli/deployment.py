@@ -15,7 +15,7 @@ _KEEP_HELP = "Rollouts kept for rolling back."
 
 @click.group(cls=Group)
 def deployment() -> None:
-    """Models with a scoring script, or without one, behind an endpoint."""
+    """Models, with a scoring script or not, that answer."""
 
 
 deployment.add_command(endpoint_load.scale)

@@ -56,6 +56,11 @@ def _module() -> Any:
 @click.option("--python", "python_version", default="", metavar="X.Y", help="Python of --packages.")
 @click.option("--variable", "variables", multiple=True, metavar="NAME=VALUE", help="Set for the script.")
 @click.option("--port", type=click.IntRange(0, 65535), default=5001, show_default=True, help="0: a free one.")
+@click.option(
+    "--debug-port",
+    type=click.IntRange(1, 65535),
+    help="Wait there for a debugger; needs the package debugpy.",
+)
 @click.option("--request", type=click.Path(path_type=Path), help="Score this file, then end.")
 def try_(
     session: Session,
@@ -68,12 +73,15 @@ def try_(
     python_version: str,
     variables: tuple[str, ...],
     port: int,
+    debug_port: int | None,
     request: Path | None,
 ) -> int:
     """Run a deployment here, as a node would, without a stack.
 
-    What the script prints and its traceback appear on stderr; Ctrl-C ends it. Only registered models and
-    environments need a running Stellwerk.
+    With --model but neither FOLDER nor --script the model itself is served, one of MLflow in the environment
+    that it describes. What the script prints and its traceback appear on stderr; Ctrl-C ends it. With
+    --debug-port the script is loaded when a debugger (VS Code: "Python Debugger: Remote Attach") is there,
+    and no time-out ends it. Only registered models and environments need a running Stellwerk.
     """
     if environment and packages:
         raise click.UsageError("Give either --environment or --packages.")
@@ -102,6 +110,7 @@ def try_(
         variables=arguments.pairs(variables, "--variable"),
         port=port,
         request=_read(request) if request else None,
+        debug_port=debug_port or 0,
     )
     click.echo("Preparing the environment; Ctrl-C ends.", err=True)
     return _run(module, trial, cache)

@@ -32,6 +32,10 @@ def main() -> int:
     settings = json.loads(sys.argv[3])
     _prepare(settings)
     try:
+        if settings["debug_port"]:
+            from .debugging import wait_for_debugger
+
+            wait_for_debugger(settings["debug_port"])
         service = load(settings)
     except LoadError as error:
         details = {"reason": error.reason, "message": error.message, "details": error.details}
