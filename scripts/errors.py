@@ -1,7 +1,7 @@
 """Generates docs/errors.md from the code: every reason that a caller can meet, with its cure.
 
-A reason is the first argument of a `PlatformError` subclass, of `StellwerkError` or
-`LauncherError` or `StepFailed`, or the `code` of a `Reason`. With `--check` nothing is written and a
+A reason is the first argument of a `PlatformError` subclass, of `StellwerkError`, `LauncherError`,
+`StepFailed` or `CheckFailed`, or the `code` of a `Reason`. With `--check` nothing is written and a
 stale page is an error.
 """
 
@@ -16,7 +16,7 @@ from stellwerk_platform.errors import PlatformError
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "errors.md"
 CLASSES = {error.__name__: error for error in PlatformError.__subclasses__()}
-PLAIN = {"StellwerkError", "LauncherError", "StepFailed", "Reason"}
+PLAIN = {"StellwerkError", "LauncherError", "StepFailed", "CheckFailed", "Reason"}
 HEADER = """# Errors
 
 Every error has a stable reason code, says what happened, and what to do.

@@ -30,6 +30,7 @@ from stellwerk_protos.inference.v1 import (
     endpoints_pb2_grpc,
     keys_pb2_grpc,
     loads_pb2_grpc,
+    monitors_pb2_grpc,
 )
 from stellwerk_protos.inference.v1 import endpoints_pb2 as pb
 from stellwerk_protos.registry.v1 import (
@@ -88,10 +89,13 @@ class Others(grpc.GenericRpcHandler):
             "GetDatasetVersion": (datasets_pb2.GetDatasetVersionRequest, datasets_pb2.DatasetVersion),
             "CreateDatasetVersion": (datasets_pb2.CreateDatasetVersionRequest, datasets_pb2.DatasetVersion),
             "PrepareUploads": (blobs_pb2.PrepareUploadsRequest, blobs_pb2.PrepareUploadsResponse),
+            "PrepareDownloads": (blobs_pb2.PrepareDownloadsRequest, blobs_pb2.PrepareDownloadsResponse),
         }
         # The files of the dataset digits, and what was registered, by request id.
         self.files = [File(path=f"{number:03}.csv", sha256="d" * 64) for number in range(25)]
         self.registered: dict[str, datasets_pb2.DatasetVersion] = {}
+        # What a test answers itself, by the type of the request.
+        self.answers: dict[type, Callable[[Any], Any]] = {}
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         request_type, answer_type = self._methods[handler_call_details.method.rsplit("/", 1)[1]]
@@ -103,6 +107,8 @@ class Others(grpc.GenericRpcHandler):
                 return answer_type()
             if isinstance(request, datasets_pb2.CreateDatasetVersionRequest):
                 return self._register(request)
+            if type(request) in self.answers:
+                return self.answers[type(request)](request)
             if request.name not in self.known:
                 await abort(context, NotFound("NOT_FOUND_THERE", f"There is no {request.name}."))
             result = answer_type(name=request.name.replace("latest", "3"))
@@ -176,6 +182,7 @@ class Inference:
     routes_stub: Any = None
     keys: Any = None
     loads: Any = None
+    monitors: Any = None
     loads_of_gateways: Any = None
     batches: Any = None
     _revisions: dict[str, int] = field(default_factory=dict)
@@ -245,6 +252,7 @@ class Inference:
             self.keys = keys_pb2_grpc.EndpointKeyServiceStub(channel)
             self.batches = batches_pb2_grpc.BatchServiceStub(channel)
             self.loads = loads_pb2_grpc.LoadServiceStub(channel)
+            self.monitors = monitors_pb2_grpc.MonitorServiceStub(channel)
             self.loads_of_gateways = loads_pb2_grpc.LoadServiceStub(internal)
             self.routes_stub = endpoints_pb2_grpc.EndpointServiceStub(internal)
             yield
@@ -348,6 +356,17 @@ class Journal:
                 event: dict[str, Any] = await self._queue.get()
                 if event["type"] == f"stellwerk.inference.{kind}.v1":
                     return event
+
+    async def each(self, *kinds: str) -> dict[str, dict[str, Any]]:
+        """The next event of each `<resource>.<verb>`, in whatever order; others are skipped."""
+        found: dict[str, dict[str, Any]] = {}
+        async with asyncio.timeout(20):
+            while len(found) < len(kinds):
+                event = await self._queue.get()
+                kind = event["type"].removeprefix("stellwerk.inference.").removesuffix(".v1")
+                if kind in kinds:
+                    found.setdefault(kind, event)
+        return found
 
     async def together(self, **counts: int) -> dict[str, list[dict[str, Any]]]:
         """So many events of each `<resource>_<verb>`, in whatever order; others are skipped."""

@@ -13,6 +13,8 @@ from stellwerk_inference.config import InferenceSettings
 from stellwerk_inference.events import CONSUMED, CONSUMER, AllocationEvents
 from stellwerk_inference.keys.service import EndpointKeyService
 from stellwerk_inference.lifecycle import Lifecycle
+from stellwerk_inference.monitors.compose import monitoring
+from stellwerk_inference.monitors.store import MonitorStore
 from stellwerk_inference.probes import Prober
 from stellwerk_inference.replacements import Replacer
 from stellwerk_inference.samples import Samples
@@ -46,6 +48,8 @@ async def compose(app: App, settings: InferenceSettings) -> None:
     await collected.open()
     batches = BatchStore(service.database, store)
     await batches.open()
+    monitors = MonitorStore(service.database)
+    await monitors.open()
     changes = Changes(service.bus)
     await changes.open()
     lifecycle = Lifecycle(store, batches)
@@ -97,6 +101,7 @@ async def compose(app: App, settings: InferenceSettings) -> None:
                 loads_pb2.DESCRIPTOR.services_by_name["LoadService"],
             ),
             batch_scoring(app, Parts(store, batches, lifecycle, changes, upstream), tokens),
+            monitoring(app, monitors, store, collected, changes, upstream),
             workspace_data(service.database, upstream.workspaces, store, lifecycle).registration(),
         ],
     )

@@ -1,6 +1,6 @@
 """What this service asks of others before it makes a deployment; their errors go on to the caller."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import grpc
 
@@ -24,6 +24,9 @@ from stellwerk_protos.registry.v1 import (
 )
 from stellwerk_protos.runs.v1 import snapshots_pb2, snapshots_pb2_grpc
 
+# In one call.
+_BLOBS = 1_000
+
 
 class Upstream:
     """Registry, runs and compute as this service uses them. All raise `NotFound`."""
@@ -36,9 +39,9 @@ class Upstream:
         database: Database,
     ) -> None:
         self._workspaces = workspaces_pb2_grpc.WorkspaceServiceStub(registry)
+        self._datasets = datasets_pb2_grpc.DatasetServiceStub(registry)
         self._environments = environments_pb2_grpc.EnvironmentServiceStub(registry)
         self._blobs = blobs_pb2_grpc.BlobServiceStub(registry)
-        self._datasets = datasets_pb2_grpc.DatasetServiceStub(registry)
         self._models = models_pb2_grpc.ModelServiceStub(registry)
         self._snapshots = snapshots_pb2_grpc.SnapshotServiceStub(runs)
         self._computes = computes_pb2_grpc.ComputeServiceStub(compute)
@@ -78,6 +81,17 @@ class Upstream:
         """The name with the number of the version."""
         request = environments_pb2.GetEnvironmentVersionRequest(name=name)
         return (await self._environments.GetEnvironmentVersion(request)).name
+
+    async def download_urls(self, workspace: str, digests: Sequence[str]) -> Mapping[str, str]:
+        """A URL by the digest of each blob, good for 15 minutes; also raises `Unavailable`."""
+        urls: dict[str, str] = {}
+        for start in range(0, len(digests), _BLOBS):
+            batch = digests[start : start + _BLOBS]
+            request = blobs_pb2.PrepareDownloadsRequest(parent=workspace, sha256=batch)
+            urls |= {
+                found.sha256: found.url for found in (await self._blobs.PrepareDownloads(request)).downloads
+            }
+        return urls
 
     async def files(self, snapshot: str) -> Sequence[File]:
         """What the snapshot holds."""

@@ -15,6 +15,8 @@ _LABELS = {
     "collected_files": "files of collected data",
     "batch_jobs": "batch jobs",
     "batch_items": "mini-batches",
+    "monitors": "monitors",
+    "monitor_checks": "checks of monitors",
 }
 _MOST = 1_000
 

@@ -61,8 +61,7 @@ def check_settings(settings: DataCollection) -> None:
             f"{len(settings.collections)} collections cannot be had.", f"Name 1 to {_MAX_COLLECTIONS}."
         )
     for name in settings.collections:
-        if not _COLLECTION.fullmatch(name):
-            raise _invalid(f"{name[:80]!r} cannot be a collection.", "Use letters, digits, '_' and '-'.")
+        check_collection(name)
     if not 0 <= settings.sampling_percent <= 100:  # refuses NaN too
         raise _invalid(f"{settings.sampling_percent} % cannot be sampled.", "Use over 0 and up to 100.")
     if not 0 <= settings.max_payload_bytes <= _MAX_PAYLOAD_BYTES:
@@ -71,6 +70,12 @@ def check_settings(settings: DataCollection) -> None:
             f"Use up to {_MAX_PAYLOAD_BYTES:,}, or 0 for the default.",
         )
     _check_headers(settings.captured_headers)
+
+
+def check_collection(name: str) -> None:
+    """Raises `InvalidArgument` for what cannot be the name of a collection."""
+    if not _COLLECTION.fullmatch(name):
+        raise _invalid(f"{name[:80]!r} cannot be a collection.", "Use letters, digits, '_' and '-'.")
 
 
 def _check_headers(headers: Sequence[str]) -> None:

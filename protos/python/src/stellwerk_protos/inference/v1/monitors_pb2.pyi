@@ -43,7 +43,7 @@ class _MonitorStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MonitorS
     """The check could not be made; see the reason."""
 
 class MonitorState(_MonitorState, metaclass=_MonitorStateEnumTypeWrapper):
-    """What the last check of a monitor found."""
+    """What the check with the latest window found."""
 
 MONITOR_STATE_UNSPECIFIED: MonitorState.ValueType  # 0
 """Not set."""
@@ -74,7 +74,7 @@ class _DriftMetricEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DriftMetr
     DRIFT_METRIC_KOLMOGOROV_SMIRNOV: _DriftMetric.ValueType  # 3
     """Statistic of the two-sample Kolmogorov-Smirnov test, 0 to 1; numbers only."""
     DRIFT_METRIC_CHI_SQUARE: _DriftMetric.ValueType  # 4
-    """Cramér's V of Pearson's chi-squared test, 0 to 1; categories only."""
+    """Cramér's V of Pearson's chi-squared test, 0 to 1, as for equally many rows; categories only."""
 
 class DriftMetric(_DriftMetric, metaclass=_DriftMetricEnumTypeWrapper):
     """How two samples of a column are compared."""
@@ -88,7 +88,7 @@ DRIFT_METRIC_JENSEN_SHANNON: DriftMetric.ValueType  # 2
 DRIFT_METRIC_KOLMOGOROV_SMIRNOV: DriftMetric.ValueType  # 3
 """Statistic of the two-sample Kolmogorov-Smirnov test, 0 to 1; numbers only."""
 DRIFT_METRIC_CHI_SQUARE: DriftMetric.ValueType  # 4
-"""Cramér's V of Pearson's chi-squared test, 0 to 1; categories only."""
+"""Cramér's V of Pearson's chi-squared test, 0 to 1, as for equally many rows; categories only."""
 Global___DriftMetric: _TypeAlias = DriftMetric  # noqa: Y015
 
 class _MonitorCheckState:
@@ -131,7 +131,9 @@ class DriftThreshold(_message.Message):
     metric: Global___DriftMetric.ValueType
     """The metric."""
     column: _builtins.str
-    """Column that it is for; empty: all columns that the metric can compare and that no other entry names."""
+    """Column that it is for; empty: all columns that the metric can compare and that no other entry of the
+    metric names.
+    """
     threshold: _builtins.float
     """Drift is more than this, over 0."""
     def __init__(
@@ -200,6 +202,7 @@ class Monitor(_message.Message):
     NEXT_CHECK_TIME_FIELD_NUMBER: _builtins.int
     LAST_CHECK_FIELD_NUMBER: _builtins.int
     CHECK_COUNT_FIELD_NUMBER: _builtins.int
+    UPCOMING_CHECK_TIMES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """workspaces/{workspace}/monitors/{monitor}"""
     revision: _builtins.int
@@ -209,7 +212,7 @@ class Monitor(_message.Message):
     description: _builtins.str
     """Free text."""
     state: Global___MonitorState.ValueType
-    """What the last check found."""
+    """What the check with the latest window found."""
     endpoint: _builtins.str
     """workspaces/{workspace}/endpoints/{endpoint}"""
     deployment: _builtins.str
@@ -221,17 +224,19 @@ class Monitor(_message.Message):
     baseline_path: _builtins.str
     """Path of the one file or folder in the baseline that counts; empty: all that can be read."""
     cron: _builtins.str
-    """When to check: five fields of cron, for example "0 6 * * *"."""
+    """When to check: five fields of cron, for example "0 6 * * *"; empty: only when asked."""
     time_zone: _builtins.str
     """IANA name of the time zone of `cron`; empty means UTC."""
     min_rows: _builtins.int
-    """Fewer collected rows than this are too few to compare; 0 means 100."""
+    """Fewer collected rows than this are too few to compare, up to `max_rows`; 0 means 100."""
     max_rows: _builtins.int
     """Rows of each side that are drawn at random when there are more, up to 1,000,000; 0 means 100,000."""
     paused: _builtins.bool
     """Whether the schedule rests."""
     last_check: _builtins.str
-    """The last check that has ended: workspaces/{workspace}/monitors/{monitor}/checks/{number}; empty: none."""
+    """The check that `state` is of: workspaces/{workspace}/monitors/{monitor}/checks/{number}; empty: none. One
+    of an older window, asked for with an `end_time`, changes neither.
+    """
     check_count: _builtins.int
     """How many checks were begun."""
     @_builtins.property
@@ -266,6 +271,10 @@ class Monitor(_message.Message):
     def next_check_time(self) -> _timestamp_pb2.Timestamp:
         """When the schedule is next due; absent while it rests."""
 
+    @_builtins.property
+    def upcoming_check_times(self) -> _containers.RepeatedCompositeFieldContainer[_timestamp_pb2.Timestamp]:
+        """The next five times of the schedule, as of the answer; not in lists and events."""
+
     def __init__(
         self,
         *,
@@ -294,10 +303,11 @@ class Monitor(_message.Message):
         next_check_time: _timestamp_pb2.Timestamp | None = ...,
         last_check: _builtins.str = ...,
         check_count: _builtins.int = ...,
+        upcoming_check_times: _abc.Iterable[_timestamp_pb2.Timestamp] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "next_check_time", b"next_check_time", "reason", b"reason", "update_time", b"update_time", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "baseline_path", b"baseline_path", "check_count", b"check_count", "collection", b"collection", "columns", b"columns", "create_time", b"create_time", "creator", b"creator", "cron", b"cron", "deployment", b"deployment", "description", b"description", "endpoint", b"endpoint", "last_check", b"last_check", "max_rows", b"max_rows", "min_rows", b"min_rows", "name", b"name", "next_check_time", b"next_check_time", "paused", b"paused", "reason", b"reason", "revision", b"revision", "state", b"state", "tags", b"tags", "thresholds", b"thresholds", "time_zone", b"time_zone", "update_time", b"update_time", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["baseline", b"baseline", "baseline_path", b"baseline_path", "check_count", b"check_count", "collection", b"collection", "columns", b"columns", "create_time", b"create_time", "creator", b"creator", "cron", b"cron", "deployment", b"deployment", "description", b"description", "endpoint", b"endpoint", "last_check", b"last_check", "max_rows", b"max_rows", "min_rows", b"min_rows", "name", b"name", "next_check_time", b"next_check_time", "paused", b"paused", "reason", b"reason", "revision", b"revision", "state", b"state", "tags", b"tags", "thresholds", b"thresholds", "time_zone", b"time_zone", "upcoming_check_times", b"upcoming_check_times", "update_time", b"update_time", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -325,7 +335,7 @@ class MonitorCheck(_message.Message):
     COLUMNS_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """workspaces/{workspace}/monitors/{monitor}/checks/{number, from 1}"""
+    """workspaces/{workspace}/monitors/{monitor}/checks/{number, from 1; goes on for a namesake}"""
     revision: _builtins.int
     """Counts the changes, from 1."""
     creator: _builtins.str
@@ -339,7 +349,7 @@ class MonitorCheck(_message.Message):
     row_count: _builtins.int
     """Collected rows that were compared."""
     unreadable_count: _builtins.int
-    """Collected events that could not be read as rows."""
+    """Collected events that could not be read as rows of the baseline."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was begun."""
@@ -433,7 +443,9 @@ class ColumnDrift(_message.Message):
     """Share of the collected rows without a value, 0 to 1."""
     @_builtins.property
     def bins(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names of categories, or edges of bins as text; up to 51."""
+        """What the shares are of: categories, the last one "(other)", or ranges of numbers, as text; up to 51.
+        Empty when the check has too many columns to keep them all.
+        """
 
     @_builtins.property
     def baseline_shares(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
@@ -477,12 +489,15 @@ class CreateMonitorRequest(_message.Message):
     MONITOR_ID_FIELD_NUMBER: _builtins.int
     MONITOR_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """workspaces/{workspace}"""
     monitor_id: _builtins.str
     """The last segment of the name."""
     request_id: _builtins.str
     """Repeating a request with the same id returns the first answer."""
+    validate_only: _builtins.bool
+    """Only checks the request and returns the monitor that it would create."""
     @_builtins.property
     def monitor(self) -> Global___Monitor:
         """The monitor; its output fields are ignored. The version of the baseline may be "latest"."""
@@ -494,10 +509,11 @@ class CreateMonitorRequest(_message.Message):
         monitor_id: _builtins.str = ...,
         monitor: Global___Monitor | None = ...,
         request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["monitor", b"monitor"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["monitor", b"monitor", "monitor_id", b"monitor_id", "parent", b"parent", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["monitor", b"monitor", "monitor_id", b"monitor_id", "parent", b"parent", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,226 @@
+"""Works on checks, one at a time: finds what has to be compared, has it compared, and stores what came of it.
+
+A check belongs to the process that has its lease. One whose process has died is taken up again by
+another, or by the next of its name; after so many times it has failed.
+"""
+
+import asyncio
+import logging
+import random
+import uuid
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from google.protobuf import json_format
+
+from stellwerk_inference.changes import Changes
+from stellwerk_inference.collected.store import CollectedStore
+from stellwerk_inference.monitors import domain, process, requests
+from stellwerk_inference.monitors.compare import kinds
+from stellwerk_inference.monitors.compare.failures import CheckFailed
+from stellwerk_inference.monitors.store import LEASE_SECONDS, MonitorStore
+from stellwerk_inference.states import LEAVING
+from stellwerk_inference.store import Store
+from stellwerk_inference.upstream import Upstream
+from stellwerk_platform import failpoints, names
+from stellwerk_platform.errors import NotFound, PlatformError, as_platform_error
+from stellwerk_platform.journal import Fact
+from stellwerk_protos.common.v1.common_pb2 import File, Reason
+from stellwerk_protos.inference.v1 import collections_pb2
+from stellwerk_protos.inference.v1 import monitors_pb2 as pb
+
+log = logging.getLogger(__name__)
+_IDLE_SECONDS = 5.0
+_MOST_TRIES = 5
+# While another service is away.
+_ASK_SECONDS, _ASK_PAUSE_SECONDS = 120.0, 2.0
+_MOST_BYTES = 2 << 30
+_MOST_FILES, _MOST_LISTED = 5_000, 100_000
+_PAGE = 1_000
+
+
+class Checker:
+    """One of each process; what it works on is in the store."""
+
+    def __init__(
+        self,
+        monitors: MonitorStore,
+        store: Store,
+        collected: CollectedStore,
+        changes: Changes,
+        upstream: Upstream,
+    ) -> None:
+        self._monitors = monitors
+        self._store = store
+        self._collected = collected
+        self._changes = changes
+        self._upstream = upstream
+        self._owner = uuid.uuid4().hex
+
+    async def run(self) -> None:
+        """Works for ever."""
+        pause = 0.0
+        with self._changes.watch() as waiter:
+            while True:
+                await waiter.next(pause)
+                pause = _IDLE_SECONDS
+                try:
+                    while (claimed := await self._monitors.claim(self._owner)) is not None:
+                        await self._work(*claimed)
+                except Exception:
+                    log.warning("A check goes on later", exc_info=True)
+
+    async def _work(self, check: pb.MonitorCheck, tries: int) -> None:
+        """Ends the check, unless it is lost meanwhile."""
+        failpoints.hit("inference.check_claimed")
+        work = asyncio.create_task(self._outcome(check, tries))
+        renewal = asyncio.create_task(self._renew(check, work))
+        try:
+            end = await work
+        except asyncio.CancelledError:
+            if renewal.done():
+                return  # the check is gone, or somebody else's
+            # The process stops: another need not wait for the end of the lease.
+            await asyncio.shield(self._monitors.release(check.name, self._owner))
+            raise
+        finally:
+            work.cancel()
+            renewal.cancel()
+        failpoints.hit("inference.check_compared")
+        try:
+            await self._monitors.finish(check, self._owner, end)
+        except NotFound:
+            log.info("%s is gone", check.name)
+
+    async def _renew(self, check: pb.MonitorCheck, work: "asyncio.Task[Any]") -> None:
+        """Keeps the lease; ends the work when it is lost."""
+        while True:
+            await asyncio.sleep(LEASE_SECONDS / 3)
+            try:
+                if not await self._monitors.renew(check.name, self._owner):
+                    break
+            except Exception:
+                log.warning("The lease of %s is renewed later", check.name, exc_info=True)
+        work.cancel()
+
+    async def _outcome(self, check: pb.MonitorCheck, tries: int) -> Callable[[pb.MonitorCheck], Fact]:
+        """What becomes of the check."""
+        try:
+            if tries > _MOST_TRIES:
+                raise CheckFailed(
+                    "CHECK_LOST",
+                    f"The service ended {_MOST_TRIES} times while it was at this check.",
+                    "See the log of `inference` (`stellwerk logs inference`), and report it.",
+                )
+            monitor = await self._monitors.get(names.parent_of(check.name))
+            request = await self._request(monitor, check)
+            found = await process.compare(request) if request["collected"] else {}
+            result = json_format.ParseDict(found, pb.MonitorCheck())
+            return lambda current: domain.complete(current, result, monitor, datetime.now(UTC))
+        except (CheckFailed, PlatformError) as error:
+            code = error.code if isinstance(error, CheckFailed) else error.reason
+            reason = Reason(code=code, message=error.message, cure=error.cure)
+            return lambda current: domain.fail(current, reason, datetime.now(UTC))
+
+    async def _request(self, monitor: pb.Monitor, check: pb.MonitorCheck) -> dict[str, Any]:
+        """What the comparison gets; what is away is asked again. Raises `CheckFailed`, `PlatformError`."""
+        end = asyncio.get_running_loop().time() + _ASK_SECONDS
+        while True:
+            try:
+                return await self._gather(monitor, check)
+            except Exception as error:
+                meant = as_platform_error(error)
+                if meant is None:
+                    raise
+                if not meant.retryable or asyncio.get_running_loop().time() > end:
+                    raise meant from error
+                log.info("%s waits: %s", check.name, meant)
+            await asyncio.sleep(_ASK_PAUSE_SECONDS)
+
+    async def _gather(self, monitor: pb.Monitor, check: pb.MonitorCheck) -> dict[str, Any]:
+        endpoint = await self._store.endpoints.find(monitor.endpoint)
+        if endpoint is None or endpoint.state in LEAVING:
+            raise CheckFailed(
+                "ENDPOINT_NOT_FOUND",
+                f"There is no endpoint {monitor.endpoint}.",
+                "Delete the monitor, or create the endpoint again.",
+            )
+        workspace = names.parent_of(monitor.name)
+        baseline = await self._baseline(monitor)
+        collected = await self._files(monitor, check)
+        digests = list({file.sha256 for file in (*baseline, *collected)})
+        urls = await self._upstream.download_urls(workspace, digests) if collected else {}
+        return {
+            "collection": monitor.collection,
+            "start": check.window_start_time.ToDatetime(UTC).isoformat(),
+            "end": check.window_end_time.ToDatetime(UTC).isoformat(),
+            "baseline": [_blob(file, urls) for file in baseline],
+            "collected": [_blob(file, urls) for file in collected],
+            "columns": list(monitor.columns),
+            "thresholds": [
+                {
+                    "metric": pb.DriftMetric.Name(entry.metric),
+                    "column": entry.column,
+                    "threshold": entry.threshold,
+                }
+                for entry in monitor.thresholds
+            ],
+            "min_rows": monitor.min_rows,
+            "max_rows": monitor.max_rows,
+            "seed": _seed(check),
+        }
+
+    async def _baseline(self, monitor: pb.Monitor) -> list[File]:
+        version = await self._upstream.dataset(monitor.baseline)
+        files = requests.files_below(version.files, monitor.baseline_path)
+        readable = [file for file in files if kinds.is_readable(file.path)]
+        if not readable:
+            raise CheckFailed(
+                "BASELINE_UNREADABLE",
+                f"{version.name} has no file that can be read: {', '.join(f.path for f in files[:5])}.",
+                f"Use files that end with {', '.join(kinds.SUFFIXES)}.",
+            )
+        size_bytes = sum(file.size_bytes for file in readable)
+        if size_bytes > _MOST_BYTES or len(readable) > _MOST_FILES:
+            raise CheckFailed(
+                "BASELINE_TOO_LARGE",
+                f"The baseline has {len(readable):,} files with {size_bytes / 2**30:.1f} GiB.",
+                f"Name up to {_MOST_FILES:,} with {_MOST_BYTES >> 30} GiB by `--baseline-path`, or a version "
+                "with a sample of the data.",
+            )
+        return readable
+
+    async def _files(self, monitor: pb.Monitor, check: pb.MonitorCheck) -> list[File]:
+        """Files that may have events of the window; drawn at random where there are very many."""
+        request = collections_pb2.ListCollectedFilesRequest(
+            parent=monitor.endpoint,
+            deployment=monitor.deployment,
+            collection=monitor.collection,
+            page_size=_PAGE,
+        )
+        first = check.window_start_time.ToDatetime(UTC) - timedelta(hours=1)
+        last = check.window_end_time.ToDatetime(UTC)
+        found: list[File] = []
+        while len(found) < _MOST_LISTED:
+            page, request.page_token = await self._collected.page(request, first, last)
+            found += [item.file for item in page]
+            if not request.page_token:
+                break
+        random.Random(_seed(check)).shuffle(found)
+        chosen, room = [], _MOST_BYTES
+        for file in found[:_MOST_FILES]:
+            room -= file.size_bytes
+            if room < 0:
+                break
+            chosen.append(file)
+        return sorted(chosen, key=lambda file: file.path)
+
+
+def _seed(check: pb.MonitorCheck) -> int:
+    """The same for each try of a check, so that it finds the same."""
+    return int(names.id_of(check.name))
+
+
+def _blob(file: File, urls: Mapping[str, str]) -> dict[str, str]:
+    return {"path": file.path, "url": urls.get(file.sha256, ""), "sha256": file.sha256}

@@ -1,0 +1,61 @@
+"""The process: a request in JSON on stdin, a result or the reason of a failure in JSON on stdout.
+
+Its one argument is a folder for what it brings, which belongs to whoever started it.
+"""
+
+import json
+import os
+import resource
+import shutil
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+# Before NumPy is loaded: a check must not take all cores from those who answer requests.
+for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "ARROW_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+from stellwerk_inference.monitors.compare.comparison import Request, compare  # noqa: E402
+from stellwerk_inference.monitors.compare.failures import CheckFailed  # noqa: E402
+
+_MEMORY_BYTES = 4 << 30
+_MOST_SECONDS = 900.0
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    threading.Thread(target=_end_with_parent, args=(os.getppid(), folder), daemon=True).start()
+    os.nice(10)
+    with suppress(ValueError, OSError):  # not on every system
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    json.dump(_answer(json.load(sys.stdin), folder), sys.stdout)
+
+
+def _answer(request: dict[str, Any], folder: Path) -> dict[str, Any]:
+    try:
+        return {"result": compare(Request.of(request), folder)}
+    except MemoryError:
+        failure = CheckFailed(
+            "CHECK_TOO_LARGE",
+            f"The comparison needs more than {_MEMORY_BYTES >> 30} GiB of memory.",
+            "Compare fewer rows (`--max-rows`) or columns, or smaller files (`--baseline-path`).",
+        )
+    except CheckFailed as error:
+        failure = error
+    return {"failure": {"code": failure.code, "message": failure.message, "cure": failure.cure}}
+
+
+def _end_with_parent(parent: int, folder: Path) -> None:
+    """A service that was killed cannot stop its check."""
+    end = time.monotonic() + _MOST_SECONDS
+    while os.getppid() == parent and time.monotonic() < end:
+        time.sleep(1.0)
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Rows drawn at random while they go by, each with the same chance (Vitter 1985, Algorithm R)."""
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+from stellwerk_inference.monitors.compare.failures import CheckFailed
+
+MAX_COLUMNS = 1_000
+# Values that are in memory at a time: some 500 MB of numbers as Python has them.
+_MAX_VALUES = 10_000_000
+
+
+class Sample:
+    """Up to `max_rows` rows; fewer when they are wide. With `only`, other columns are left out."""
+
+    def __init__(self, max_rows: int, seed: int, only: frozenset[str] = frozenset()) -> None:
+        self._max_rows = max_rows
+        self._random = random.Random(seed)
+        self._only = only
+        self._slots: dict[str, int] = {}
+        self._rows: list[list[Any]] = []
+        self.seen_count = 0
+
+    @property
+    def columns(self) -> list[str]:
+        """Those of any row, in the order in which they were seen first."""
+        return list(self._slots)
+
+    @property
+    def row_count(self) -> int:
+        """Rows that were drawn."""
+        return len(self._rows)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Shows a row; raises `CheckFailed` for too many columns."""
+        self.seen_count += 1
+        place = self._place()
+        if place is None and not self._has_new(row):
+            return
+        values = self._values(row)
+        self._shrink()
+        if place is None:
+            return
+        if place < len(self._rows):
+            self._rows[place] = values
+        else:
+            self._rows.append(values)
+        self._shrink()
+
+    def _place(self) -> int | None:
+        capacity = self._capacity()
+        if len(self._rows) < capacity:
+            return len(self._rows)
+        place = self._random.randrange(self.seen_count)
+        return place if place < capacity else None
+
+    def _capacity(self) -> int:
+        return max(1, min(self._max_rows, _MAX_VALUES // max(1, len(self._slots))))
+
+    def _has_new(self, row: Mapping[str, Any]) -> bool:
+        return not row.keys() <= self._slots.keys()
+
+    def _values(self, row: Mapping[str, Any]) -> list[Any]:
+        values = [row.get(name) for name in self._slots]
+        for name, value in row.items():
+            if name not in self._slots and (not self._only or name in self._only):
+                self._slots[name] = len(self._slots)
+                values.append(value)
+        if len(self._slots) > MAX_COLUMNS:
+            raise CheckFailed(
+                "TOO_MANY_COLUMNS",
+                f"The data has more than {MAX_COLUMNS:,} columns.",
+                f"Name up to {MAX_COLUMNS:,} that count: `stellwerk monitor update … --columns a,b`.",
+            )
+        return values
+
+    def _shrink(self) -> None:
+        """What there is no room for any more, because rows became wider."""
+        while len(self._rows) > self._capacity():
+            self._rows[self._random.randrange(len(self._rows))] = self._rows[-1]
+            self._rows.pop()
+
+    def values(self, column: str) -> list[Any]:
+        """The column's values in the rows; None where a row does not have it."""
+        slot = self._slots[column]
+        return [row[slot] if slot < len(row) else None for row in self._rows]
