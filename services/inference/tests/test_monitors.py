@@ -1,7 +1,6 @@
 """Monitors in the running service; the test plays the registry and its blob store."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -63,43 +62,44 @@ async def test_a_monitor_may_be_tried_before_it_is_made(inference: Inference, da
     assert await reason_of(shown(inference, f"{WORKSPACE}/monitors/tried")) == "MONITOR_NOT_FOUND"
 
 
-@pytest.mark.parametrize(
-    ("values", "reason"),
-    [
-        ({"endpoint": f"{WORKSPACE}/endpoints/none"}, "ENDPOINT_NOT_FOUND"),
-        ({"deployment": "none"}, "DEPLOYMENT_NOT_FOUND"),
-        ({"baseline": "workspaces/other/datasets/a/versions/1"}, "OTHER_WORKSPACE"),
-        ({"baseline": "training"}, "INVALID_NAME"),
-        ({"baseline_path": "nothing/here"}, "BASELINE_PATH_NOT_FOUND"),
-        ({"baseline_path": "../secret"}, "INVALID_PATH"),
-        ({"collection": "../x"}, "INVALID_DATA_COLLECTION"),
-        ({"cron": "* * * * * *"}, "INVALID_CRON"),
-        ({"cron": "61 * * * *"}, "INVALID_CRON"),
-        ({"cron": "0 0 31 2 *"}, "INVALID_CRON"),
-        ({"cron": "0 0 L-3 * *"}, "INVALID_CRON"),
-        ({"time_zone": "Europe/Nowhere"}, "INVALID_TIME_ZONE"),
-        ({"time_zone": "../../etc/passwd"}, "INVALID_TIME_ZONE"),
-        ({"window": timedelta(seconds=59)}, "INVALID_WINDOW"),
-        ({"window": timedelta(days=91)}, "INVALID_WINDOW"),
-        ({"min_rows": -1}, "INVALID_ROWS"),
-        ({"max_rows": 1_000_001}, "INVALID_ROWS"),
-        ({"columns": ["a", "a"]}, "INVALID_COLUMNS"),
-        ({"thresholds": [pb.DriftThreshold(threshold=0.1)]}, "INVALID_THRESHOLD"),
-        ({"thresholds": [pb.DriftThreshold(metric=1, threshold=float("nan"))]}, "INVALID_THRESHOLD"),
-        ({"thresholds": [pb.DriftThreshold(metric=3, threshold=1.5)]}, "INVALID_THRESHOLD"),
-        ({"tags": {"": "x"}}, "INVALID_TAG"),
-    ],
-)
-async def test_what_cannot_be_is_refused_before_it_is_stored(
-    inference: Inference, data: Data, values: dict[str, Any], reason: str
-) -> None:
-    endpoint = f"{WORKSPACE}/endpoints/refusing"
-    with contextlib.suppress(grpc.aio.AioRpcError):  # of the case before
-        await inference.create_endpoint("refusing")
-    assert (
-        await reason_of(inference.monitors.CreateMonitor(monitor_request(endpoint, "refused", **values)))
-        == reason
-    )
+PSI, KS = pb.DRIFT_METRIC_PSI, pb.DRIFT_METRIC_KOLMOGOROV_SMIRNOV
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"endpoint": f"{WORKSPACE}/endpoints/none"}, "ENDPOINT_NOT_FOUND"),
+    ({"deployment": "none"}, "DEPLOYMENT_NOT_FOUND"),
+    ({"baseline": "workspaces/other/datasets/a/versions/1"}, "OTHER_WORKSPACE"),
+    ({"baseline": "training"}, "INVALID_NAME"),
+    ({"baseline_path": "nothing/here"}, "BASELINE_PATH_NOT_FOUND"),
+    ({"baseline_path": "../secret"}, "INVALID_PATH"),
+    ({"collection": "../x"}, "INVALID_DATA_COLLECTION"),
+    ({"cron": "* * * * * *"}, "INVALID_CRON"),
+    ({"cron": "61 * * * *"}, "INVALID_CRON"),
+    ({"cron": "0 0 31 2 *"}, "INVALID_CRON"),
+    ({"cron": "0 0 L-3 * *"}, "INVALID_CRON"),
+    ({"time_zone": "Europe/Nowhere"}, "INVALID_TIME_ZONE"),
+    ({"time_zone": "../../etc/passwd"}, "INVALID_TIME_ZONE"),
+    ({"window": timedelta(seconds=59)}, "INVALID_WINDOW"),
+    ({"window": timedelta(days=91)}, "INVALID_WINDOW"),
+    ({"min_rows": -1}, "INVALID_ROWS"),
+    ({"max_rows": 1_000_001}, "INVALID_ROWS"),
+    ({"columns": ["a", "a"]}, "INVALID_COLUMNS"),
+    ({"thresholds": [pb.DriftThreshold(threshold=0.1)]}, "INVALID_THRESHOLD"),
+    (
+        {"thresholds": [pb.DriftThreshold(metric=pb.DRIFT_METRIC_PSI, threshold=float("nan"))]},
+        "INVALID_THRESHOLD",
+    ),
+    (
+        {"thresholds": [pb.DriftThreshold(metric=pb.DRIFT_METRIC_KOLMOGOROV_SMIRNOV, threshold=1.5)]},
+        "INVALID_THRESHOLD",
+    ),
+    ({"tags": {"": "x"}}, "INVALID_TAG"),
+]
+
+
+async def test_what_cannot_be_is_refused_before_it_is_stored(inference: Inference, data: Data) -> None:
+    endpoint = (await inference.create_endpoint("unmonitored")).name
+    for values, reason in REFUSED:
+        request = monitor_request(endpoint, "refused", **values)
+        assert await reason_of(inference.monitors.CreateMonitor(request)) == reason, values
 
 
 async def test_drift_is_found_told_and_over_again(inference: Inference, data: Data, journal: Journal) -> None:
@@ -265,6 +265,8 @@ async def test_what_was_due_meanwhile_is_checked_once(
     missed = {"$set": {"next_check_time": datetime(2026, 3, 1, tzinfo=UTC)}}
     await database.raw["monitors"].update_one({"_id": monitor.name}, missed)
     database.close()
+    # Any change has the service look.
+    await inference.create_endpoint("due-too")
     started = await journal.next("monitor.check_started")
     assert started["data"]["reason"] == {
         "code": "SCHEDULED",
