@@ -2,16 +2,15 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
-import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from stellwerk_platform import app
 from stellwerk_platform.auth import TokenVerifier
 from stellwerk_platform.errors import Unavailable
 from stellwerk_platform.grpc_client import connect
-from stellwerk_scorer import config, local
 from stellwerk_scorer.auth import Gate, Verify, anybody, invoker
 from stellwerk_scorer.call import HttpSettings
 from stellwerk_scorer.collection import Collection
@@ -21,15 +20,16 @@ from stellwerk_scorer.domain import Model
 from stellwerk_scorer.grpc_service import GrpcServer
 from stellwerk_scorer.http import HttpApp
 from stellwerk_scorer.http_server import HttpServer
+from stellwerk_scorer.launch import Launch, Started
 from stellwerk_scorer.pool import Pool, PoolSettings
 from stellwerk_scorer.worker import collecting
 from stellwerk_scorer.worker.frames import EXIT_LOAD_FAILED
-from stellwerk_scorer.worker_process import Launch, LoadFailed
+from stellwerk_scorer.worker_process import LoadFailed
 
 log = logging.getLogger(__name__)
 
 
-async def compose(process: app.App, settings: Settings) -> None:
+async def compose(process: app.App, settings: Settings, started: Started | None = None) -> None:
     """Starts to listen at once, so that health is answered while the script loads."""
     verify: Verify = anybody
     if not settings.scorer_local:
@@ -40,7 +40,7 @@ async def compose(process: app.App, settings: Settings) -> None:
     async def on_ready(_ready: bool) -> None:
         await grpc_server.set_ready(plane.ready)
 
-    pool = Pool(_launch(settings), _pool_settings(settings), on_ready)
+    pool = Pool(Launch.of(settings), _pool_settings(settings), on_ready, started)
     model = Model(settings.scorer_model_name, settings.scorer_model_version)
     plane = DataPlane(model, pool, settings.scorer_timeout_ms / 1000)
     limit = settings.scorer_max_body_bytes
@@ -73,30 +73,19 @@ async def compose(process: app.App, settings: Settings) -> None:
     log.info("listening on http=%s grpc=%s:%d", ",".join(addresses), host, grpc_server.port)
 
 
-def main(arguments: Sequence[str] = ()) -> int:
-    """Serves until SIGTERM. Exit code 3: the scoring script cannot be served, and the log says why."""
-    for name, value in local.environment(arguments).items():
-        os.environ[name] = value
-    for name, value in config.configuration_file(os.environ).items():
-        os.environ.setdefault(name, value)
+def main(started: Started | None = None) -> int:
+    """Serves until SIGTERM. Exit code 3: the scoring script cannot be served, and the log says why.
+
+    `started` is the first worker, if it runs already.
+    """
     try:
-        app.run("scorer", Settings, compose)
+        app.run("scorer", Settings, functools.partial(compose, started=started))
     except LoadFailed as error:
         print(
             f"{error.details}stellwerk-scorer: {error.reason}: {error.message}", file=sys.stderr, flush=True
         )
         return EXIT_LOAD_FAILED
     return 0
-
-
-def _launch(settings: Settings) -> Launch:
-    return Launch(
-        python=settings.scorer_python,
-        script=settings.scorer_script,
-        init_timeout_seconds=settings.scorer_init_timeout_seconds,
-        memory_bytes=settings.scorer_memory_bytes,
-        debug_port=settings.scorer_debug_port,
-    )
 
 
 def _pool_settings(settings: Settings) -> PoolSettings:

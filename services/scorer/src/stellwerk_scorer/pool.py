@@ -20,7 +20,8 @@ from typing import Any
 
 from stellwerk_platform.errors import PlatformError, ResourceExhausted, Unavailable
 from stellwerk_scorer.job import Job
-from stellwerk_scorer.worker_process import FAST_MICROSECONDS, Launch, LoadFailed, WorkerProcess
+from stellwerk_scorer.launch import Launch, Started
+from stellwerk_scorer.worker_process import FAST_MICROSECONDS, LoadFailed, WorkerProcess
 
 _FIRST_DELAY_SECONDS = 0.1
 _LONGEST_DELAY_SECONDS = 10.0
@@ -45,12 +46,20 @@ class PoolSettings:
 
 
 class Pool:
-    """`run()` supervises, `submit()` asks. `on_ready` hears of each change of readiness."""
+    """`run()` supervises, `submit()` asks. `on_ready` hears of each change of readiness.
+
+    `started` is a worker of this launch that runs already; it becomes the first.
+    """
 
     def __init__(
-        self, launch: Launch, settings: PoolSettings, on_ready: Callable[[bool], Awaitable[None]]
+        self,
+        launch: Launch,
+        settings: PoolSettings,
+        on_ready: Callable[[bool], Awaitable[None]],
+        started: Started | None = None,
     ) -> None:
         self._launch = launch
+        self._running = started
         self._settings = settings
         self._on_ready = on_ready
         self._workers: list[WorkerProcess] = []
@@ -124,7 +133,7 @@ class Pool:
             begun = self._loop.time()
             worker: WorkerProcess | None = None
             try:
-                worker = await WorkerProcess.start(self._launch, self._freed, self._queue.appendleft)
+                worker = await self._start()
                 await self._live(worker, first)
             except LoadFailed as error:
                 if first is not None and not first.done():
@@ -135,6 +144,12 @@ class Pool:
             log.warning("a new worker starts in %.1f s", delay)
             await asyncio.sleep(delay)
             delay = min(2 * delay, _LONGEST_DELAY_SECONDS)
+
+    async def _start(self) -> WorkerProcess:
+        running, self._running = self._running, None
+        if running is not None:
+            return await WorkerProcess.adopt(running, self._freed, self._queue.appendleft)
+        return await WorkerProcess.start(self._launch, self._freed, self._queue.appendleft)
 
     async def _live(self, worker: WorkerProcess, first: asyncio.Future[None] | None) -> None:
         """One life of a worker, from its loading to its end."""

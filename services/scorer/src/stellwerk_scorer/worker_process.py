@@ -3,18 +3,17 @@
 import asyncio
 import contextlib
 import json
-import mmap
 import os
-import socket
+import subprocess
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 from stellwerk_platform.errors import PlatformError
 from stellwerk_scorer.domain import WorkerDied, timed_out, worker_error
 from stellwerk_scorer.job import Answer, Job
+from stellwerk_scorer.launch import Launch, Started
 from stellwerk_scorer.worker import frames
 
 # The worker interrupts `run` at its time-out by itself; code that does not let it is killed this much later.
@@ -24,8 +23,6 @@ FAST_MICROSECONDS = 5_000
 _STOP_SECONDS = 2.0
 _REVOKE_SECONDS = 0.01
 _SHOWN_DETAILS = 20_000
-# What the front has and user code must not get: a secret, and a setting of ours.
-_HIDDEN_VARIABLES = ("STELLWERK_OTLP_KEY", "GRPC_ENABLE_FORK_SUPPORT")
 
 
 class LoadFailed(Exception):
@@ -36,24 +33,6 @@ class LoadFailed(Exception):
         self.reason = reason
         self.message = message
         self.details = details[-_SHOWN_DETAILS:]
-
-
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """How a worker is started; without a script it serves the model's folder."""
-
-    python: str
-    script: str
-    init_timeout_seconds: int = 300
-    memory_bytes: int = 0
-    # Where a debugger is waited for before the script is loaded; 0: none is.
-    debug_port: int = 0
-
-    @property
-    def settings(self) -> str:
-        """What the worker is told, as JSON."""
-        names = ("script", "init_timeout_seconds", "memory_bytes", "debug_port")
-        return json.dumps({name: getattr(self, name) for name in names})
 
 
 @dataclass(slots=True, eq=False)
@@ -86,7 +65,8 @@ class WorkerProcess(asyncio.Protocol):
         self._loop = loop
         self._on_free = on_free
         self._returned = returned
-        self._process: asyncio.subprocess.Process
+        self._process: subprocess.Popen[bytes]
+        self._exit: asyncio.Task[int]
         self._transport: asyncio.Transport
         self._claims: memoryview
         self._buffer = bytearray()
@@ -102,31 +82,25 @@ class WorkerProcess(asyncio.Protocol):
 
         `on_free` is called when it can take more; `returned` gets jobs that were taken back from it.
         """
-        own, its = socket.socketpair()
-        own.setblocking(False)
+        try:
+            started = launch.start()
+        except OSError as error:
+            message = f"The interpreter {launch.python} cannot be started: {error.strerror}."
+            raise LoadFailed("INTERPRETER_BROKEN", message) from error
+        return await cls.adopt(started, on_free, returned)
+
+    @classmethod
+    async def adopt(
+        cls, started: Started, on_free: Callable[["WorkerProcess"], None], returned: Callable[[Job], None]
+    ) -> Self:
+        """As `start`, with a worker that runs already."""
         protocol = cls(on_free, returned)
-        memory = os.memfd_create("claims")
-        os.truncate(memory, frames.CLAIMS.size)
-        protocol._claims = memoryview(mmap.mmap(memory, frames.CLAIMS.size)).cast("Q")
-        with its:
-            try:
-                protocol._process = await asyncio.create_subprocess_exec(
-                    launch.python,
-                    str(Path(frames.__file__).with_name("__main__.py")),
-                    str(its.fileno()),
-                    str(memory),
-                    launch.settings,
-                    stdin=asyncio.subprocess.DEVNULL,
-                    pass_fds=(its.fileno(), memory),
-                    env=_environment(launch.script),
-                )
-            except OSError as error:
-                own.close()
-                message = f"The interpreter {launch.python} cannot be started: {error.strerror}."
-                raise LoadFailed("INTERPRETER_BROKEN", message) from error
-            finally:
-                os.close(memory)
-        protocol._transport, _ = await protocol._loop.create_unix_connection(lambda: protocol, sock=own)
+        protocol._claims = started.claims
+        protocol._process = started.process
+        protocol._exit = asyncio.create_task(_exit_of(started.process))
+        protocol._transport, _ = await protocol._loop.create_unix_connection(
+            lambda: protocol, sock=started.socket
+        )
         return protocol
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -194,7 +168,7 @@ class WorkerProcess(asyncio.Protocol):
 
     async def ended(self) -> int:
         """Waits until the process has ended and all it sent is read; its exit code."""
-        code = await self._process.wait()
+        code = await asyncio.shield(self._exit)
         # A process that user code left behind may hold the socket open.
         await asyncio.wait([self.lost], timeout=1.0)
         self._transport.close()
@@ -216,15 +190,14 @@ class WorkerProcess(asyncio.Protocol):
         """Ends the process: by closing the socket, or by force."""
         self._transport.close()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._process.wait(), _STOP_SECONDS)
+            await asyncio.wait_for(asyncio.shield(self._exit), _STOP_SECONDS)
             return
         self.kill()
-        await self._process.wait()
+        await asyncio.shield(self._exit)
 
     def kill(self) -> None:
         """Ends the process by force."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+        self._process.kill()
 
     def kill_if_stuck(self, now: float) -> None:
         """Ends a `run` that its time-out did not interrupt: nothing but a new worker helps."""
@@ -280,6 +253,15 @@ class WorkerProcess(asyncio.Protocol):
         self._claims[frames.REVOKED] = 0
 
 
-def _environment(script: str) -> Mapping[str, str]:
-    own = {name: value for name, value in os.environ.items() if name not in _HIDDEN_VARIABLES}
-    return {**own, "PYTHONUNBUFFERED": "1", "STELLWERK_SCORER_SCRIPT": script}
+async def _exit_of(process: "subprocess.Popen[bytes]") -> int:
+    """Waits for the end of the process; its exit code, negative for a signal."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    descriptor = os.pidfd_open(process.pid)
+    loop.add_reader(descriptor, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+    return process.wait()
