@@ -5,6 +5,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from copy import copy as shallow
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -65,6 +66,12 @@ class Blobs:
             partial(call, registry.CompleteUpload),
         )
         self._slots = asyncio.Semaphore(PARALLEL)
+
+    def apart(self, cache: Path) -> "Blobs":
+        """The same store, with a cache of its own for what nobody needs a second time."""
+        other = shallow(self)
+        other._folder = cache / "blobs"
+        return other
 
     async def fetch(
         self, workspace: str, files: Sequence[common_pb2.File], target: Path, *, writable: bool

@@ -13,7 +13,7 @@ from stellwerk_agent.config import Settings
 from stellwerk_agent.environments import Environments
 from stellwerk_agent.snapshots import Snapshots
 from stellwerk_agent.system_metrics import Gpus
-from stellwerk_protos.inference.v1 import collections_pb2_grpc
+from stellwerk_protos.inference.v1 import batches_pb2_grpc, collections_pb2_grpc
 from stellwerk_protos.registry.v1 import (
     blobs_pb2_grpc,
     datasets_pb2_grpc,
@@ -39,6 +39,7 @@ class Node:
     artifacts: "artifacts_pb2_grpc.ArtifactServiceAsyncStub"
     ingest: "ingest_pb2_grpc.IngestServiceAsyncStub"
     collections: "collections_pb2_grpc.CollectionServiceAsyncStub"
+    batches: "batches_pb2_grpc.BatchServiceAsyncStub"
     secrets: "secrets_pb2_grpc.SecretServiceAsyncStub"
     gpus: Gpus
 
@@ -61,6 +62,7 @@ class Node:
             artifacts=artifacts_pb2_grpc.ArtifactServiceStub(channel),
             ingest=ingest_pb2_grpc.IngestServiceStub(channel),
             collections=collections_pb2_grpc.CollectionServiceStub(channel),
+            batches=batches_pb2_grpc.BatchServiceStub(channel),
             secrets=secrets_pb2_grpc.SecretServiceStub(channel),
             gpus=await asyncio.to_thread(Gpus),
         )

@@ -5,20 +5,22 @@ import logging
 import socket
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import httpx
 
 from stellwerk.shipping import MetricFolder
+from stellwerk_agent.batches import FOLDER, Batches, batch_variables
 from stellwerk_agent.collected import Collected, collection_variables
 from stellwerk_agent.command import Exit
 from stellwerk_agent.environments import Environment, clean_environment
-from stellwerk_agent.failure import StepFailed
+from stellwerk_agent.failure import StepFailed, Stopped
 from stellwerk_agent.files import tail
 from stellwerk_agent.folder import STD_LOG
 from stellwerk_agent.ingest import Shipper
 from stellwerk_agent.logs import LogFolder
+from stellwerk_agent.scoring import Scoring
 from stellwerk_agent.worker import CANCELED, FAILED, PREPARING, RUNNING, Outcome, Worker
 from stellwerk_platform import names, telemetry
 from stellwerk_protos.common.v1 import common_pb2
@@ -86,13 +88,40 @@ class ReplicaWorker(Worker):
                 await self._start(environment)
             announcing = asyncio.create_task(self._announce())
             try:
-                ended, stopped = await self.wait_for_command()
+                async with self._scoring_batches():
+                    ended, stopped = await self.wait_for_command()
             finally:
                 announcing.cancel()
                 await asyncio.gather(announcing, return_exceptions=True)
         if stopped:
             return Outcome(CANCELED, self.stopped().reason)
         return Outcome(FAILED, failure_of(ended, tail(self.folder.path / STD_LOG)), ended.code)
+
+    @asynccontextmanager
+    async def _scoring_batches(self) -> AsyncIterator[None]:
+        """Works on mini-batches once the server is ready, if that is what the replica is for."""
+        ports = self.folder.noted("ports")
+        if not self.workload.HasField("batch_settings") or ports is None:
+            yield
+            return
+        address = _url(ports["http_address"])
+        async with httpx.AsyncClient(trust_env=False, base_url=address) as server:
+            folder, service = self.folder.path / FOLDER, self.node.batches
+            scoring = Scoring(folder, self.node.blobs, service, server, lambda: self.command.has_ended)
+            batches = Batches(self.allocation.owner, self.workload.batch_settings, folder, service, scoring)
+            leasing = asyncio.create_task(self._lease(ports["http_address"], batches))
+            try:
+                yield
+            finally:
+                leasing.cancel()
+                await asyncio.gather(leasing, return_exceptions=True)
+                # Of an agent that ends, the next one goes on.
+                await (batches.finish() if self.command.has_ended else batches.drop())
+
+    async def _lease(self, http_address: str, batches: Batches) -> None:
+        await _until_ready(http_address)
+        with suppress(Stopped):
+            await self.unless_stopped(batches.run())
 
     async def _prepare(self) -> Environment:
         environment = await self.prepare_environment()
@@ -137,6 +166,7 @@ class ReplicaWorker(Worker):
             "STELLWERK_SCORER_SCRIPT": self._script(),
             "STELLWERK_SCORER_DRAIN_SECONDS": str(max(int(self.grace_seconds) - _SCORER_MORE_SECONDS, 1)),
             **collection_variables(self.workload, self.folder.path, self.allocation.owner),
+            **batch_variables(self.workload, self.folder.path),
             "STELLWERK_SCORER_ENDPOINT": names.parent_of(self.allocation.owner, 2),
             **({"TRACEPARENT": traceparent} if traceparent else {}),
         }
@@ -181,20 +211,28 @@ class ReplicaWorker(Worker):
         ports = self.folder.noted("ports")
         if ports is None or self._state.state == RUNNING:
             return
-        async with httpx.AsyncClient(trust_env=False, timeout=5) as client:
-            # Another process cannot set an event of ours.
-            pause = _FIRST_POLL_SECONDS
-            while not await _is_ready(client, ports["http_address"]):
-                await asyncio.sleep(pause)
-                pause = min(pause * 1.05, _LONGEST_POLL_SECONDS)
+        await _until_ready(ports["http_address"])
         self._state.http_address = ports["http_address"]
         self._state.grpc_address = ports["grpc_address"]
         self.report(RUNNING, common_pb2.Reason(code="REPLICA_READY", message="The scoring server answers."))
 
 
-async def _is_ready(client: httpx.AsyncClient, address: str) -> bool:
+async def _until_ready(http_address: str) -> None:
+    async with httpx.AsyncClient(trust_env=False, base_url=_url(http_address), timeout=5) as client:
+        # Another process cannot set an event of ours.
+        pause = _FIRST_POLL_SECONDS
+        while not await _is_ready(client):
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.05, _LONGEST_POLL_SECONDS)
+
+
+def _url(http_address: str) -> str:
+    return f"http://{http_address.partition(',')[0]}"
+
+
+async def _is_ready(client: httpx.AsyncClient) -> bool:
     try:
-        return (await client.get(f"http://{address.partition(',')[0]}{_READY_PATH}")).is_success
+        return (await client.get(_READY_PATH)).is_success
     except httpx.HTTPError:
         return False
 

@@ -117,11 +117,13 @@ class Call:
             subject = f"{method.decode()} {self.exchange.target.decode('latin-1')}"
             collection.request(request_id, subject, self.exchange.headers, self.exchange.body)
 
-    def wait_for(self, job: Job) -> None:
-        """Forgets the job if the client hangs up."""
+    def wait_for(self, job: Job, abandon: Callable[[Job], None] | None = None) -> None:
+        """Forgets the job, or abandons it, if the client hangs up."""
 
         def gone() -> None:
             job.is_canceled = True
+            if abandon is not None:
+                abandon(job)
             self._end_span(499)
 
         self.exchange.gone = gone

@@ -55,6 +55,8 @@ class Settings(PlatformSettings):
     # 1 scores each request by itself.
     scorer_max_batch_size: int = 1
     scorer_max_batch_wait_ms: float = 5.0
+    # Where mini-batches lie; set for a batch deployment, which answers nothing else.
+    scorer_batch_folder: str = ""
     scorer_cors_origins: str = ""
     # Only if `scorer_local`: where the worker waits for a debugger; 0: it does not.
     scorer_debug_port: int = 0

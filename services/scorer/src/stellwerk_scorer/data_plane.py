@@ -15,6 +15,8 @@ from stellwerk_scorer.tensors import TensorError
 from stellwerk_scorer.worker import frames
 
 SERVER_NAME = "stellwerk"
+# For which a mini-batch waits for a worker, before its client is to send it again.
+_MINI_BATCH_WAIT_SECONDS = 60.0
 EXTENSIONS = ("binary_tensor_data",)
 # The token that let a request in may do everything that the gateway may: user code must not see it.
 _HIDDEN_HEADERS = frozenset({b"authorization", b"proxy-authorization"})
@@ -58,6 +60,13 @@ class DataPlane:
         self.pool.submit(job)
         return job
 
+    def mini_batch(self, request: bytes, run_seconds: float, done: Done) -> Job:
+        """Calls `run` with the files of a mini-batch (`mini_batches.py`)."""
+        deadline = self._loop.time() + _MINI_BATCH_WAIT_SECONDS
+        job = Job(frames.SCORE, b"", request, deadline, done, run_seconds=run_seconds)
+        self.pool.submit(job)
+        return job
+
     def infer(
         self, request: InferRequest, headers: Headers, timeout_seconds: float | None, done: Done
     ) -> Job:
@@ -70,6 +79,8 @@ class DataPlane:
                 meta, payload = domain.as_binary(request.inputs, request.outputs)
                 if self.pool.batches:
                     key = (request.outputs, tuple((t.name, t.datatype, t.shape[1:]) for t in request.inputs))
+            elif form == domain.NO_TENSORS:
+                raise domain.only_mini_batches()
             else:
                 meta = self._envelope("POST", "/score", (*headers, (b"content-type", b"application/json")))
                 payload = domain.as_text(request.inputs, named=form == "named")

@@ -23,6 +23,8 @@ DEFAULT_OUTPUT = "output-0"
 # The name under which the only input of a request reaches `run`.
 ONLY_INPUT = "data"
 MAX_REQUEST_ID_LENGTH = 100
+# What the worker of a batch deployment says of its tensors.
+NO_TENSORS = "none"
 
 
 class WorkerDied(Unavailable):
@@ -141,6 +143,15 @@ def timed_out(message: str) -> PlatformError:
     """The error of a request for which `run` took too long."""
     return ScriptTimedOut(
         "SCORING_TIMEOUT", message, "Send less at a time, or raise the deployment's time-out."
+    )
+
+
+def only_mini_batches() -> PlatformError:
+    """The error of a request to a batch deployment."""
+    return NotFound(
+        "ENDPOINT_IS_BATCH",
+        "This is the replica of a batch endpoint, which answers no requests.",
+        "Score a dataset: `stellwerk batch submit ENDPOINT DATASET`.",
     )
 
 

@@ -29,6 +29,8 @@ class Job:
     # Requests with equal keys may go into one batch; None goes alone.
     batch_key: Hashable = None
     is_canceled: bool = False
+    # Seconds from when a worker has it, in place of the rest of `deadline`; 0: the deadline is that of both.
+    run_seconds: float = 0.0
 
     def finish(self, outcome: Answer | PlatformError) -> None:
         """Tells the outcome, once, if somebody still waits for it."""

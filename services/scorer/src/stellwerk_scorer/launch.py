@@ -44,6 +44,8 @@ class Launch:
     memory_bytes: int = 0
     # Where a debugger is waited for before the script is loaded; 0: none is.
     debug_port: int = 0
+    # Where mini-batches lie, of a batch deployment.
+    batch_folder: str = ""
 
     @classmethod
     def of(cls, settings: Settings) -> "Launch":
@@ -54,6 +56,7 @@ class Launch:
             init_timeout_seconds=settings.scorer_init_timeout_seconds,
             memory_bytes=settings.scorer_memory_bytes,
             debug_port=settings.scorer_debug_port,
+            batch_folder=settings.scorer_batch_folder,
         )
 
     def start(self) -> Started:
@@ -82,7 +85,7 @@ class Launch:
         return Started(process, own, claims)
 
     def _told(self) -> str:
-        names = ("script", "init_timeout_seconds", "memory_bytes", "debug_port")
+        names = ("script", "init_timeout_seconds", "memory_bytes", "debug_port", "batch_folder")
         return json.dumps({name: getattr(self, name) for name in names})
 
     def _environment(self) -> dict[str, str]:

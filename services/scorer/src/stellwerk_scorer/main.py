@@ -21,6 +21,7 @@ from stellwerk_scorer.grpc_service import GrpcServer
 from stellwerk_scorer.http import HttpApp
 from stellwerk_scorer.http_server import HttpServer
 from stellwerk_scorer.launch import Launch, Started
+from stellwerk_scorer.mini_batches import BatchApp
 from stellwerk_scorer.pool import Pool, PoolSettings
 from stellwerk_scorer.worker import collecting
 from stellwerk_scorer.worker.frames import EXIT_LOAD_FAILED
@@ -48,7 +49,8 @@ async def compose(process: app.App, settings: Settings, started: Started | None 
     collection = Collection(collecting.Settings.from_environment())
     # At the very end: what was answered last is kept too.
     process.defer(lambda: asyncio.to_thread(collection.close))
-    http_app = HttpApp(plane, gate, _http_settings(settings), collection)
+    app_class = BatchApp if settings.scorer_batch_folder else HttpApp
+    http_app = app_class(plane, gate, _http_settings(settings), collection)
     http_server = HttpServer(http_app.handle, limit)
     addresses = []
     for address in settings.scorer_http_listen.split(","):
@@ -94,6 +96,7 @@ def _pool_settings(settings: Settings) -> PoolSettings:
         max_queue=settings.scorer_max_queue,
         max_batch_size=settings.scorer_max_batch_size,
         max_batch_wait_seconds=settings.scorer_max_batch_wait_ms / 1000,
+        hands_ahead=not settings.scorer_batch_folder,
     )
 
 

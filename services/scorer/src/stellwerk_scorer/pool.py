@@ -43,6 +43,8 @@ class PoolSettings:
     max_queue: int = 1000
     max_batch_size: int = 1
     max_batch_wait_seconds: float = 0.005
+    # Whether a worker whose `run` is quick gets requests before it has answered the last.
+    hands_ahead: bool = True
 
 
 class Pool:
@@ -70,6 +72,7 @@ class Pool:
         # What the script is; empty until the first worker has loaded it.
         self.description: dict[str, Any] = {}
         self.started = 0
+        self._ahead_alone, self._ahead = (_AHEAD_ALONE, _AHEAD) if settings.hands_ahead else (1, 1)
 
     @property
     def ready(self) -> bool:
@@ -108,6 +111,12 @@ class Pool:
         self._watch()
         if self.batches:
             self._pump()
+
+    def abandon(self, job: Job) -> None:
+        """Forgets a job, and ends the worker that is at it: for work that would go on for long."""
+        job.is_canceled = True
+        for worker in self._workers:
+            worker.kill_if_at(job)
 
     async def run(self) -> None:
         """Keeps the workers alive until cancelled; raises `LoadFailed` if the first cannot load."""
@@ -193,7 +202,7 @@ class Pool:
     def _free(self) -> WorkerProcess | None:
         """The worker that is to have the next request, None while all have enough."""
         best: WorkerProcess | None = None
-        ahead = _AHEAD_ALONE if len(self._workers) == 1 else _AHEAD
+        ahead = self._ahead_alone if len(self._workers) == 1 else self._ahead
         for worker in self._workers:
             load = len(worker.parcels)
             if load and (load >= ahead or self.batches or worker.run_microseconds >= FAST_MICROSECONDS):

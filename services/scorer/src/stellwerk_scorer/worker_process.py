@@ -140,6 +140,8 @@ class WorkerProcess(asyncio.Protocol):
         self.last_batch = len(jobs)
         if len(jobs) == 1:
             job = jobs[0]
+            if job.run_seconds:
+                job.deadline = now + job.run_seconds
             limit = max(int((job.deadline - now) * 1000), 1)
             self._transport.write(frames.encode(job.kind, first_id, job.meta, job.payload, limit))
             return
@@ -198,6 +200,12 @@ class WorkerProcess(asyncio.Protocol):
     def kill(self) -> None:
         """Ends the process by force."""
         self._process.kill()
+
+    def kill_if_at(self, job: Job) -> None:
+        """Ends a `run` whose result nobody wants any more."""
+        if not self.is_doomed and self.parcels and job in self.parcels[0].jobs:
+            self.is_doomed = True
+            self.kill()
 
     def kill_if_stuck(self, now: float) -> None:
         """Ends a `run` that its time-out did not interrupt: nothing but a new worker helps."""

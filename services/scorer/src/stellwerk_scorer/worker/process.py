@@ -16,7 +16,7 @@ from types import FrameType
 
 from . import frames
 from .loading import LoadError, TimeUp
-from .service import Service, load
+from .service import Answers, load
 
 _PR_SET_PDEATHSIG = 1
 _CHUNK_BYTES = 1 << 18
@@ -72,7 +72,7 @@ def _raise_time_up(_signal: int, _frame: FrameType | None) -> None:
     raise TimeUp
 
 
-def serve(connection: socket.socket, service: Service, claims: memoryview) -> None:
+def serve(connection: socket.socket, service: Answers, claims: memoryview) -> None:
     """Answers frames, one after the other, in the main thread, where user code expects to run."""
     reader = Reader(connection)
     skipped = frames.SKIPPED

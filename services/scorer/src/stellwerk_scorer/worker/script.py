@@ -53,6 +53,10 @@ class Script:
             "outputs": [],
         }
 
+    def of_files(self, paths: list[str]) -> Call:
+        """The call that scores a mini-batch."""
+        return functools.partial(self._run, **{self._first: paths})
+
     def prepare(self, is_tensors: bool, meta: bytes, payload: bytes) -> Call:
         """The call that answers a request; raises `BadInput`."""
         monitoring.begin(meta)

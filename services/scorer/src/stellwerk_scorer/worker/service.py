@@ -15,6 +15,17 @@ from .loading import TimeUp, log_exception
 _setitimer, _REAL, _clock = signal.setitimer, signal.ITIMER_REAL, time.perf_counter
 
 
+class Answers(Protocol):
+    """What the worker does with frames."""
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What the front must know of the model."""
+
+    def answer(self, kind: int, number: int, request_id: int, meta: bytes, payload: bytes) -> bytes:
+        """The frame, or frames, that answer; raises nothing."""
+
+
 class Model(Protocol):
     """What answers requests: a scoring script, or a model without one."""
 
@@ -34,8 +45,12 @@ class Model(Protocol):
         """The client's fault behind an error."""
 
 
-def load(settings: dict[str, Any]) -> Service:
+def load(settings: dict[str, Any]) -> Answers:
     """Loads the script, or without one the model; raises `LoadError`."""
+    if settings["batch_folder"]:
+        from . import mini_batch
+
+        return mini_batch.load(settings["script"], settings["batch_folder"])
     if settings["script"]:
         from .script import Script
 
@@ -64,25 +79,25 @@ class Service:
         is_tensors = kind == frames.INFER
         try:
             call = self._model.prepare(is_tensors, meta, payload)
-            value, took = _timed(call, number)
+            value, took = timed(call, number)
             return results.encode(request_id, value, is_tensors, took)
         except BaseException as error:  # SystemExit included: user code must not end the worker this way
             return self._failure(request_id, error, payload)
 
     def _failure(self, request_id: int, error: BaseException, payload: bytes) -> bytes:
         if isinstance(error, BadInput):
-            return _error(request_id, error.reason, error.message)
+            return error_frame(request_id, error.reason, error.message)
         if isinstance(error, TimeUp):
             log_exception(f"run() did not end in time (request {request_id})", error)
-            return _error(request_id, "SCORING_TIMEOUT", "The scoring script did not answer in time.")
+            return error_frame(request_id, "SCORING_TIMEOUT", "The scoring script did not answer in time.")
         if isinstance(error, results.NotSendable):
             log_exception(f"run() returned what cannot be sent (request {request_id})", error)
-            return _error(request_id, "RESULT_NOT_JSON", f"What run() returned {error}")
+            return error_frame(request_id, "RESULT_NOT_JSON", f"What run() returned {error}")
         blamed = self._model.blame(error, payload)
         log_exception(f"run() failed (request {request_id})", error)
         if blamed is not None:
-            return _error(request_id, blamed.reason, blamed.message)
-        return _error(request_id, "SCRIPT_ERROR", f"The scoring script raised {type(error).__name__}.")
+            return error_frame(request_id, blamed.reason, blamed.message)
+        return error_frame(request_id, "SCRIPT_ERROR", f"The scoring script raised {type(error).__name__}.")
 
     def _answer_batch(self, number: int, payload: bytes) -> bytes:
         items = list(_unpack(payload))
@@ -106,7 +121,7 @@ class Service:
     ) -> bytes | None:
         is_tensors = items[0][0] == frames.INFER
         try:
-            value, took = _timed(call, number)
+            value, took = timed(call, number)
             parts = batching.split(value, rows)
             if parts is not None:
                 return b"".join(
@@ -129,7 +144,7 @@ class Service:
 _Item = tuple[int, int, int, bytes, bytes]
 
 
-def _timed(call: Callable[[], Any], milliseconds: int) -> tuple[Any, int]:
+def timed(call: Callable[[], Any], milliseconds: int) -> tuple[Any, int]:
     """What the call returns and the microseconds that it took; `TimeUp` is raised inside it."""
     _setitimer(_REAL, milliseconds / 1000)
     begun = _clock()
@@ -150,6 +165,6 @@ def _unpack(payload: bytes) -> Any:
         yield kind, number, request_id, meta, payload[middle:position]
 
 
-def _error(request_id: int, reason: str, message: str) -> bytes:
+def error_frame(request_id: int, reason: str, message: str) -> bytes:
     meta = json.dumps({"reason": reason, "message": message}).encode()
     return frames.encode(frames.ERROR, request_id, meta)
