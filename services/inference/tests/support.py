@@ -19,7 +19,7 @@ from stellwerk_launcher.testing import plaintext_command
 from stellwerk_platform.app import App
 from stellwerk_platform.auth import CallerCredentials, StaticCredentials
 from stellwerk_platform.bus import Bus
-from stellwerk_platform.errors import NotFound
+from stellwerk_platform.errors import NotFound, PlatformError
 from stellwerk_platform.grpc_client import connect
 from stellwerk_platform.grpc_server import abort
 from stellwerk_platform.journal import CONTENT_TYPE, Fact, entry
@@ -94,6 +94,8 @@ class Others(grpc.GenericRpcHandler):
         # The files of the dataset digits, and what was registered, by request id.
         self.files = [File(path=f"{number:03}.csv", sha256="d" * 64) for number in range(25)]
         self.registered: dict[str, datasets_pb2.DatasetVersion] = {}
+        # Why nothing is registered; None: it is.
+        self.refusal: PlatformError | None = None
         # What a test answers itself, by the type of the request.
         self.answers: dict[type, Callable[[Any], Any]] = {}
 
@@ -106,6 +108,8 @@ class Others(grpc.GenericRpcHandler):
             if isinstance(request, blobs_pb2.PrepareUploadsRequest):
                 return answer_type()
             if isinstance(request, datasets_pb2.CreateDatasetVersionRequest):
+                if self.refusal is not None:
+                    await abort(context, self.refusal)
                 return self._register(request)
             if type(request) in self.answers:
                 return self.answers[type(request)](request)

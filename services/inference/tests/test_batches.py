@@ -1,5 +1,7 @@
 """Batch jobs from their creation to their results; the test plays the replicas, compute and the registry."""
 
+import asyncio
+
 import pytest
 
 from services.inference.tests.batch_support import INPUT, batch_deployment, ended, submit, worker
@@ -9,6 +11,7 @@ from stellwerk_inference import states
 from stellwerk_inference.batches import domain
 from stellwerk_inference.batches import store as batch_store
 from stellwerk_inference.deployments import domain as deployments
+from stellwerk_platform.errors import InvalidArgument
 from stellwerk_protos.common.v1.common_pb2 import File
 from stellwerk_protos.compute.v1 import computes_pb2 as compute
 from stellwerk_protos.compute.v1 import workloads_pb2
@@ -137,6 +140,40 @@ async def test_what_fails_is_tried_again_and_then_counted(
     assert nothing.reason.code == "NOTHING_SCORED"
 
 
+async def test_a_job_whose_results_cannot_be_had_fails_with_the_reason(
+    inference: Inference, journal: Journal, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployment, replica = await batch_deployment(inference, journal, scorer, "unhad", max_retries=0)
+    refusal = InvalidArgument("TOO_MANY_FILES", "20,001 files are more than 20,000.", "Pack them.")
+    monkeypatch.setattr(inference.others, "refusal", refusal)
+    async with worker(inference, replica) as agent:
+        job = await submit(inference, deployment)
+        assert await agent.work() == ["0", "1", "2", "merge"]
+        failed = await ended(inference, job.name)
+        assert (failed.state, failed.reason.code) == (domain.FAILED, "RESULTS_NOT_REGISTERED")
+        assert ("20,001 files" in failed.reason.message, failed.reason.cure) == (True, "Pack them.")
+
+        job = await submit(inference, deployment, input_path="00")
+        for _ in range(2):
+            lease = await agent.lease()
+            assert lease is not None
+            await (agent.fail(lease, "No space left.") if lease.merge_into else agent.finish(lease))
+        failed = await ended(inference, job.name)
+        assert failed.reason.code == "RESULTS_NOT_MERGED"
+        assert "No space left." in failed.reason.message
+
+        monkeypatch.setattr(domain, "MAX_LOST", 1)
+        job = await submit(inference, deployment, input_path="00")
+        assert await agent.lease() is not None
+        agent.held.clear()
+        asking = asyncio.create_task(agent.lease())
+        failed = await ended(inference, job.name)
+        assert failed.reason.code == "NOTHING_SCORED"
+        assert "not heard of again" in failed.reason.message
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+
+
 async def test_results_by_file_are_registered_without_a_merge(
     inference: Inference, journal: Journal, scorer: Scorer
 ) -> None:
@@ -240,8 +277,11 @@ async def test_replicas_come_with_a_job_and_go_after_it(
     job = await submit(inference, deployment)
     events = await journal.together(deployment_scaled=1, replica_created=2)
     assert events["deployment_scaled"][0]["data"]["reason"]["code"] == "BATCH_JOB_WAITS"
-    assert "3 mini-batches are open" in events["deployment_scaled"][0]["data"]["reason"]["message"]
+    assert "at least 2 mini-batches are open" in events["deployment_scaled"][0]["data"]["reason"]["message"]
     first = events["replica_created"][0]["subject"]
+    await inference.allocate(first, compute.ALLOCATION_STATE_QUEUED, code="NO_NODE")
+    waits = (await journal.next("batch_job.progressed"))["data"]["reason"]
+    assert waits["message"].startswith("Waits for a replica: ")
     await inference.allocate(first, compute.ALLOCATION_STATE_RUNNING, scorer.address)
     async with worker(inference, first) as agent:
         assert await agent.work() == ["0", "1", "2", "merge"]

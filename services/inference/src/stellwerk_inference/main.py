@@ -102,7 +102,7 @@ async def compose(app: App, settings: InferenceSettings) -> None:
             ),
             batch_scoring(app, Parts(store, batches, lifecycle, changes, upstream), tokens),
             monitoring(app, monitors, store, collected, changes, upstream),
-            workspace_data(service.database, upstream.workspaces, store, lifecycle).registration(),
+            workspace_data(service.database, upstream.workspaces, store, lifecycle, batches).registration(),
         ],
     )
 

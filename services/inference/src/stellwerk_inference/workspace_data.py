@@ -1,5 +1,6 @@
 """What `inference` keeps of a workspace."""
 
+from stellwerk_inference.batches.store import BatchStore
 from stellwerk_inference.lifecycle import Lifecycle
 from stellwerk_inference.states import DELETED, DELETING, State, name_of
 from stellwerk_inference.store import Store
@@ -22,9 +23,9 @@ _MOST = 1_000
 
 
 def workspace_data(
-    database: Database, workspaces: Workspaces, store: Store, lifecycle: Lifecycle
+    database: Database, workspaces: Workspaces, store: Store, lifecycle: Lifecycle, batches: BatchStore
 ) -> WorkspaceData:
-    """Endpoints with their deployments and replicas; an endpoint lives until it is deleted."""
+    """Endpoints with their deployments, replicas and jobs; an endpoint lives until it is deleted."""
 
     async def named(workspace: str, *gone: State.ValueType) -> list[str]:
         where = {"parent": workspace, "state": {"$nin": [name_of(state) for state in gone]}}
@@ -32,7 +33,7 @@ def workspace_data(
         return [document["_id"] async for document in found]
 
     async def living(workspace: str) -> list[str]:
-        return await named(workspace, DELETED)
+        return [*await named(workspace, DELETED), *await batches.open_names(workspace)]
 
     async def end(workspace: str) -> None:
         for name in await named(workspace, DELETING, DELETED):

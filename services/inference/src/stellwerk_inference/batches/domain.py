@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from stellwerk_inference.batches import settings as batch_settings
+from stellwerk_inference.states import CREATING as REPLICA_CREATING
 from stellwerk_inference.states import FAILED as DEPLOYMENT_FAILED
 from stellwerk_inference.states import LEAVING, SUCCEEDED
 from stellwerk_platform import names
@@ -197,6 +198,23 @@ class Failure:
     message: str = ""
 
 
+def wait(job: pb.BatchJob, replicas: Sequence[endpoints_pb2.Replica]) -> Fact | None:
+    """Tells what the replica waits for that a job waits for."""
+    mine = [replica for replica in replicas if replica.rollout == job.rollout]
+    starting = next((replica for replica in mine if replica.state == REPLICA_CREATING), None)
+    if job.state != QUEUED or starting is None or any(r.state == SUCCEEDED for r in mine):
+        return None
+    reason = Reason(
+        code=starting.reason.code,
+        message=f"Waits for a replica: {starting.reason.message or starting.reason.code}",
+        cure=starting.reason.cure,
+    )
+    if reason == job.reason:
+        return None
+    job.reason.CopyFrom(reason)
+    return Fact("progressed", reason.code, reason.message)
+
+
 def start(job: pb.BatchJob, now: Timestamp) -> Fact | None:
     """The first mini-batch was taken."""
     if job.state != QUEUED:
@@ -237,7 +255,8 @@ def _fail(
     reason = Reason(
         code=code,
         message=f"{message}{example[:_SHOWN].rstrip('.')}.",
-        cure=f"See `stellwerk batch mini-batches`, and `stellwerk deployment logs {endpoint} {deployment}`.",
+        cure=f"See `stellwerk batch mini-batches {endpoint} {names.id_of(job.name)} --state failed` and "
+        f"`stellwerk deployment logs {endpoint} {deployment}`.",
     )
     return end(job, FAILED, reason, progress, now)
 
@@ -312,10 +331,11 @@ def stranded(deployment: endpoints_pb2.Deployment | None) -> Reason | None:
 
 def refuse_change(job: str) -> FailedPrecondition:
     """The error for a change of a deployment that has jobs."""
+    shown = f"{names.id_of(names.parent_of(job))} {names.id_of(job)}"
     return FailedPrecondition(
         "BATCH_JOBS_RUNNING",
         f"The job {names.id_of(job)} is not over, and it keeps to the rollout that it began with.",
-        "Wait for it (`stellwerk batch watch`), or cancel it (`stellwerk batch cancel`).",
+        f"Wait for it (`stellwerk batch watch {shown}`), or cancel it (`stellwerk batch cancel {shown}`).",
         {"job": job},
     )
 

@@ -98,10 +98,14 @@ class Settler:
         return await self._batches.update(name, by_service)
 
     async def _check_deployment(self, job: pb.BatchJob) -> None:
-        """A job cannot go on when its deployment has failed for good."""
-        reason = domain.stranded(await self._store.deployments.find(job.deployment))
+        """A job cannot go on when its deployment has failed for good, and waits for what its replicas do."""
+        deployment = await self._store.deployments.find(job.deployment)
+        reason = domain.stranded(deployment)
         if reason is not None:
             await self._fail(job, reason)
+        elif deployment is not None and job.state == domain.QUEUED:
+            replicas = await self._store.replicas_of(deployment)
+            await self._apply(job.name, lambda j: domain.wait(j, replicas))
 
     async def _fail(self, job: pb.BatchJob, reason: Reason) -> None:
         progress = await self._batches.progress(job.name)

@@ -33,12 +33,21 @@ def wanted(deployment: pb.Deployment, open_pieces: int, idle_since: datetime, mo
     """
     settings, count = Settings.of(deployment.scale_settings), deployment.replica_count
     if open_pieces:
-        at_once = max(deployment.workload.batch_settings.max_concurrency_per_replica, 1)
-        busy = max(-(-open_pieces // at_once), 1)
+        busy = max(-(-open_pieces // at_once(deployment)), 1)
         return max(settings.clamp(busy), min(count, settings.max_replicas))
     if moment - idle_since >= timedelta(seconds=settings.down_delay_seconds):
         return settings.min_replicas
     return settings.clamp(count)
+
+
+def at_once(deployment: pb.Deployment) -> int:
+    """How many mini-batches a replica works on at a time."""
+    return max(deployment.workload.batch_settings.max_concurrency_per_replica, 1)
+
+
+def enough(deployment: pb.Deployment) -> int:
+    """How many mini-batches keep all replicas busy that there may be."""
+    return deployment.scale_settings.max_replicas * at_once(deployment)
 
 
 def apply(
@@ -59,7 +68,8 @@ def apply(
     )
     change = f"{before} to {after} replicas"
     if after > before:
-        return Fact("scaled", "BATCH_JOB_WAITS", f"{change}: {open_pieces:,} mini-batches are open.")
+        least = "at least " if open_pieces >= enough(deployment) else ""
+        return Fact("scaled", "BATCH_JOB_WAITS", f"{change}: {least}{open_pieces:,} mini-batches are open.")
     return Fact("scaled", "BATCH_JOBS_DONE", f"{change}: no job has been open for long enough.")
 
 
@@ -88,7 +98,8 @@ class BatchScaler:
     async def _look(self, deployment: pb.Deployment) -> None:
         jobs = await self._batches.open_jobs(deployment=deployment.name)
         names = [job.name for job in jobs if job.state != domain.CANCEL_REQUESTED]
-        pieces = await self._batches.count_open(names) if names else 0
+        # More than keep all replicas busy make no difference.
+        pieces = await self._batches.count_open(names, enough(deployment)) if names else 0
         before = deployment.replica_count
         if jobs and not pieces:
             # Its results are being registered, or its last replicas let go: it is over in a moment.

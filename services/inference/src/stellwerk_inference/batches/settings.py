@@ -92,6 +92,12 @@ def check_kind(
                 "Leave them out, or create a batch endpoint (`stellwerk endpoint create NAME --batch`).",
             )
         return
+    if not request.scoring_script:
+        raise InvalidArgument(
+            "SCRIPT_MISSING",
+            "A model is not served without a scoring script on a batch endpoint.",
+            "Give a script with run(mini_batch), which gets the paths of files.",
+        )
     request.batch_settings.SetInParent()
     check(request.batch_settings)
     for field in ("request_settings", "data_collection", "sample"):

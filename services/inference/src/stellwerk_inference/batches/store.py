@@ -160,6 +160,12 @@ class BatchStore:
         found = await self.jobs.all({**where, "state": wanted}, session)
         return sorted(found, key=lambda job: (job.create_time.ToDatetime(), job.name))
 
+    async def open_names(self, workspace: str) -> list[str]:
+        """The names of the jobs of a workspace that have not ended."""
+        states = {"$in": [domain.State.Name(state) for state in domain.OPEN]}
+        found = self.jobs.raw.find({**begins_with("_id", f"{workspace}/"), "state": states}, {"_id": 1})
+        return [document["_id"] async for document in found]
+
     async def last_end(self, deployment: str) -> datetime | None:
         """When the last job of a deployment ended; None: none has."""
         where = {"deployment": deployment, "end_time": {"$exists": True}}
@@ -311,10 +317,10 @@ class BatchStore:
         where["kind"] = {"$in": [SCORE, MERGE]}
         return await self._items.find_one(where, {"_id": 1}) is not None
 
-    async def count_open(self, jobs: Sequence[str]) -> int:
-        """How many pieces wait or are worked on."""
+    async def count_open(self, jobs: Sequence[str], limit: int) -> int:
+        """How many pieces wait or are worked on, up to a limit."""
         where = {"job": {"$in": list(jobs)}, "kind": {"$in": [SCORE, MERGE]}, "state": {"$in": _TO_DO}}
-        return int(await self._items.count_documents(where))
+        return int(await self._items.count_documents(where, limit=limit))
 
     async def progress(self, job: str) -> pb.BatchProgress:
         """How far it is, from the mini-batches."""
