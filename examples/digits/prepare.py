@@ -2,10 +2,12 @@
 
 digits.csv has all of them, each with the part that it plays: training, validation or holdout.
 holdout.json has the held-out images as a request for the scoring script, and their digits.
+images/ has the same images as portable graymaps, a file each, for batch scoring.
 """
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -29,7 +31,15 @@ def main() -> None:
     request = {"data": digits.data[holdout].tolist()}
     with open("holdout.json", "w") as file:
         json.dump({"request": request, "digits": digits.target[holdout].tolist()}, file)
-    print(f"digits.csv: {len(parts)} images; holdout.json: {len(holdout)} of them, not for training")
+    write_images(digits.images[holdout])
+    print(f"digits.csv: {len(parts)} images; holdout.json and images/: {HOLDOUT} of them, not for training")
+
+
+def write_images(images: np.ndarray) -> None:
+    folder = Path("images")
+    folder.mkdir(exist_ok=True)
+    for number, image in enumerate(images):
+        np.savetxt(folder / f"{number:03}.pgm", image, fmt="%d", header="P2\n8 8\n16", comments="")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The main job through the command line, and what can be seen of it everywhere else."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -316,3 +317,23 @@ def test_the_interpreter_of_the_demo_is_not_the_runs_own(run: dict[str, Any]) ->
     """The run has an environment of its own, made from its lock."""
     assert run["workload"]["environment"].startswith(f"workspaces/{WORKSPACE}/environments/")
     assert sys.prefix not in json.dumps(run)
+
+
+def test_held_out_images_are_scored_as_a_batch_too(
+    cli: Cli, endpoint: dict[str, Any], files: Path, holdout: Any, tmp_path: Path
+) -> None:
+    _, labels = holdout
+    cli.ok("dataset", "create", "images", files / "images")
+    cli.ok("endpoint", "create", "digits-batch", "--batch")
+    cli.ok(
+        *("deployment", "create", "blue", "--endpoint", "digits-batch", "--model", "digits:1"),
+        *("--environment", "digits", "--code", EXAMPLE, "--script", "batch_score.py"),
+        *("--mini-batch-size", "30"),
+    )
+    cli.ok("batch", "submit", "digits-batch", "images:1", "--name", "first")
+    cli.ok("batch", "download", "digits-batch", "first", "--to", tmp_path)
+    with (tmp_path / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["file"] for row in rows] == [f"{number:03}.pgm" for number in range(len(labels))]
+    right = sum(int(row["digit"]) == label for row, label in zip(rows, labels, strict=True))
+    assert right / len(labels) > 0.9

@@ -113,18 +113,17 @@ def cancel(session: Session, endpoint: str, job: str, wait: bool) -> None:
 @click.option(
     "--state",
     type=click.Choice(["waiting", "running", "succeeded", "failed"], case_sensitive=False),
-    default="",
     help="Only those.  [default: all]",
 )
 @_limit
-def mini_batches(session: Session, endpoint: str, job: str, state: str, limit: int) -> None:
+def mini_batches(session: Session, endpoint: str, job: str, state: str | None, limit: int) -> None:
     """List the mini-batches of a job, with what went wrong.
 
     In the order of its input."""
     from stellwerk import states
 
     output.listing(
-        session.workspace().batches.get(endpoint, job).mini_batches(state=state, limit=limit),
+        session.workspace().batches.get(endpoint, job).mini_batches(state=state or "", limit=limit),
         session.json,
         ("INDEX", "STATE", "FILES", "ROWS", "TRIES", "REPLICA", "REASON"),
         lambda item: (
