@@ -72,7 +72,7 @@ def test_every_file_is_in_the_results_once_and_in_order(cli: Cli, tmp_path: Path
     assert (shown["progress"]["miniBatchCount"], shown["progress"]["rowCount"]) == (14, str(PAGES))
     listed = cli.json("batch", "mini-batches", "reader", "all")
     assert [item["fileCount"] for item in listed] == [4] * 13 + [1]
-    assert "Completed" in cli.ok("why", "endpoints/reader/jobs/all")
+    assert "results are datasets/reader-results/versions/1" in cli.ok("why", "endpoints/reader/jobs/all")
 
 
 def test_what_fails_is_named_and_counted_and_the_rest_is_there(cli: Cli, tmp_path: Path) -> None:
