@@ -13,6 +13,7 @@ from tests.system.support import EXAMPLE, Cli
 pytestmark = pytest.mark.timeout(300)
 WORKSPACE = "collected"
 REQUESTS = 40
+DRIFTED = 6
 SCRIPT = """
     from azureml.ai.monitoring import Collector
 
@@ -93,6 +94,67 @@ def test_collected_data_becomes_a_dataset(cli: Cli, sent: dict[str, str]) -> Non
 def test_what_was_not_collected_is_an_error_with_a_cure(cli: Cli, sent: dict[str, str]) -> None:
     outcome = cli.run("endpoint", "data", "export", "sizes", "--collection", "other", "--dataset", "none")
     outcome.check_clear("NO_COLLECTED_DATA", 3, "--collect")
+
+
+def baseline(cli: Cli, folder: Path, name: str, first: int) -> None:
+    """A dataset of as many different lengths as the requests have, from `first` on."""
+    lines = ["length", *(str(first + number % REQUESTS) for number in range(400))]
+    (folder / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    cli.ok("dataset", "create", name, folder / f"{name}.csv")
+
+
+def test_a_monitor_says_whether_the_data_has_moved(cli: Cli, sent: dict[str, str], tmp_path: Path) -> None:
+    watched = (
+        *("--endpoint", "sizes", "--collection", "model_inputs", "--min-rows", "10", "--window", "2h"),
+        *("--threshold", "length:ks=0.3"),
+    )
+    shortest = min(map(len, sent.values()))
+    for name, first in (("alike", shortest), ("moved", shortest + REQUESTS)):
+        baseline(cli, tmp_path, name, first)
+        made = cli.json("monitor", "create", name, *watched, "--baseline", name)
+        assert (made["state"], made["baseline"].rsplit("/", 1)[1]) == ("MONITOR_STATE_PENDING", "1")
+    calm = cli.json("monitor", "check", "alike", "--fail-on-drift")
+    assert (calm["found"], int(calm["rowCount"])) == ("MONITOR_STATE_OK", REQUESTS), calm
+    drifted = cli.run("monitor", "check", "moved", "--fail-on-drift")
+    assert drifted.code == DRIFTED, drifted
+    assert "Drifted" in drifted.out
+    assert "length" in drifted.out
+    states = [line.split()[:2] for line in cli.ok("monitor", "list").splitlines()[1:]]
+    assert states == [["alike", "Ok"], ["moved", "Drifted"]]
+
+
+def test_drift_is_an_event_with_its_evidence(cli: Cli, sent: dict[str, str]) -> None:
+    watching = cli.start(
+        *("events", "watch", "--since", "10m", "--resource", "monitors/moved", "--limit", "1"),
+        *("--type", "stellwerk.inference.monitor.drifted.v1", "--output", "json"),
+    )
+    out, err = watching.communicate(timeout=60)
+    event = json.loads(out or err)
+    assert event["data"]["reason"]["code"] == "MODEL_DRIFTED"
+    assert "length" in event["data"]["reason"]["message"]
+    assert "length" in cli.ok("why", "monitors/moved")
+    assert "1.0" in cli.ok("monitor", "show", "moved", "--column", "length")
+
+
+def test_a_monitor_rests_and_goes(cli: Cli, sent: dict[str, str]) -> None:
+    tried = (
+        "--endpoint",
+        "sizes",
+        "--baseline",
+        "alike",
+        "--cron",
+        "30 6 * * *",
+        "--time-zone",
+        "Asia/Tokyo",
+    )
+    would = cli.json("monitor", "create", "tried", *tried, "--dry-run")
+    assert [time[11:] for time in would["upcomingCheckTimes"]] == ["21:30:00Z"] * 5
+    cli.run("monitor", "show", "tried").check_clear("MONITOR_NOT_FOUND", 3)
+    assert "paused" in cli.ok("monitor", "pause", "alike")
+    assert cli.json("monitor", "resume", "alike")["nextCheckTime"]
+    cli.run("monitor", "delete", "alike").check_clear("CONFIRMATION_MISSING", 2, "checks (1)")
+    cli.ok("monitor", "delete", "alike", "--yes")
+    cli.run("monitor", "show", "alike").check_clear("MONITOR_NOT_FOUND", 3)
 
 
 def test_keys_are_never_collected(cli: Cli, sent: dict[str, str]) -> None:

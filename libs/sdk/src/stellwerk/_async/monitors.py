@@ -23,9 +23,9 @@ class AsyncMonitors:
     both sides have. `thresholds`: what drift is, by metric (psi, jensen-shannon, ks, chi-square) or by
     column and metric: `{"psi": 0.2, "age:ks": 0.1}`; none means psi over 0.2.
 
-    `cron` has five fields, in `time_zone` (IANA, else UTC). `window`: how far back from a check the
-    collected data goes. Fewer than `min_rows` rows (0: 100) are too few to compare; of more than
-    `max_rows` (0: 100,000) on either side so many are drawn.
+    `cron` has five fields, in `time_zone` (IANA, else UTC); "" is no schedule. `window`: how far back from
+    a check the collected data goes. Fewer than `min_rows` rows (0: 100) are too few to compare; of more
+    than `max_rows` (0: 100,000) on either side so many are drawn.
     """
 
     def __init__(self, core: AsyncCore, parent: str) -> None:
@@ -51,8 +51,12 @@ class AsyncMonitors:
         paused: bool = False,
         description: str = "",
         tags: Mapping[str, str] | None = None,
+        dry_run: bool = False,
     ) -> monitors_pb2.Monitor:
-        """Creates a monitor; its first check is at the next time of its schedule, or by `check`."""
+        """Creates a monitor; its first check is at the next time of its schedule, or by `check`.
+
+        The answer has the next five times. With `dry_run` it is what would be created.
+        """
         monitor = monitors_pb2.Monitor(
             endpoint=names.resource(self._parent, "endpoints", endpoint),
             deployment=deployment,
@@ -70,7 +74,9 @@ class AsyncMonitors:
             tags=tags,
         )
         monitor.window.FromTimedelta(window)
-        request = monitors_pb2.CreateMonitorRequest(parent=self._parent, monitor_id=name, monitor=monitor)
+        request = monitors_pb2.CreateMonitorRequest(
+            parent=self._parent, monitor_id=name, monitor=monitor, validate_only=dry_run
+        )
         return await self._core.call(self._stub.CreateMonitor, request)
 
     async def get(self, name: str) -> monitors_pb2.Monitor:

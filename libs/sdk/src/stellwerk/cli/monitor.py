@@ -106,17 +106,23 @@ def _threshold(text: str) -> tuple[str, float]:
 @click.option("--endpoint", required=True, metavar="NAME", help="The endpoint.")
 @_settings(new=True)
 @click.option("--paused", is_flag=True, help="Let the schedule rest at first.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be created, and the next checks.")
 @traced
-def create(session: Session, name: str, endpoint: str, paused: bool, **settings: Any) -> None:
+def create(session: Session, name: str, endpoint: str, paused: bool, dry_run: bool, **settings: Any) -> None:
     """Watch an endpoint for drift.
 
     Its deployments must collect data (`deployment create --collect`). Metrics: psi is the population
     stability index, jensen-shannon the distance of that name, ks the Kolmogorov-Smirnov statistic (numbers),
     chi-square Cramér's V (categories).
     """
-    made = session.workspace().monitors.create(name, endpoint=endpoint, paused=paused, **_given(settings))
+    made = session.workspace().monitors.create(
+        name, endpoint=endpoint, paused=paused, dry_run=dry_run, **_given(settings)
+    )
     monitor_view.show(session, made)
-    click.echo(f"Check it now: stellwerk monitor check {name}", err=True)
+    if dry_run:
+        click.echo("Nothing was created.", err=True)
+    else:
+        click.echo(f"Check it now: stellwerk monitor check {name}", err=True)
 
 
 @monitor.command("list", example="stellwerk monitor list --endpoint digits")
@@ -253,6 +259,6 @@ def delete(session: Session, name: str, yes: bool) -> None:
     """
     monitors = session.workspace().monitors
     if not yes:
-        text = f"{name} goes for good, with its {monitors.get(name).check_count} checks."
+        text = f"{name} goes for good, and so do its checks ({monitors.get(name).check_count})."
         confirm(text, f"{text} Delete it?")
     monitor_view.show(session, monitors.delete(name))

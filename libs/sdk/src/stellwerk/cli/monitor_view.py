@@ -18,6 +18,9 @@ _ROWS = 20
 # The threshold stands in the middle of a bar.
 _HALF = 10
 _SHARE_WIDTH = 30
+# Names that fit into a line.
+_NAMES = 8
+_HEADER = ("COLUMN", "METRIC", "VALUE", "THRESHOLD", "", "P", "MISSING", "")
 
 
 def show(session: Session, found: "Monitor") -> None:
@@ -32,16 +35,16 @@ def show(session: Session, found: "Monitor") -> None:
         ("endpoint", "/".join(filter(None, (names.last(found.endpoint), found.deployment)))),
         ("collection", found.collection),
         ("baseline", " ".join(filter(None, (names.short_version(found.baseline), found.baseline_path)))),
-        ("columns", ", ".join(found.columns)),
+        ("columns", _listed(found.columns)),
         ("drift is", drift.described(found.thresholds)),
-        ("schedule", f"{found.cron} {found.time_zone or 'UTC'}"),
+        ("schedule", f"{found.cron} {found.time_zone}" if found.cron else "none: only when asked"),
         ("window", _length(found.window.seconds)),
         ("rows", _bounds(found)),
-        ("next check", next_check(found)),
+        ("next checks", _next_checks(found)),
         ("checks", found.check_count),
         ("description", found.description),
         ("tags", output.pairs(found.tags)),
-        ("created", f"{output.when(found.create_time)} by {found.creator}"),
+        ("created", _created(found)),
     ]
     output.facts(found, session.json, facts)
 
@@ -49,6 +52,10 @@ def show(session: Session, found: "Monitor") -> None:
 def next_check(found: "Monitor") -> str:
     """When it is due, or that it rests."""
     return "paused" if found.paused else output.when(found.next_check_time)
+
+
+def _next_checks(found: "Monitor") -> str:
+    return "\n".join(map(output.when, found.upcoming_check_times)) or next_check(found)
 
 
 def outcome(check: "MonitorCheck") -> str:
@@ -76,12 +83,17 @@ def show_check(session: Session, check: "MonitorCheck", *, every: bool = False) 
     drifted = sum(item.drifted for item in check.columns)
     shown = check.columns if every else check.columns[: max(drifted, _ROWS)]
     click.echo()
-    output.table(
-        ("COLUMN", "METRIC", "VALUE", "THRESHOLD", "", "P", "MISSING", ""),
-        [_row(item) for item in shown],
-    )
+    _table(shown)
     if left := len(check.columns) - len(shown):
-        click.echo(f"{left} more have not drifted; `stellwerk monitor show --all` shows them.", err=True)
+        name = check.name.split("/")[3]
+        click.echo(f"{left} more have not drifted; see `stellwerk monitor show {name} --all`.", err=True)
+
+
+def _table(items: "Sequence[ColumnDrift]") -> None:
+    """A row each; what none of them has is no column."""
+    rows = [_row(item) for item in items]
+    used = [place for place in range(len(_HEADER)) if any(row[place] for row in rows)]
+    output.table([_HEADER[place] for place in used], [[row[place] for place in used] for row in rows])
 
 
 def _row(item: "ColumnDrift") -> Sequence[object]:
@@ -120,7 +132,7 @@ def show_column(session: Session, check: "MonitorCheck", column: str) -> None:
     if session.json:
         output.document([output.to_json(item) for item in found])
         return
-    output.table(("COLUMN", "METRIC", "VALUE", "THRESHOLD", "", "P", "MISSING", ""), [*map(_row, found)])
+    _table(found)
     binned: Any = next((item for item in found if item.bins), None)
     if binned is not None:
         click.echo()
@@ -135,6 +147,16 @@ def _shares(item: "ColumnDrift") -> Iterator[Sequence[object]]:
 
 def _share_bar(share: float) -> str:
     return "█" * round(share * _SHARE_WIDTH)
+
+
+def _created(found: "Monitor") -> str:
+    """Nothing for what would be created."""
+    return f"{output.when(found.create_time)} by {found.creator}" if found.HasField("create_time") else ""
+
+
+def _listed(columns: Sequence[str]) -> str:
+    more = f", … ({len(columns)})" if len(columns) > _NAMES else ""
+    return ", ".join(columns[:_NAMES]) + more
 
 
 def _bounds(found: "Monitor") -> str:
