@@ -162,9 +162,9 @@ def _too_few(check: pb.MonitorCheck, monitor: pb.Monitor) -> Reason:
         code="TOO_FEW_ROWS",
         message=f"{check.row_count:,} rows of {monitor.collection} were collected in the window, fewer than "
         f"{monitor.min_rows:,}.{unreadable}",
-        cure=f"Collect with `stellwerk deployment update {names.id_of(monitor.endpoint)} "
-        f"{monitor.deployment or 'DEPLOYMENT'} --collect {monitor.collection}`, wait for requests, or give "
-        "the monitor a longer window.",
+        cure=f"Collect with `stellwerk deployment update {monitor.deployment or 'DEPLOYMENT'} "
+        f"--endpoint {names.id_of(monitor.endpoint)} --collect {monitor.collection}`, wait for requests, or "
+        "give the monitor a longer window.",
     )
 
 
