@@ -284,7 +284,7 @@ def test_wide_rows_are_fewer() -> None:
     sample._rows = [[0]] * 20_000
     sample.seen_count = 20_000
     sample.add({str(index): index for index in range(1_000)})
-    assert sample.row_count == 10_000
+    assert sample.row_count == 8_000
     with pytest.raises(CheckFailed, match="columns"):
         sample.add({"one more": 1})
 

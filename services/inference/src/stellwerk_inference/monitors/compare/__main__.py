@@ -17,11 +17,13 @@ from typing import Any
 # Before NumPy is loaded: a check must not take all cores from those who answer requests.
 for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "ARROW_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
+# Others reserve memory ahead, which counts.
+os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 from stellwerk_inference.monitors.compare.comparison import Request, compare  # noqa: E402
 from stellwerk_inference.monitors.compare.failures import CheckFailed  # noqa: E402
 
-_MEMORY_BYTES = 4 << 30
+_MEMORY_BYTES = 1 << 30
 _MOST_SECONDS = 900.0
 
 
@@ -30,7 +32,7 @@ def main() -> None:
     threading.Thread(target=_end_with_parent, args=(os.getppid(), folder), daemon=True).start()
     os.nice(10)
     with suppress(ValueError, OSError):  # not on every system
-        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
+        resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_DATA)[1]))
     json.dump(_answer(json.load(sys.stdin), folder), sys.stdout)
 
 

@@ -1,14 +1,18 @@
 """Rows drawn at random while they go by, each with the same chance (Vitter 1985, Algorithm R)."""
 
 import random
-from collections.abc import Mapping
-from typing import Any
+from array import array
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
+from stellwerk_inference.monitors.compare import values as cells
 from stellwerk_inference.monitors.compare.failures import CheckFailed
 
 MAX_COLUMNS = 1_000
-# Values that are in memory at a time: some 500 MB of numbers as Python has them.
-_MAX_VALUES = 10_000_000
+# Values that are in memory at a time: 64 MB of numbers, up to 300 MB of rows with texts.
+_MAX_VALUES = 8_000_000
+_MAX_TEXTS = 100_000
+_NAN = float("nan")
 
 
 class Sample:
@@ -19,7 +23,9 @@ class Sample:
         self._random = random.Random(seed)
         self._only = only
         self._slots: dict[str, int] = {}
-        self._rows: list[list[Any]] = []
+        self._rows: list[Sequence[float | str | None]] = []
+        # Each text once.
+        self._texts: dict[str, str] = {}
         self.seen_count = 0
 
     @property
@@ -42,11 +48,23 @@ class Sample:
         self._shrink()
         if place is None:
             return
+        row_values = self._packed(values)
         if place < len(self._rows):
-            self._rows[place] = values
+            self._rows[place] = row_values
         else:
-            self._rows.append(values)
+            self._rows.append(row_values)
         self._shrink()
+
+    def _packed(self, values: Sequence[Any]) -> Sequence[float | str | None]:
+        """The values as numbers and texts, in little memory."""
+        plain = [cells.plain(value) for value in values]
+        try:
+            # A text among them is a TypeError.
+            return array("d", cast(list[float], [_NAN if value is None else value for value in plain]))
+        except TypeError:
+            if len(self._texts) > _MAX_TEXTS:
+                self._texts.clear()
+            return [self._texts.setdefault(v, v) if isinstance(v, str) else v for v in plain]
 
     def _place(self) -> int | None:
         capacity = self._capacity()
@@ -81,7 +99,7 @@ class Sample:
             self._rows[self._random.randrange(len(self._rows))] = self._rows[-1]
             self._rows.pop()
 
-    def values(self, column: str) -> list[Any]:
-        """The column's values in the rows; None where a row does not have it."""
+    def values(self, column: str) -> list[float | str | None]:
+        """The column's values in the rows, as numbers or texts; None or NaN where a row has none."""
         slot = self._slots[column]
         return [row[slot] if slot < len(row) else None for row in self._rows]

@@ -43,6 +43,15 @@ def number(value: Any) -> float | None:
     return found if math.isfinite(found) else None
 
 
+def plain(value: Any) -> float | str | None:
+    """The value as a number, else as a text, None for one that is missing."""
+    if type(value) is float:
+        return value if math.isfinite(value) else None
+    if (found := number(value)) is not None:
+        return found
+    return None if is_missing(value) else str(value).strip()[:_TEXT_LENGTH]
+
+
 def category(value: Any) -> str:
     """The value as the name of a category, numbers in one form."""
     found = number(value)
