@@ -40,24 +40,27 @@ _LOST = Reason(
 
 
 class Tokens:
-    """A token for the scoring servers of each endpoint, renewed at half its life."""
+    """A token for each job to show the scoring servers of its endpoint, renewed at half its life.
+
+    By job, because the tokens of an endpoint end with it, and another one may have its name later.
+    """
 
     def __init__(self, stub: "TokenServiceAsyncStub") -> None:
         self._stub = stub
         self._known: dict[str, tuple[str, float]] = {}
 
-    async def issue(self, endpoint: str) -> str:
-        """What scoring servers of the endpoint take."""
-        token, renew_time = self._known.get(endpoint, ("", 0.0))
+    async def issue(self, job: str) -> str:
+        """What scoring servers of the job's endpoint take."""
+        token, renew_time = self._known.get(job, ("", 0.0))
         if time.time() < renew_time:
             return token
         answer = await self._stub.IssueWorkloadToken(
-            tokens_pb2.IssueWorkloadTokenRequest(owner=endpoint), timeout=10
+            tokens_pb2.IssueWorkloadTokenRequest(owner=endpoint_of(job)), timeout=10
         )
         now = time.time()
         if len(self._known) >= _MAX_TOKENS:
             self._known.clear()
-        self._known[endpoint] = answer.token, now + (answer.expire_time.seconds - now) / 2
+        self._known[job] = answer.token, now + (answer.expire_time.seconds - now) / 2
         return answer.token
 
 
@@ -95,6 +98,8 @@ class Leases:
         deployment = deployment_of(replica.name)
         for job in await self._batches.working_jobs(deployment, replica.rollout):
             kind = batch_store.MERGE if job.state == domain.FINALIZING else batch_store.SCORE
+            # Before the lease: one that cannot be handed out would count as lost.
+            token = await self._tokens.issue(job.name)
             while taken := await self._batches.take(
                 job.name, kind, replica.name, request.held_lease_ids, asked
             ):
@@ -102,7 +107,7 @@ class Leases:
                     await self._batches.give_up(taken, _LOST)
                     await self._settler.settle(job.name)
                 elif await self._begun(job, taken):
-                    return await self._lease(job, taken)
+                    return _lease(job, taken, token)
                 else:
                     break
         return None
@@ -117,17 +122,6 @@ class Leases:
             return True
         await self._batches.release(taken.name, taken.lease_id)
         return False
-
-    async def _lease(self, job: pb.BatchJob, taken: Taken) -> pb.MiniBatchLease:
-        return pb.MiniBatchLease(
-            name=taken.name,
-            lease_id=taken.lease_id,
-            merge_into=job.settings.output_file_name if taken.kind == batch_store.MERGE else "",
-            files=taken.files,
-            settings=job.settings,
-            expire_time=timestamp(taken.expire_time),
-            token=await self._tokens.issue(endpoint_of(job.name)),
-        )
 
     async def renew(self, request: pb.RenewMiniBatchRequest) -> pb.RenewMiniBatchResponse:
         """Keeps a lease; raises `Aborted`."""
@@ -167,6 +161,18 @@ class Leases:
             await self._settler.settle(job.name)
             raise lost(name)
         return job  # its scoring is over: the one who finished it may say so again
+
+
+def _lease(job: pb.BatchJob, taken: Taken, token: str) -> pb.MiniBatchLease:
+    return pb.MiniBatchLease(
+        name=taken.name,
+        lease_id=taken.lease_id,
+        merge_into=job.settings.output_file_name if taken.kind == batch_store.MERGE else "",
+        files=taken.files,
+        settings=job.settings,
+        expire_time=timestamp(taken.expire_time),
+        token=token,
+    )
 
 
 def _wants(job: pb.BatchJob, kind: str) -> bool:
