@@ -55,7 +55,7 @@ class Blobs:
         digest = hashlib.sha256(content).hexdigest()
         for missing in await self.index.missing(WORKSPACE, [digest]):
             await self.index.offer(WORKSPACE, {missing: 1}, DEFAULT_DATASTORE)
-            url, headers = self.objects.upload_url(WORKSPACE, missing)
+            url, headers = self.objects.upload_url(WORKSPACE, missing, len(content))
             (await self.client.put(url, content=content, headers=headers)).raise_for_status()
         return digest
 

@@ -120,6 +120,18 @@ async def test_the_store_refuses_bytes_that_are_not_the_blob(registry: Registry)
     assert (await registry.blobs.PrepareUploads(request)).uploads
 
 
+async def test_the_store_refuses_more_bytes_than_were_announced(registry: Registry) -> None:
+    digest = hashlib.sha256(b"much more").hexdigest()
+    request = blobs_pb2.PrepareUploadsRequest(
+        parent=WORKSPACE, blobs=[blobs_pb2.Blob(sha256=digest, size_bytes=1)]
+    )
+    upload = (await registry.blobs.PrepareUploads(request)).uploads[0]
+    async with httpx.AsyncClient() as client:
+        large = await client.put(upload.url, content=b"much more", headers=dict(upload.headers))
+    assert large.status_code == 403
+    assert (await registry.blobs.PrepareUploads(request)).uploads, "nothing was stored"
+
+
 async def test_a_blob_is_uploaded_once_and_downloaded_by_url(registry: Registry) -> None:
     file = await registry.upload("a", b"content")
     request = blobs_pb2.PrepareUploadsRequest(parent=WORKSPACE, blobs=[blobs_pb2.Blob(sha256=file.sha256)])

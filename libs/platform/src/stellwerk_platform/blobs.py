@@ -279,17 +279,23 @@ class BlobStore:
         return bytes(content)
 
     def part_url(
-        self, workspace: str, sha256: str, upload_id: str, number: int, part_sha256: str
+        self, workspace: str, sha256: str, upload_id: str, number: int, part_sha256: str, size_bytes: int
     ) -> tuple[str, dict[str, str]]:
-        """A URL for the PUT of one part and the headers that it must carry: the store checks the digest."""
+        """A URL for the PUT of one part and the headers that it must carry: the store checks the digest.
+
+        It is good for a body of `size_bytes` and no other.
+        """
         headers = {"x-amz-checksum-sha256": base64.b64encode(bytes.fromhex(part_sha256)).decode()}
         query = {"partNumber": str(number), "uploadId": upload_id}
-        return self._presigned("PUT", workspace, sha256, headers, query), headers
+        return self._presigned("PUT", workspace, sha256, _sized(headers, size_bytes), query), headers
 
-    def upload_url(self, workspace: str, sha256: str) -> tuple[str, dict[str, str]]:
-        """A URL for one PUT and the headers that it must carry: the store checks the digest."""
+    def upload_url(self, workspace: str, sha256: str, size_bytes: int) -> tuple[str, dict[str, str]]:
+        """A URL for one PUT and the headers that it must carry: the store checks the digest.
+
+        It is good for a body of `size_bytes` and no other.
+        """
         headers = {"x-amz-checksum-sha256": base64.b64encode(bytes.fromhex(sha256)).decode()}
-        return self._presigned("PUT", workspace, sha256, headers), headers
+        return self._presigned("PUT", workspace, sha256, _sized(headers, size_bytes)), headers
 
     def download_url(self, workspace: str, sha256: str) -> str:
         """A URL for GETs."""
@@ -309,6 +315,11 @@ class BlobStore:
         request = AWSRequest(method, url, headers=headers, params=dict(query or {}))
         self._signer.add_auth(request)
         return str(request.url)
+
+
+def _sized(headers: Mapping[str, str], size_bytes: int) -> dict[str, str]:
+    """With the length, which every client sends by itself and the store holds against the signature."""
+    return {**headers, "content-length": str(size_bytes)}
 
 
 def key(workspace: str, sha256: str) -> str:

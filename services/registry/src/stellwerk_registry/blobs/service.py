@@ -61,7 +61,7 @@ class BlobService(blobs_pb2_grpc.BlobServiceServicer):
                 return None
             upload, present = begun
             return pb.Upload(sha256=digest, part_size_bytes=upload.part_size_bytes, present_parts=present)
-        url, headers = place.upload_url(digest)
+        url, headers = place.upload_url(digest, size_bytes)
         return pb.Upload(sha256=digest, url=url, headers=headers)
 
     async def PreparePart(self, request: pb.PreparePartRequest, context: Any) -> pb.PreparePartResponse:

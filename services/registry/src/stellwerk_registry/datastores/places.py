@@ -34,9 +34,9 @@ class Place:
         """Removes a blob; one that is missing is no error. Raises `Unavailable`."""
         await self.store.delete(self.prefix, sha256)
 
-    def upload_url(self, sha256: str) -> tuple[str, dict[str, str]]:
-        """A URL for one PUT and the headers that it must carry."""
-        return self.store.upload_url(self.prefix, sha256)
+    def upload_url(self, sha256: str, size_bytes: int) -> tuple[str, dict[str, str]]:
+        """A URL for one PUT of so many bytes and the headers that it must carry."""
+        return self.store.upload_url(self.prefix, sha256, size_bytes)
 
     def download_url(self, sha256: str) -> str:
         """A URL for GETs."""

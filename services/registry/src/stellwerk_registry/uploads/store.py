@@ -119,7 +119,9 @@ class Uploads:
                 "INVALID_PART", f"There is no part {number}.", f"Send parts 1 to {upload.part_count:,}."
             )
         place = await self._place(workspace, sha256)
-        return place.store.part_url(place.prefix, sha256, upload.id, number, part_sha256)
+        return place.store.part_url(
+            place.prefix, sha256, upload.id, number, part_sha256, upload.part_bytes(number)
+        )
 
     async def complete(self, workspace: str, sha256: str) -> Check:
         """Puts the blob together and checks it, which goes on after some seconds without an answer.
