@@ -164,3 +164,14 @@ def test_keys_are_never_collected(cli: Cli, sent: dict[str, str]) -> None:
         *("--collect", "request", "--collect-header", "Authorization"),
     )
     outcome.check_clear("INVALID_DATA_COLLECTION", 2, "authorization")
+
+
+def test_old_data_is_counted_before_it_goes_and_only_then_asked_for(cli: Cli, sent: dict[str, str]) -> None:
+    counted = cli.json("endpoint", "data", "delete", "sizes", "--before", "2999-01-01", "--dry-run")
+    assert int(counted["eventCount"]) == 3 * REQUESTS
+    refused = cli.run("endpoint", "data", "delete", "sizes", "--before", "2999-01-01")
+    refused.check_clear("CONFIRMATION_MISSING", 2, "120 events")
+    assert "Would remove 0 files" in cli.ok("endpoint", "data", "delete", "sizes", "--before", "1d", "--yes")
+    assert "90 days" in cli.ok("endpoint", "data", "retention", "sizes", "--days", "90")
+    assert cli.json("endpoint", "show", "sizes")["dataRetentionDays"] == 90
+    assert "for ever" in cli.ok("endpoint", "data", "retention", "sizes", "--days", "0")

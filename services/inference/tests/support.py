@@ -27,6 +27,7 @@ from stellwerk_protos.common.v1.common_pb2 import File, Reason
 from stellwerk_protos.compute.v1 import computes_pb2 as compute
 from stellwerk_protos.inference.v1 import (
     batches_pb2_grpc,
+    collections_pb2_grpc,
     endpoints_pb2_grpc,
     keys_pb2_grpc,
     loads_pb2_grpc,
@@ -42,7 +43,7 @@ from stellwerk_protos.registry.v1 import (
     quotas_pb2,
     workspaces_pb2,
 )
-from stellwerk_protos.runs.v1 import snapshots_pb2
+from stellwerk_protos.runs.v1 import retention_pb2, snapshots_pb2
 
 WORKSPACE = "workspaces/demo"
 SNAPSHOT = f"{WORKSPACE}/snapshots/{'a' * 64}"
@@ -90,7 +91,16 @@ class Others(grpc.GenericRpcHandler):
             "CreateDatasetVersion": (datasets_pb2.CreateDatasetVersionRequest, datasets_pb2.DatasetVersion),
             "PrepareUploads": (blobs_pb2.PrepareUploadsRequest, blobs_pb2.PrepareUploadsResponse),
             "PrepareDownloads": (blobs_pb2.PrepareDownloadsRequest, blobs_pb2.PrepareDownloadsResponse),
+            "ReleaseBlobs": (blobs_pb2.ReleaseBlobsRequest, blobs_pb2.ReleaseBlobsResponse),
+            "ListReferencedBlobs": (
+                retention_pb2.ListReferencedBlobsRequest,
+                retention_pb2.ListReferencedBlobsResponse,
+            ),
         }
+        # Digests that runs refers to, those that are too fresh when they are asked for first, those released.
+        self.referenced: set[str] = set()
+        self.fresh: set[str] = set()
+        self.released: asyncio.Queue[str] = asyncio.Queue()
         # The files of the dataset digits, and what was registered, by request id.
         self.files = [File(path=f"{number:03}.csv", sha256="d" * 64) for number in range(25)]
         self.registered: dict[str, datasets_pb2.DatasetVersion] = {}
@@ -107,6 +117,10 @@ class Others(grpc.GenericRpcHandler):
                 return answer_type(role=members_pb2.ROLE_OWNER)
             if isinstance(request, blobs_pb2.PrepareUploadsRequest):
                 return answer_type()
+            if isinstance(request, retention_pb2.ListReferencedBlobsRequest):
+                return answer_type(sha256=self.referenced & set(request.sha256))
+            if isinstance(request, blobs_pb2.ReleaseBlobsRequest):
+                return self._release(request)
             if isinstance(request, datasets_pb2.CreateDatasetVersionRequest):
                 if self.refusal is not None:
                     await abort(context, self.refusal)
@@ -125,6 +139,13 @@ class Others(grpc.GenericRpcHandler):
         return grpc.unary_unary_rpc_method_handler(
             answer, request_type.FromString, lambda message: message.SerializeToString()
         )
+
+    def _release(self, request: blobs_pb2.ReleaseBlobsRequest) -> blobs_pb2.ReleaseBlobsResponse:
+        later = self.fresh & set(request.sha256)
+        self.fresh -= later
+        for digest in sorted(set(request.sha256) - later):
+            self.released.put_nowait(digest)
+        return blobs_pb2.ReleaseBlobsResponse(later=later)
 
     def _register(self, request: datasets_pb2.CreateDatasetVersionRequest) -> datasets_pb2.DatasetVersion:
         name = f"{request.parent}/versions/{len(self.registered) + 1}"
@@ -185,6 +206,7 @@ class Inference:
     stub: Any = None
     routes_stub: Any = None
     keys: Any = None
+    collections: Any = None
     loads: Any = None
     monitors: Any = None
     loads_of_gateways: Any = None
@@ -208,6 +230,7 @@ class Inference:
             vault_role_id=servers.vault_role_id,
             vault_secret_id=servers.vault_secret_id,
             replica_ready_seconds=self.ready_seconds,
+            blob_grace_seconds=1.0,
         )
 
     @asynccontextmanager
@@ -253,6 +276,7 @@ class Inference:
             ) as internal,
         ):
             self.stub = endpoints_pb2_grpc.EndpointServiceStub(channel)
+            self.collections = collections_pb2_grpc.CollectionServiceStub(channel)
             self.keys = keys_pb2_grpc.EndpointKeyServiceStub(channel)
             self.batches = batches_pb2_grpc.BatchServiceStub(channel)
             self.loads = loads_pb2_grpc.LoadServiceStub(channel)

@@ -22,7 +22,7 @@ from stellwerk_compute.main import compose as compose_compute
 from stellwerk_launcher import ports
 from stellwerk_launcher.testing import Servers
 from stellwerk_platform.app import App
-from stellwerk_platform.auth import StaticCredentials
+from stellwerk_platform.auth import CallerCredentials, StaticCredentials
 from stellwerk_platform.bus import Bus
 from stellwerk_platform.documents import now
 from stellwerk_platform.errors import PlatformError, from_rpc
@@ -133,6 +133,15 @@ class Platform:
     client: Client
     registry: grpc.aio.Channel
     settings: RunsSettings
+
+    @asynccontextmanager
+    async def as_service(self) -> AsyncIterator[Client]:
+        """The stubs of another service."""
+        settings = self.settings
+        async with connect(self.secrets.address) as anonymous:
+            login = CallerCredentials(anonymous, settings.vault_role_id, settings.vault_secret_id)
+            async with connect(settings.listen, login) as channel:
+                yield Client(channel)
 
     async def workspace(self) -> str:
         """A fresh workspace with its compute."""

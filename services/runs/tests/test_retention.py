@@ -140,6 +140,13 @@ async def test_a_removed_run_leaves_nothing_and_takes_nothing_of_others(
     request = GetSnapshotRequest(name=snapshots[0].name)
     assert (await refused(client.snapshots.GetSnapshot(request))).reason == "SNAPSHOT_NOT_FOUND"
     assert await client.snapshots.GetSnapshot(GetSnapshotRequest(name=snapshots[1].name)) == snapshots[1]
+    asked = retention_pb2.ListReferencedBlobsRequest(
+        parent=workspace, sha256=[file.sha256 for file in (alone, shared, code, common)]
+    )
+    async with platform.as_service() as service:
+        answer = await service.retention.ListReferencedBlobs(asked)
+    assert set(answer.sha256) == {shared.sha256, common.sha256}
+    assert (await refused(client.retention.ListReferencedBlobs(asked))).reason == "PERMISSION_DENIED"
     listed = await client.metrics.ListMetrics(metrics_pb2.ListMetricsRequest(parent=stays))
     assert [metric.count for metric in listed.metrics] == [100]
     # Again: it is gone already, and its name stays taken.

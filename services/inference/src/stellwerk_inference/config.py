@@ -13,3 +13,5 @@ class InferenceSettings(ServiceSettings):
     compute_address: str
     # From the start of a scoring server until it must be ready: `init` may load a large model.
     replica_ready_seconds: float = 300.0
+    # How long a blob that nothing uses any more stays, as in the registry.
+    blob_grace_seconds: float = 3600.0

@@ -7,6 +7,7 @@ from stellwerk_inference.autoscale.service import LoadService
 from stellwerk_inference.batches.compose import Parts, batch_scoring
 from stellwerk_inference.batches.store import BatchStore
 from stellwerk_inference.changes import Changes
+from stellwerk_inference.collected.retention import Retention
 from stellwerk_inference.collected.service import CollectionService
 from stellwerk_inference.collected.store import CollectedStore
 from stellwerk_inference.config import InferenceSettings
@@ -69,6 +70,8 @@ async def compose(app: App, settings: InferenceSettings) -> None:
         BlobServiceStub(service.channel(settings.registry_address)),
         LogServiceStub(service.channel(settings.runs_address)),
     )
+    retention = Retention(collected, store, upstream, settings.blob_grace_seconds)
+    app.background(retention.run())
     prober = Prober(store, lifecycle, changes, session, samples, settings.replica_ready_seconds)
     app.background(prober.run())
     app.background(Replacer(store, lifecycle, changes).run())
@@ -86,7 +89,7 @@ async def compose(app: App, settings: InferenceSettings) -> None:
                 endpoints_pb2.DESCRIPTOR.services_by_name["EndpointService"],
             ),
             Registration(
-                CollectionService(collected, store, upstream),
+                CollectionService(collected, store, upstream, retention),
                 collections_pb2_grpc.add_CollectionServiceServicer_to_server,
                 collections_pb2.DESCRIPTOR.services_by_name["CollectionService"],
             ),

@@ -6,7 +6,7 @@ processes, follow each other. A deleted resource stays as a tombstone, so that a
 one of that name goes on counting revisions.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
@@ -32,6 +32,7 @@ _BATCH = "workload.batch_settings"
 _ONLINE: Document = {_BATCH: {"$exists": False}}
 # Longer than failures are counted; deployments/domain.py.
 _ENDED_REPLICAS = timedelta(minutes=30)
+_MOST_STARTS = 10_000
 
 
 class Store:
@@ -66,6 +67,22 @@ class Store:
         """Creates collections and indexes."""
         for collection in (self.endpoints, self.deployments, self.replicas):
             await collection.open()
+
+    async def starts(self, deployments: Sequence[str], within: timedelta) -> dict[str, list[float]]:
+        """Seconds from creation to readiness of the replicas that were created lately, by deployment."""
+        since = datetime.now(UTC) - within
+        where = {"parent": {"$in": list(deployments)}, "create_time": {"$gte": since}}
+        shown = {"parent": 1, "create_time": 1, "ready_time": 1}
+        found: dict[str, list[float]] = {}
+        async for document in self.replicas.raw.find(where, shown).limit(_MOST_STARTS):
+            if "ready_time" in document:
+                took = document["ready_time"] - document["create_time"]
+                found.setdefault(document["parent"], []).append(took.total_seconds())
+        return found
+
+    async def endpoints_with_retention(self) -> list[pb.Endpoint]:
+        """Endpoints, deleted ones too, that keep their collected data for a time only."""
+        return await self.endpoints.all({"data_retention_days": {"$gt": 0}})
 
     async def change(self, endpoint: str, work: Callable[[Transaction], Awaitable[T]]) -> T:
         """Runs `work` while nobody else changes anything of the endpoint; raises `NotFound`."""

@@ -22,7 +22,7 @@ from stellwerk_protos.registry.v1 import (
     workspaces_pb2,
     workspaces_pb2_grpc,
 )
-from stellwerk_protos.runs.v1 import snapshots_pb2, snapshots_pb2_grpc
+from stellwerk_protos.runs.v1 import retention_pb2, retention_pb2_grpc, snapshots_pb2, snapshots_pb2_grpc
 
 # In one call.
 _BLOBS = 1_000
@@ -44,6 +44,7 @@ class Upstream:
         self._blobs = blobs_pb2_grpc.BlobServiceStub(registry)
         self._models = models_pb2_grpc.ModelServiceStub(registry)
         self._snapshots = snapshots_pb2_grpc.SnapshotServiceStub(runs)
+        self._retention = retention_pb2_grpc.RetentionServiceStub(runs)
         self._computes = computes_pb2_grpc.ComputeServiceStub(compute)
         self.workspaces = Workspaces(database, self._workspace)
         self.quotas = Quotas(registry)
@@ -108,3 +109,11 @@ class Upstream:
                 raise FailedPrecondition(
                     "BLOB_MISSING", f"The content of {file.path} was not uploaded.", "Upload it first."
                 )
+
+    async def release_blobs(self, workspace: str, digests: Sequence[str]) -> Sequence[str]:
+        """Gives up to 1,000 blobs up, but for those that runs use; those to ask for again later."""
+        asked = retention_pb2.ListReferencedBlobsRequest(parent=workspace, sha256=digests)
+        kept = set((await self._retention.ListReferencedBlobs(asked)).sha256)
+        free = [digest for digest in digests if digest not in kept]
+        released = blobs_pb2.ReleaseBlobsRequest(parent=workspace, sha256=free)
+        return (await self._blobs.ReleaseBlobs(released)).later if free else ()

@@ -7,7 +7,7 @@ from pathlib import Path
 from stellwerk import names
 from stellwerk._async.core import AsyncCore
 from stellwerk.errors import StellwerkError
-from stellwerk_protos.inference.v1 import collections_pb2, collections_pb2_grpc
+from stellwerk_protos.inference.v1 import collections_pb2, collections_pb2_grpc, endpoints_pb2
 from stellwerk_protos.registry.v1 import datasets_pb2, datasets_pb2_grpc
 
 
@@ -44,6 +44,41 @@ class AsyncCollectedData:
             request.end_time.FromDatetime(until)
         pages = await self._core.pages(self._stub.ListCollectedFiles, request, limit)
         return [file for page in pages for file in page.files]
+
+    async def delete(
+        self,
+        endpoint: str,
+        *,
+        before: datetime,
+        deployment: str = "",
+        collection: str = "",
+        dry_run: bool = True,
+    ) -> collections_pb2.DeleteCollectedDataResponse:
+        """Removes what was collected in hours that ended by `before`, for good; counts it with `dry_run`.
+
+        Dataset versions that were made of it stay.
+        """
+        request = collections_pb2.DeleteCollectedDataRequest(
+            parent=names.resource(self._parent, "endpoints", endpoint),
+            deployment=deployment,
+            collection=collection,
+            validate_only=dry_run,
+        )
+        request.end_time.FromDatetime(before)
+        total = collections_pb2.DeleteCollectedDataResponse(more=True)
+        while total.more:
+            some = await self._core.call(self._stub.DeleteCollectedData, request)
+            total.file_count += some.file_count
+            total.event_count += some.event_count
+            total.size_bytes += some.size_bytes
+            total.more = some.more
+        return total
+
+    async def set_retention(self, endpoint: str, days: int) -> endpoints_pb2.Endpoint:
+        """What is older than `days` is removed from now on, without asking; 0 keeps everything."""
+        name = names.resource(self._parent, "endpoints", endpoint)
+        request = collections_pb2.SetDataRetentionRequest(name=name, days=days)
+        return await self._core.call(self._stub.SetDataRetention, request)
 
     async def download(
         self,

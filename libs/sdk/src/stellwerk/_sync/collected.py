@@ -8,7 +8,7 @@ from pathlib import Path
 from stellwerk import names
 from stellwerk._sync.core import Core
 from stellwerk.errors import StellwerkError
-from stellwerk_protos.inference.v1 import collections_pb2, collections_pb2_grpc
+from stellwerk_protos.inference.v1 import collections_pb2, collections_pb2_grpc, endpoints_pb2
 from stellwerk_protos.registry.v1 import datasets_pb2, datasets_pb2_grpc
 
 
@@ -45,6 +45,41 @@ class CollectedData:
             request.end_time.FromDatetime(until)
         pages = self._core.pages(self._stub.ListCollectedFiles, request, limit)
         return [file for page in pages for file in page.files]
+
+    def delete(
+        self,
+        endpoint: str,
+        *,
+        before: datetime,
+        deployment: str = "",
+        collection: str = "",
+        dry_run: bool = True,
+    ) -> collections_pb2.DeleteCollectedDataResponse:
+        """Removes what was collected in hours that ended by `before`, for good; counts it with `dry_run`.
+
+        Dataset versions that were made of it stay.
+        """
+        request = collections_pb2.DeleteCollectedDataRequest(
+            parent=names.resource(self._parent, "endpoints", endpoint),
+            deployment=deployment,
+            collection=collection,
+            validate_only=dry_run,
+        )
+        request.end_time.FromDatetime(before)
+        total = collections_pb2.DeleteCollectedDataResponse(more=True)
+        while total.more:
+            some = self._core.call(self._stub.DeleteCollectedData, request)
+            total.file_count += some.file_count
+            total.event_count += some.event_count
+            total.size_bytes += some.size_bytes
+            total.more = some.more
+        return total
+
+    def set_retention(self, endpoint: str, days: int) -> endpoints_pb2.Endpoint:
+        """What is older than `days` is removed from now on, without asking; 0 keeps everything."""
+        name = names.resource(self._parent, "endpoints", endpoint)
+        request = collections_pb2.SetDataRetentionRequest(name=name, days=days)
+        return self._core.call(self._stub.SetDataRetention, request)
 
     def download(
         self,

@@ -186,6 +186,7 @@ def _show_endpoint(session: Session, found: Any) -> None:
         ("copies", output.pairs(item.mirror_traffic)),
         ("sticky by", item.sticky_header),
         ("callers show", endpoint_keys.mode_word(item)),
+        ("data kept", endpoint_data.retention_text(item)),
         ("url", found.url),
     ]
     output.facts(item, session.json, facts)

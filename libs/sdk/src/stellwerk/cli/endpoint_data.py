@@ -1,7 +1,7 @@
 """`stellwerk endpoint data`: what deployments were asked and answered."""
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import click
 from stellwerk import names
 from stellwerk.cli import output
 from stellwerk.cli.base import Group, Session, traced
+from stellwerk.cli.confirm import confirm
 from stellwerk.cli.times import Moment
 
 
@@ -90,6 +91,65 @@ def data_export(
         output.document(summary)
     else:
         output.lines(summary.items())
+
+
+@data.command("delete", example="stellwerk endpoint data delete digits --before 30d")
+@click.argument("endpoint_name", metavar="ENDPOINT")
+@click.option("--before", type=Moment(), required=True, help="Hours that ended by then: 30d or 2026-11-23.")
+@click.option("--deployment", default="", metavar="NAME", help="Of this deployment only.")
+@click.option("--collection", default="", metavar="NAME", help="Of this collection only.")
+@click.option("--dry-run", is_flag=True, help="Only count.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@traced
+def data_delete(session: Session, endpoint_name: str, dry_run: bool, yes: bool, **chosen: Any) -> None:
+    """Remove collected data for good. Counts first, and asks. Dataset versions made of it stay."""
+    collected = session.workspace().collected_data
+    preview = collected.delete(endpoint_name, **chosen)
+    if dry_run or not preview.file_count:
+        _show_removed(session, preview, "Would remove")
+        return
+    if not yes:
+        counted = _counted(preview)
+        confirm(f"This would remove {counted} for good.", f"Remove {counted} for good?")
+    _show_removed(session, collected.delete(endpoint_name, **chosen, dry_run=False), "Removed")
+
+
+@data.command("retention", example="stellwerk endpoint data retention digits --days 90")
+@click.argument("endpoint_name", metavar="ENDPOINT")
+@click.option("--days", type=click.IntRange(0, 36_500), help="Remove what is older.  [0: keep for ever]")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask about data that would go at once.")
+@traced
+def data_retention(session: Session, endpoint_name: str, days: int | None, yes: bool) -> None:
+    """Show or set how long collected data is kept. What is older goes within the hour, without asking."""
+    workspace = session.workspace()
+    if days is None:
+        found = workspace.endpoints.get(endpoint_name).message
+    else:
+        if days and not yes:
+            before = datetime.now(UTC) - timedelta(days=days)
+            preview = workspace.collected_data.delete(endpoint_name, before=before)
+            if preview.file_count:
+                counted = _counted(preview)
+                confirm(f"This would remove {counted} for good.", f"Remove {counted} for good, and go on so?")
+        found = workspace.collected_data.set_retention(endpoint_name, days)
+    facts = [("endpoint", names.last(found.name)), ("kept", retention_text(found) or "for ever")]
+    output.facts(found, session.json, facts)
+
+
+def retention_text(endpoint: Any) -> str:
+    """How long an endpoint keeps its collected data, "" for ever."""
+    return f"{endpoint.data_retention_days} days" if endpoint.data_retention_days else ""
+
+
+def _counted(report: Any) -> str:
+    return f"{report.file_count} files with {report.event_count} events ({output.size(report.size_bytes)})"
+
+
+def _show_removed(session: Session, report: Any, verb: str) -> None:
+    if session.json:
+        output.document(output.to_json(report))
+    else:
+        click.echo(f"{verb} {_counted(report)}")
 
 
 def collecting(command: Callable[..., Any]) -> Callable[..., Any]:

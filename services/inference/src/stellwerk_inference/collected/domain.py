@@ -9,11 +9,14 @@ from typing import Self
 from stellwerk_platform import names
 from stellwerk_platform.content import check_files
 from stellwerk_platform.errors import InvalidArgument
+from stellwerk_platform.journal import Fact
 from stellwerk_protos.compute.v1.workloads_pb2 import DataCollection
 from stellwerk_protos.inference.v1 import collections_pb2 as pb
+from stellwerk_protos.inference.v1.endpoints_pb2 import Endpoint
 
 REPLICA = "workspaces/*/endpoints/*/deployments/*/replicas/*"
 MAX_FILES = 1_000
+MAX_RETENTION_DAYS = 36_500
 _MAX_COLLECTIONS = 10
 _MAX_HEADERS = 20
 _MAX_PAYLOAD_BYTES = 1_048_576
@@ -99,6 +102,35 @@ def check_record(request: pb.RecordCollectedFilesRequest) -> list[Place]:
         if item.event_count < 0 or item.dropped_count < 0:
             raise InvalidArgument("INVALID_COUNT", "A count is negative.", "Count events from 0.")
     return [Place.of(item.file.path, request.parent) for item in request.files]
+
+
+def older(moment: datetime) -> datetime:
+    """The last hour, by its beginning, that has ended by then."""
+    return moment - timedelta(hours=1)
+
+
+def check_delete(request: pb.DeleteCollectedDataRequest) -> datetime:
+    """The last hour that is to go, by its beginning; raises `InvalidArgument`."""
+    if not request.HasField("end_time"):
+        raise InvalidArgument(
+            "END_TIME_MISSING", "It is not said until when the data may go.", "Name a time; older data goes."
+        )
+    return older(request.end_time.ToDatetime(UTC))
+
+
+def set_retention(endpoint: Endpoint, days: int) -> Fact | None:
+    """How long the data of an endpoint is kept; raises `InvalidArgument`."""
+    if not 0 <= days <= MAX_RETENTION_DAYS:
+        raise InvalidArgument(
+            "INVALID_RETENTION",
+            f"Data cannot be kept for {days:,} days.",
+            f"Use 1 to {MAX_RETENTION_DAYS:,}, or 0 to keep it for ever.",
+        )
+    if endpoint.data_retention_days == days:
+        return None
+    endpoint.data_retention_days = days
+    kept = f"{days} days" if days else "for ever"
+    return Fact("data_retention_changed", "REQUESTED", f"Collected data is kept {kept}.")
 
 
 def hours(request: pb.ListCollectedFilesRequest) -> tuple[datetime | None, datetime | None]:

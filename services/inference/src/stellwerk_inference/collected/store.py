@@ -1,23 +1,41 @@
-"""The index in MongoDB: one document a file, which is written once and never changed.
+"""The index in MongoDB: one document a file, which is written once, never changed, and may be removed.
 
-Not in the journal: a file is data of an endpoint, and there may be one a minute and replica.
+Not in the journal: a file is data of an endpoint, and there may be one a minute and replica. A removal
+leaves the digests of its files in `blob_releases` until their blobs are given up.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from pymongo import ASCENDING, UpdateOne
+from pymongo import ASCENDING, IndexModel, UpdateOne
 
 from stellwerk_inference.collected.domain import Place
-from stellwerk_platform import paging
+from stellwerk_platform import names, paging
 from stellwerk_platform.documents import Document
-from stellwerk_platform.mongo import Database
+from stellwerk_platform.mongo import Database, Transaction
 from stellwerk_platform.workspace_data import begins_with
 from stellwerk_protos.common.v1.common_pb2 import File
 from stellwerk_protos.inference.v1 import collections_pb2 as pb
 
 COLLECTION = "collected_files"
+_RELEASES = "blob_releases"
+_BATCH = 1_000
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Files of an endpoint, of hours that begin at `last` or before it; no deployment or collection: all."""
+
+    endpoint: str
+    deployment: str
+    collection: str
+    last: datetime
+
+    def where(self) -> Document:
+        """The filter."""
+        return {**_below(self.endpoint, self.deployment, self.collection), "hour": {"$lte": self.last}}
 
 
 class CollectedStore:
@@ -26,10 +44,13 @@ class CollectedStore:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._files = database.raw[COLLECTION]
+        self._releases = database.raw[_RELEASES]
 
     async def open(self) -> None:
-        """Creates the collection."""
-        await self._database.ensure(COLLECTION, required=["path", "sha256", "hour"])
+        """Creates the collections."""
+        digests = IndexModel([("sha256", ASCENDING)])
+        await self._database.ensure(COLLECTION, [digests], ["path", "sha256", "hour"])
+        await self._database.ensure(_RELEASES, [IndexModel([("due_time", ASCENDING)])], ["due_time"])
 
     async def record(self, endpoint: str, files: Sequence[pb.CollectedFile], places: Sequence[Place]) -> None:
         """Adds files; those that are there already stay as they are."""
@@ -64,15 +85,81 @@ class CollectedStore:
         token = paging.encode(found[size - 1]["path"], *query) if len(found) > size else ""
         return [_file(document) for document in found[:size]], token
 
+    async def count(self, chosen: Chosen) -> pb.DeleteCollectedDataResponse:
+        """What would be removed."""
+        sums = {name: {"$sum": f"${name}"} for name in ("event_count", "size_bytes")}
+        pipeline: list[Document] = [
+            {"$match": chosen.where()},
+            {"$group": {"_id": None, "file_count": {"$sum": 1}, **sums}},
+            {"$unset": "_id"},
+        ]
+        found = await self._files.aggregate(pipeline).to_list(1)
+        return pb.DeleteCollectedDataResponse(**(found[0] if found else {}))
+
+    async def delete_some_in(self, tx: Transaction, chosen: Chosen) -> pb.DeleteCollectedDataResponse:
+        """Removes up to a thousand entries, and remembers their blobs to be released."""
+        shown = {"sha256": 1, "event_count": 1, "size_bytes": 1}
+        cursor = self._files.find(chosen.where(), shown, session=tx.session).limit(_BATCH + 1)
+        found = await cursor.to_list(_BATCH + 1)
+        some = found[:_BATCH]
+        if some:
+            workspace, moment = names.parent_of(chosen.endpoint), datetime.now(UTC)
+            due = {document["sha256"]: moment for document in some}
+            await self._releases.bulk_write(_due(workspace, due), ordered=False, session=tx.session)
+            ids = [document["_id"] for document in some]
+            await self._files.delete_many({"_id": {"$in": ids}}, session=tx.session)
+        return pb.DeleteCollectedDataResponse(
+            file_count=len(some),
+            event_count=sum(document["event_count"] for document in some),
+            size_bytes=sum(document["size_bytes"] for document in some),
+            more=len(found) > _BATCH,
+        )
+
+    async def due_blobs(self) -> tuple[str, list[str]]:
+        """A workspace, and up to a thousand digests of it to be released now."""
+        first = await self._releases.find_one({"due_time": {"$lte": datetime.now(UTC)}})
+        if first is None:
+            return "", []
+        workspace = first["_id"].partition("/blobs/")[0]
+        where = {"due_time": {"$lte": datetime.now(UTC)}, **begins_with("_id", f"{workspace}/blobs/")}
+        found = await self._releases.find(where, {"_id": 1}).limit(_BATCH).to_list(_BATCH)
+        return workspace, [document["_id"].rpartition("/")[2] for document in found]
+
+    async def referenced(self, workspace: str, digests: Sequence[str]) -> set[str]:
+        """Those of the digests that files which are still there have."""
+        where = {"sha256": {"$in": list(digests)}, **begins_with("_id", f"{workspace}/")}
+        return {document["sha256"] async for document in self._files.find(where, {"sha256": 1})}
+
+    async def settle_blobs(
+        self, workspace: str, digests: Sequence[str], later: Mapping[str, datetime]
+    ) -> None:
+        """Forgets what is settled; the others, and packs that held them, come again at their time."""
+        gone = [f"{workspace}/blobs/{digest}" for digest in digests if digest not in later]
+        await self._releases.delete_many({"_id": {"$in": gone}})
+        if later:
+            await self._releases.bulk_write(_due(workspace, later), ordered=False)
+
+
+def _due(workspace: str, times: Mapping[str, datetime]) -> list[UpdateOne]:
+    return [
+        UpdateOne({"_id": f"{workspace}/blobs/{digest}"}, {"$set": {"due_time": moment}}, upsert=True)
+        for digest, moment in times.items()
+    ]
+
+
+def _below(endpoint: str, deployment: str, collection: str) -> Document:
+    # The path begins with the endpoint's id, then the deployment's.
+    below = f"{endpoint}#{endpoint.rpartition('/')[2]}/"
+    if deployment:
+        below += f"{deployment}/"
+    where = begins_with("_id", below)
+    if collection:
+        where["collection"] = collection
+    return where
+
 
 def _where(request: pb.ListCollectedFilesRequest, first: datetime | None, last: datetime | None) -> Document:
-    # The path begins with the endpoint's id, then the deployment's.
-    below = f"{request.parent}#{request.parent.rpartition('/')[2]}/"
-    if request.deployment:
-        below += f"{request.deployment}/"
-    where = begins_with("_id", below)
-    if request.collection:
-        where["collection"] = request.collection
+    where = _below(request.parent, request.deployment, request.collection)
     hour: Document = {}
     if first is not None:
         hour["$gt"] = first

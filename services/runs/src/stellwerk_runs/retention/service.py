@@ -25,6 +25,7 @@ _NAMED = 1_000
 # At a time; where rules let more go, the next call goes on.
 _RUNS = 10_000
 _CONCURRENT = 8
+_BLOBS = 1_000
 
 
 class RetentionService(retention_pb2_grpc.RetentionServiceServicer):
@@ -97,6 +98,17 @@ class RetentionService(retention_pb2_grpc.RetentionServiceServicer):
                 self._runs.forget(run)
             await self._finish()
         return report
+
+    async def ListReferencedBlobs(
+        self, request: pb.ListReferencedBlobsRequest, context: Any
+    ) -> pb.ListReferencedBlobsResponse:
+        names.parse("workspaces/*", request.parent)
+        if len(request.sha256) > _BLOBS:
+            raise InvalidArgument(
+                "TOO_MANY_BLOBS", f"{len(request.sha256)} blobs.", f"Ask for up to {_BLOBS} at a time."
+            )
+        free = await self._references.unreferenced(request.parent, request.sha256, Leaving())
+        return pb.ListReferencedBlobsResponse(sha256=sorted(set(request.sha256) - free))
 
     async def _finish(self) -> None:
         """Deletes what was marked; what cannot be done now, the sweep does later."""

@@ -152,6 +152,102 @@ class ListCollectedFilesRequest(_message.Message):
 Global___ListCollectedFilesRequest: _TypeAlias = ListCollectedFilesRequest  # noqa: Y015
 
 @_typing.final
+class DeleteCollectedDataRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """workspaces/{workspace}/endpoints/{endpoint}"""
+    deployment: _builtins.str
+    """The id of a deployment; empty: all."""
+    collection: _builtins.str
+    """"request", "response", or a name of the script's; empty: all."""
+    validate_only: _builtins.bool
+    """Whether only to count."""
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Only files of hours that end at this time or before it; has to be set."""
+
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        deployment: _builtins.str = ...,
+        collection: _builtins.str = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "deployment", b"deployment", "end_time", b"end_time", "parent", b"parent", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteCollectedDataRequest: _TypeAlias = DeleteCollectedDataRequest  # noqa: Y015
+
+@_typing.final
+class DeleteCollectedDataResponse(_message.Message):
+    """What was removed, or would be."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILE_COUNT_FIELD_NUMBER: _builtins.int
+    EVENT_COUNT_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    file_count: _builtins.int
+    """Files."""
+    event_count: _builtins.int
+    """Events in them."""
+    size_bytes: _builtins.int
+    """Bytes of them."""
+    more: _builtins.bool
+    """Whether there is more to remove."""
+    def __init__(
+        self,
+        *,
+        file_count: _builtins.int = ...,
+        event_count: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+        more: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_count", b"event_count", "file_count", b"file_count", "more", b"more", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteCollectedDataResponse: _TypeAlias = DeleteCollectedDataResponse  # noqa: Y015
+
+@_typing.final
+class SetDataRetentionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DAYS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """workspaces/{workspace}/endpoints/{endpoint}"""
+    days: _builtins.int
+    """Days (24 hours) after which collected data is removed, up to 36,500; 0: it is kept for ever."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        days: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["days", b"days", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetDataRetentionRequest: _TypeAlias = SetDataRetentionRequest  # noqa: Y015
+
+@_typing.final
 class ListCollectedFilesResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

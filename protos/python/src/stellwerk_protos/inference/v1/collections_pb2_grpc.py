@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from stellwerk_protos.inference.v1 import collections_pb2 as stellwerk_dot_inference_dot_v1_dot_collections__pb2
+from stellwerk_protos.inference.v1 import endpoints_pb2 as stellwerk_dot_inference_dot_v1_dot_endpoints__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -45,6 +46,16 @@ class CollectionServiceStub:
                 request_serializer=stellwerk_dot_inference_dot_v1_dot_collections__pb2.ListCollectedFilesRequest.SerializeToString,
                 response_deserializer=stellwerk_dot_inference_dot_v1_dot_collections__pb2.ListCollectedFilesResponse.FromString,
                 _registered_method=True)
+        self.DeleteCollectedData = channel.unary_unary(
+                '/stellwerk.inference.v1.CollectionService/DeleteCollectedData',
+                request_serializer=stellwerk_dot_inference_dot_v1_dot_collections__pb2.DeleteCollectedDataRequest.SerializeToString,
+                response_deserializer=stellwerk_dot_inference_dot_v1_dot_collections__pb2.DeleteCollectedDataResponse.FromString,
+                _registered_method=True)
+        self.SetDataRetention = channel.unary_unary(
+                '/stellwerk.inference.v1.CollectionService/SetDataRetention',
+                request_serializer=stellwerk_dot_inference_dot_v1_dot_collections__pb2.SetDataRetentionRequest.SerializeToString,
+                response_deserializer=stellwerk_dot_inference_dot_v1_dot_endpoints__pb2.Endpoint.FromString,
+                _registered_method=True)
 
 
 class CollectionServiceServicer:
@@ -65,6 +76,22 @@ class CollectionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteCollectedData(self, request, context):
+        """Removes collected data for good, up to 10,000 files: call again while `more` is true. With
+        `validate_only` nothing is removed, and the answer counts all that would be. Dataset versions that were
+        made of it stay.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetDataRetention(self, request, context):
+        """Says how long the collected data of an endpoint is kept; what is older is removed within the hour.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CollectionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +104,16 @@ def add_CollectionServiceServicer_to_server(servicer, server):
                     servicer.ListCollectedFiles,
                     request_deserializer=stellwerk_dot_inference_dot_v1_dot_collections__pb2.ListCollectedFilesRequest.FromString,
                     response_serializer=stellwerk_dot_inference_dot_v1_dot_collections__pb2.ListCollectedFilesResponse.SerializeToString,
+            ),
+            'DeleteCollectedData': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteCollectedData,
+                    request_deserializer=stellwerk_dot_inference_dot_v1_dot_collections__pb2.DeleteCollectedDataRequest.FromString,
+                    response_serializer=stellwerk_dot_inference_dot_v1_dot_collections__pb2.DeleteCollectedDataResponse.SerializeToString,
+            ),
+            'SetDataRetention': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetDataRetention,
+                    request_deserializer=stellwerk_dot_inference_dot_v1_dot_collections__pb2.SetDataRetentionRequest.FromString,
+                    response_serializer=stellwerk_dot_inference_dot_v1_dot_endpoints__pb2.Endpoint.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +171,60 @@ class CollectionService:
             '/stellwerk.inference.v1.CollectionService/ListCollectedFiles',
             stellwerk_dot_inference_dot_v1_dot_collections__pb2.ListCollectedFilesRequest.SerializeToString,
             stellwerk_dot_inference_dot_v1_dot_collections__pb2.ListCollectedFilesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteCollectedData(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stellwerk.inference.v1.CollectionService/DeleteCollectedData',
+            stellwerk_dot_inference_dot_v1_dot_collections__pb2.DeleteCollectedDataRequest.SerializeToString,
+            stellwerk_dot_inference_dot_v1_dot_collections__pb2.DeleteCollectedDataResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetDataRetention(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stellwerk.inference.v1.CollectionService/SetDataRetention',
+            stellwerk_dot_inference_dot_v1_dot_collections__pb2.SetDataRetentionRequest.SerializeToString,
+            stellwerk_dot_inference_dot_v1_dot_endpoints__pb2.Endpoint.FromString,
             options,
             channel_credentials,
             insecure,

@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from grpc import aio as _aio
 from stellwerk_protos.inference.v1 import collections_pb2 as _collections_pb2
+from stellwerk_protos.inference.v1 import endpoints_pb2 as _endpoints_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -37,6 +38,13 @@ class CollectionServiceStub:
     """For nodes: says that files of collected data are in the blob store. Again, nothing changes."""
     ListCollectedFiles: _grpc.UnaryUnaryMultiCallable[_collections_pb2.ListCollectedFilesRequest, _collections_pb2.ListCollectedFilesResponse]
     """Lists the files of an endpoint, by path."""
+    DeleteCollectedData: _grpc.UnaryUnaryMultiCallable[_collections_pb2.DeleteCollectedDataRequest, _collections_pb2.DeleteCollectedDataResponse]
+    """Removes collected data for good, up to 10,000 files: call again while `more` is true. With
+    `validate_only` nothing is removed, and the answer counts all that would be. Dataset versions that were
+    made of it stay.
+    """
+    SetDataRetention: _grpc.UnaryUnaryMultiCallable[_collections_pb2.SetDataRetentionRequest, _endpoints_pb2.Endpoint]
+    """Says how long the collected data of an endpoint is kept; what is older is removed within the hour."""
 
 @_typing.type_check_only
 class CollectionServiceAsyncStub(CollectionServiceStub):
@@ -47,6 +55,13 @@ class CollectionServiceAsyncStub(CollectionServiceStub):
     """For nodes: says that files of collected data are in the blob store. Again, nothing changes."""
     ListCollectedFiles: _aio.UnaryUnaryMultiCallable[_collections_pb2.ListCollectedFilesRequest, _collections_pb2.ListCollectedFilesResponse]  # type: ignore[assignment]
     """Lists the files of an endpoint, by path."""
+    DeleteCollectedData: _aio.UnaryUnaryMultiCallable[_collections_pb2.DeleteCollectedDataRequest, _collections_pb2.DeleteCollectedDataResponse]  # type: ignore[assignment]
+    """Removes collected data for good, up to 10,000 files: call again while `more` is true. With
+    `validate_only` nothing is removed, and the answer counts all that would be. Dataset versions that were
+    made of it stay.
+    """
+    SetDataRetention: _aio.UnaryUnaryMultiCallable[_collections_pb2.SetDataRetentionRequest, _endpoints_pb2.Endpoint]  # type: ignore[assignment]
+    """Says how long the collected data of an endpoint is kept; what is older is removed within the hour."""
 
 class CollectionServiceServicer(metaclass=_abc_1.ABCMeta):
     """What deployments were asked and answered: files of CloudEvents, one a line, in the datastore."""
@@ -66,5 +81,24 @@ class CollectionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_collections_pb2.ListCollectedFilesResponse, _abc.Awaitable[_collections_pb2.ListCollectedFilesResponse]]:
         """Lists the files of an endpoint, by path."""
+
+    @_abc_1.abstractmethod
+    def DeleteCollectedData(
+        self,
+        request: _collections_pb2.DeleteCollectedDataRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_collections_pb2.DeleteCollectedDataResponse, _abc.Awaitable[_collections_pb2.DeleteCollectedDataResponse]]:
+        """Removes collected data for good, up to 10,000 files: call again while `more` is true. With
+        `validate_only` nothing is removed, and the answer counts all that would be. Dataset versions that were
+        made of it stay.
+        """
+
+    @_abc_1.abstractmethod
+    def SetDataRetention(
+        self,
+        request: _collections_pb2.SetDataRetentionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_endpoints_pb2.Endpoint, _abc.Awaitable[_endpoints_pb2.Endpoint]]:
+        """Says how long the collected data of an endpoint is kept; what is older is removed within the hour."""
 
 def add_CollectionServiceServicer_to_server(servicer: CollectionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -198,6 +198,7 @@ class Endpoint(_message.Message):
     PRIMARY_KEY_FIELD_NUMBER: _builtins.int
     SECONDARY_KEY_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
+    DATA_RETENTION_DAYS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """workspaces/{workspace}/endpoints/{endpoint}"""
     revision: _builtins.int
@@ -218,6 +219,8 @@ class Endpoint(_message.Message):
     """What callers may show."""
     kind: Global___EndpointKind.ValueType
     """What its deployments do."""
+    data_retention_days: _builtins.int
+    """Days after which its collected data is removed; 0: never."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was created."""
@@ -272,10 +275,11 @@ class Endpoint(_message.Message):
         primary_key: Global___KeyHint | None = ...,
         secondary_key: Global___KeyHint | None = ...,
         kind: Global___EndpointKind.ValueType = ...,
+        data_retention_days: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "primary_key", b"primary_key", "reason", b"reason", "secondary_key", b"secondary_key", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["auth_mode", b"auth_mode", "create_time", b"create_time", "creator", b"creator", "description", b"description", "kind", b"kind", "mirror_traffic", b"mirror_traffic", "name", b"name", "path", b"path", "primary_key", b"primary_key", "reason", b"reason", "revision", b"revision", "secondary_key", b"secondary_key", "state", b"state", "sticky_header", b"sticky_header", "tags", b"tags", "traffic", b"traffic", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auth_mode", b"auth_mode", "create_time", b"create_time", "creator", b"creator", "data_retention_days", b"data_retention_days", "description", b"description", "kind", b"kind", "mirror_traffic", b"mirror_traffic", "name", b"name", "path", b"path", "primary_key", b"primary_key", "reason", b"reason", "revision", b"revision", "secondary_key", b"secondary_key", "state", b"state", "sticky_header", b"sticky_header", "tags", b"tags", "traffic", b"traffic", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -659,6 +663,7 @@ class Replica(_message.Message):
     GRPC_ADDRESS_FIELD_NUMBER: _builtins.int
     ALLOCATION_REVISION_FIELD_NUMBER: _builtins.int
     ROLLOUT_FIELD_NUMBER: _builtins.int
+    READY_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """workspaces/{workspace}/endpoints/{endpoint}/deployments/{deployment}/replicas/{replica}"""
     revision: _builtins.int
@@ -693,6 +698,10 @@ class Replica(_message.Message):
     def workload(self) -> _workloads_pb2.Workload:
         """What its node has to do."""
 
+    @_builtins.property
+    def ready_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was ready for the first time; absent: it never was."""
+
     def __init__(
         self,
         *,
@@ -708,10 +717,11 @@ class Replica(_message.Message):
         grpc_address: _builtins.str = ...,
         allocation_revision: _builtins.int = ...,
         rollout: _builtins.int = ...,
+        ready_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "reason", b"reason", "update_time", b"update_time", "workload", b"workload"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "ready_time", b"ready_time", "reason", b"reason", "update_time", b"update_time", "workload", b"workload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation", b"allocation", "allocation_revision", b"allocation_revision", "create_time", b"create_time", "grpc_address", b"grpc_address", "http_address", b"http_address", "name", b"name", "reason", b"reason", "revision", b"revision", "rollout", b"rollout", "state", b"state", "update_time", b"update_time", "workload", b"workload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation", b"allocation", "allocation_revision", b"allocation_revision", "create_time", b"create_time", "grpc_address", b"grpc_address", "http_address", b"http_address", "name", b"name", "ready_time", b"ready_time", "reason", b"reason", "revision", b"revision", "rollout", b"rollout", "state", b"state", "update_time", b"update_time", "workload", b"workload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

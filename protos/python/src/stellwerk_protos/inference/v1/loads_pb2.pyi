@@ -61,6 +61,9 @@ class GatewayLoad(_message.Message):
     IN_FLIGHT_FIELD_NUMBER: _builtins.int
     QUEUED_FIELD_NUMBER: _builtins.int
     QUEUE_MS_FIELD_NUMBER: _builtins.int
+    USAGES_FIELD_NUMBER: _builtins.int
+    COLD_STARTS_FIELD_NUMBER: _builtins.int
+    COLD_START_MS_FIELD_NUMBER: _builtins.int
     deployment: _builtins.str
     """workspaces/{workspace}/endpoints/{endpoint}/deployments/{deployment}"""
     arrived: _builtins.int
@@ -77,11 +80,19 @@ class GatewayLoad(_message.Message):
     """Requests that wait, as a mean over the time since the last report."""
     queue_ms: _builtins.int
     """The longest time, in milliseconds, that a request had waited since the last report."""
+    cold_starts: _builtins.int
+    """How often requests waited because no replica ran."""
+    cold_start_ms: _builtins.int
+    """Milliseconds until a replica was ready then, all together."""
     @_builtins.property
     def buckets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Answers by duration, each counted in one of 17 buckets: up to 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05,
         0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5 and 10 seconds, and longer.
         """
+
+    @_builtins.property
+    def usages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplicaUsage]:
+        """What its replicas said last that they use, up to 100."""
 
     def __init__(
         self,
@@ -95,14 +106,55 @@ class GatewayLoad(_message.Message):
         in_flight: _builtins.float = ...,
         queued: _builtins.float = ...,
         queue_ms: _builtins.int = ...,
+        usages: _abc.Iterable[Global___ReplicaUsage] | None = ...,
+        cold_starts: _builtins.int = ...,
+        cold_start_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered", b"answered", "arrived", b"arrived", "buckets", b"buckets", "deployment", b"deployment", "failed", b"failed", "in_flight", b"in_flight", "queue_ms", b"queue_ms", "queued", b"queued", "refused", b"refused"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered", b"answered", "arrived", b"arrived", "buckets", b"buckets", "cold_start_ms", b"cold_start_ms", "cold_starts", b"cold_starts", "deployment", b"deployment", "failed", b"failed", "in_flight", b"in_flight", "queue_ms", b"queue_ms", "queued", b"queued", "refused", b"refused", "usages", b"usages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GatewayLoad: _TypeAlias = GatewayLoad  # noqa: Y015
+
+@_typing.final
+class ReplicaUsage(_message.Message):
+    """What one replica uses: its scoring server and its worker processes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLICA_FIELD_NUMBER: _builtins.int
+    CPU_SECONDS_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    replica: _builtins.str
+    """The id of the replica."""
+    cpu_seconds: _builtins.float
+    """Seconds of processor time since its start."""
+    memory_bytes: _builtins.int
+    """Resident bytes now."""
+    calls: _builtins.int
+    """Calls of the script since its start."""
+    requests: _builtins.int
+    """Requests that those calls had; more than calls where requests are batched."""
+    def __init__(
+        self,
+        *,
+        replica: _builtins.str = ...,
+        cpu_seconds: _builtins.float = ...,
+        memory_bytes: _builtins.int = ...,
+        calls: _builtins.int = ...,
+        requests: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "cpu_seconds", b"cpu_seconds", "memory_bytes", b"memory_bytes", "replica", b"replica", "requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplicaUsage: _TypeAlias = ReplicaUsage  # noqa: Y015
 
 @_typing.final
 class ReportLoadResponse(_message.Message):
@@ -182,6 +234,13 @@ class DeploymentLoad(_message.Message):
     READY_REPLICA_COUNT_FIELD_NUMBER: _builtins.int
     REPLICA_COUNT_FIELD_NUMBER: _builtins.int
     PERCENT_FIELD_NUMBER: _builtins.int
+    CPU_PERCENT_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    BATCH_SIZE_FIELD_NUMBER: _builtins.int
+    START_COUNT_FIELD_NUMBER: _builtins.int
+    START_SECONDS_FIELD_NUMBER: _builtins.int
+    COLD_START_COUNT_FIELD_NUMBER: _builtins.int
+    COLD_START_MS_FIELD_NUMBER: _builtins.int
     deployment: _builtins.str
     """workspaces/{workspace}/endpoints/{endpoint}/deployments/{deployment}"""
     rate: _builtins.float
@@ -204,6 +263,20 @@ class DeploymentLoad(_message.Message):
     """Replicas that are wanted."""
     percent: _builtins.int
     """Percent of the traffic of its endpoint."""
+    cpu_percent: _builtins.float
+    """Percent of one core that its replicas use, together; 200 is two full cores."""
+    memory_bytes: _builtins.int
+    """Resident bytes of its replicas, together."""
+    batch_size: _builtins.float
+    """Requests in one call of the script, as a mean; 0 without calls."""
+    start_count: _builtins.int
+    """Replicas that became ready within the last hour."""
+    start_seconds: _builtins.float
+    """Seconds from the creation of those until they were ready, as a mean; 0 without any."""
+    cold_start_count: _builtins.int
+    """How often within the last hour requests waited because no replica ran, added up over the gateways."""
+    cold_start_ms: _builtins.float
+    """Milliseconds that this took until a replica was ready, as a mean; 0 without any."""
     def __init__(
         self,
         *,
@@ -218,10 +291,17 @@ class DeploymentLoad(_message.Message):
         ready_replica_count: _builtins.int = ...,
         replica_count: _builtins.int = ...,
         percent: _builtins.int = ...,
+        cpu_percent: _builtins.float = ...,
+        memory_bytes: _builtins.int = ...,
+        batch_size: _builtins.float = ...,
+        start_count: _builtins.int = ...,
+        start_seconds: _builtins.float = ...,
+        cold_start_count: _builtins.int = ...,
+        cold_start_ms: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "failed_rate", b"failed_rate", "in_flight", b"in_flight", "p50_ms", b"p50_ms", "p99_ms", b"p99_ms", "percent", b"percent", "queued", b"queued", "rate", b"rate", "ready_replica_count", b"ready_replica_count", "refused_rate", b"refused_rate", "replica_count", b"replica_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "cold_start_count", b"cold_start_count", "cold_start_ms", b"cold_start_ms", "cpu_percent", b"cpu_percent", "deployment", b"deployment", "failed_rate", b"failed_rate", "in_flight", b"in_flight", "memory_bytes", b"memory_bytes", "p50_ms", b"p50_ms", "p99_ms", b"p99_ms", "percent", b"percent", "queued", b"queued", "rate", b"rate", "ready_replica_count", b"ready_replica_count", "refused_rate", b"refused_rate", "replica_count", b"replica_count", "start_count", b"start_count", "start_seconds", b"start_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from stellwerk_protos.access.v1 import access_pb2 as stellwerk_dot_access_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!stellwerk/runs/v1/retention.proto\x12\x11stellwerk.runs.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a stellwerk/access/v1/access.proto\"\xce\x01\n\rRetentionRule\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tkeep_days\x18\x05 \x01(\x05\x12\x11\n\tkeep_last\x18\x06 \x01(\x05\x12\x15\n\rarchived_only\x18\x07 \x01(\x08\"Y\n\x17SetRetentionRuleRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12.\n\x04rule\x18\x02 \x01(\x0b\x32 .stellwerk.runs.v1.RetentionRule\"\'\n\x17GetRetentionRuleRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\\\n\x11RemoveRunsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0c\n\x04runs\x18\x02 \x03(\t\x12\x12\n\nexperiment\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"\x97\x01\n\rRemovalReport\x12\x0c\n\x04runs\x18\x01 \x03(\t\x12\x11\n\trun_count\x18\x02 \x01(\x03\x12\x13\n\x0bpoint_count\x18\x03 \x01(\x03\x12\x11\n\tlog_bytes\x18\x04 \x01(\x03\x12\x12\n\nblob_count\x18\x05 \x01(\x03\x12\x12\n\nblob_bytes\x18\x06 \x01(\x03\x12\x15\n\rvalidate_only\x18\x07 \x01(\x08\x32\xda\x02\n\x10RetentionService\x12p\n\x10SetRetentionRule\x12*.stellwerk.runs.v1.SetRetentionRuleRequest\x1a .stellwerk.runs.v1.RetentionRule\"\x0e\xa2\xbb\x18\nrun.delete\x12n\n\x10GetRetentionRule\x12*.stellwerk.runs.v1.GetRetentionRuleRequest\x1a .stellwerk.runs.v1.RetentionRule\"\x0c\xa2\xbb\x18\x08run.read\x12\x64\n\nRemoveRuns\x12$.stellwerk.runs.v1.RemoveRunsRequest\x1a .stellwerk.runs.v1.RemovalReport\"\x0e\xa2\xbb\x18\nrun.deleteb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!stellwerk/runs/v1/retention.proto\x12\x11stellwerk.runs.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a stellwerk/access/v1/access.proto\"\xce\x01\n\rRetentionRule\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tkeep_days\x18\x05 \x01(\x05\x12\x11\n\tkeep_last\x18\x06 \x01(\x05\x12\x15\n\rarchived_only\x18\x07 \x01(\x08\"Y\n\x17SetRetentionRuleRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12.\n\x04rule\x18\x02 \x01(\x0b\x32 .stellwerk.runs.v1.RetentionRule\"\'\n\x17GetRetentionRuleRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\\\n\x11RemoveRunsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0c\n\x04runs\x18\x02 \x03(\t\x12\x12\n\nexperiment\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"<\n\x1aListReferencedBlobsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x03(\t\"-\n\x1bListReferencedBlobsResponse\x12\x0e\n\x06sha256\x18\x01 \x03(\t\"\x97\x01\n\rRemovalReport\x12\x0c\n\x04runs\x18\x01 \x03(\t\x12\x11\n\trun_count\x18\x02 \x01(\x03\x12\x13\n\x0bpoint_count\x18\x03 \x01(\x03\x12\x11\n\tlog_bytes\x18\x04 \x01(\x03\x12\x12\n\nblob_count\x18\x05 \x01(\x03\x12\x12\n\nblob_bytes\x18\x06 \x01(\x03\x12\x15\n\rvalidate_only\x18\x07 \x01(\x08\x32\xdf\x03\n\x10RetentionService\x12p\n\x10SetRetentionRule\x12*.stellwerk.runs.v1.SetRetentionRuleRequest\x1a .stellwerk.runs.v1.RetentionRule\"\x0e\xa2\xbb\x18\nrun.delete\x12n\n\x10GetRetentionRule\x12*.stellwerk.runs.v1.GetRetentionRuleRequest\x1a .stellwerk.runs.v1.RetentionRule\"\x0c\xa2\xbb\x18\x08run.read\x12\x64\n\nRemoveRuns\x12$.stellwerk.runs.v1.RemoveRunsRequest\x1a .stellwerk.runs.v1.RemovalReport\"\x0e\xa2\xbb\x18\nrun.delete\x12\x82\x01\n\x13ListReferencedBlobs\x12-.stellwerk.runs.v1.ListReferencedBlobsRequest\x1a..stellwerk.runs.v1.ListReferencedBlobsResponse\"\x0c\xa2\xbb\x18\x08internalb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,6 +39,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RETENTIONSERVICE'].methods_by_name['GetRetentionRule']._serialized_options = b'\242\273\030\010run.read'
   _globals['_RETENTIONSERVICE'].methods_by_name['RemoveRuns']._loaded_options = None
   _globals['_RETENTIONSERVICE'].methods_by_name['RemoveRuns']._serialized_options = b'\242\273\030\nrun.delete'
+  _globals['_RETENTIONSERVICE'].methods_by_name['ListReferencedBlobs']._loaded_options = None
+  _globals['_RETENTIONSERVICE'].methods_by_name['ListReferencedBlobs']._serialized_options = b'\242\273\030\010internal'
   _globals['_RETENTIONRULE']._serialized_start=124
   _globals['_RETENTIONRULE']._serialized_end=330
   _globals['_SETRETENTIONRULEREQUEST']._serialized_start=332
@@ -47,8 +49,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETRETENTIONRULEREQUEST']._serialized_end=462
   _globals['_REMOVERUNSREQUEST']._serialized_start=464
   _globals['_REMOVERUNSREQUEST']._serialized_end=556
-  _globals['_REMOVALREPORT']._serialized_start=559
-  _globals['_REMOVALREPORT']._serialized_end=710
-  _globals['_RETENTIONSERVICE']._serialized_start=713
-  _globals['_RETENTIONSERVICE']._serialized_end=1059
+  _globals['_LISTREFERENCEDBLOBSREQUEST']._serialized_start=558
+  _globals['_LISTREFERENCEDBLOBSREQUEST']._serialized_end=618
+  _globals['_LISTREFERENCEDBLOBSRESPONSE']._serialized_start=620
+  _globals['_LISTREFERENCEDBLOBSRESPONSE']._serialized_end=665
+  _globals['_REMOVALREPORT']._serialized_start=668
+  _globals['_REMOVALREPORT']._serialized_end=819
+  _globals['_RETENTIONSERVICE']._serialized_start=822
+  _globals['_RETENTIONSERVICE']._serialized_end=1301
 # @@protoc_insertion_point(module_scope)

@@ -51,6 +51,11 @@ class RetentionServiceStub:
                 request_serializer=stellwerk_dot_runs_dot_v1_dot_retention__pb2.RemoveRunsRequest.SerializeToString,
                 response_deserializer=stellwerk_dot_runs_dot_v1_dot_retention__pb2.RemovalReport.FromString,
                 _registered_method=True)
+        self.ListReferencedBlobs = channel.unary_unary(
+                '/stellwerk.runs.v1.RetentionService/ListReferencedBlobs',
+                request_serializer=stellwerk_dot_runs_dot_v1_dot_retention__pb2.ListReferencedBlobsRequest.SerializeToString,
+                response_deserializer=stellwerk_dot_runs_dot_v1_dot_retention__pb2.ListReferencedBlobsResponse.FromString,
+                _registered_method=True)
 
 
 class RetentionServiceServicer:
@@ -80,6 +85,13 @@ class RetentionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListReferencedBlobs(self, request, context):
+        """For services that give up blobs: those that a run, an artifact or a snapshot still refers to.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RetentionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -97,6 +109,11 @@ def add_RetentionServiceServicer_to_server(servicer, server):
                     servicer.RemoveRuns,
                     request_deserializer=stellwerk_dot_runs_dot_v1_dot_retention__pb2.RemoveRunsRequest.FromString,
                     response_serializer=stellwerk_dot_runs_dot_v1_dot_retention__pb2.RemovalReport.SerializeToString,
+            ),
+            'ListReferencedBlobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListReferencedBlobs,
+                    request_deserializer=stellwerk_dot_runs_dot_v1_dot_retention__pb2.ListReferencedBlobsRequest.FromString,
+                    response_serializer=stellwerk_dot_runs_dot_v1_dot_retention__pb2.ListReferencedBlobsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -182,6 +199,33 @@ class RetentionService:
             '/stellwerk.runs.v1.RetentionService/RemoveRuns',
             stellwerk_dot_runs_dot_v1_dot_retention__pb2.RemoveRunsRequest.SerializeToString,
             stellwerk_dot_runs_dot_v1_dot_retention__pb2.RemovalReport.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListReferencedBlobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stellwerk.runs.v1.RetentionService/ListReferencedBlobs',
+            stellwerk_dot_runs_dot_v1_dot_retention__pb2.ListReferencedBlobsRequest.SerializeToString,
+            stellwerk_dot_runs_dot_v1_dot_retention__pb2.ListReferencedBlobsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,8 @@ class RetentionServiceStub:
     """Removes runs: those named, or those that the rules of experiments let go. With
     `validate_only` nothing is removed and the report says what would be.
     """
+    ListReferencedBlobs: _grpc.UnaryUnaryMultiCallable[_retention_pb2.ListReferencedBlobsRequest, _retention_pb2.ListReferencedBlobsResponse]
+    """For services that give up blobs: those that a run, an artifact or a snapshot still refers to."""
 
 @_typing.type_check_only
 class RetentionServiceAsyncStub(RetentionServiceStub):
@@ -59,6 +61,8 @@ class RetentionServiceAsyncStub(RetentionServiceStub):
     """Removes runs: those named, or those that the rules of experiments let go. With
     `validate_only` nothing is removed and the report says what would be.
     """
+    ListReferencedBlobs: _aio.UnaryUnaryMultiCallable[_retention_pb2.ListReferencedBlobsRequest, _retention_pb2.ListReferencedBlobsResponse]  # type: ignore[assignment]
+    """For services that give up blobs: those that a run, an artifact or a snapshot still refers to."""
 
 class RetentionServiceServicer(metaclass=_abc_1.ABCMeta):
     """Retention: what may go, a preview that counts, and the real removal of documents,
@@ -90,5 +94,13 @@ class RetentionServiceServicer(metaclass=_abc_1.ABCMeta):
         """Removes runs: those named, or those that the rules of experiments let go. With
         `validate_only` nothing is removed and the report says what would be.
         """
+
+    @_abc_1.abstractmethod
+    def ListReferencedBlobs(
+        self,
+        request: _retention_pb2.ListReferencedBlobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_retention_pb2.ListReferencedBlobsResponse, _abc.Awaitable[_retention_pb2.ListReferencedBlobsResponse]]:
+        """For services that give up blobs: those that a run, an artifact or a snapshot still refers to."""
 
 def add_RetentionServiceServicer_to_server(servicer: RetentionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
