@@ -24,6 +24,8 @@ class FakeReplica:
         self.drop_next = False
         self.starting = False
         self.ready = True
+        # What it says that it uses.
+        self.usage = ""
         # Clear, it holds all requests up until it is set.
         self.gate = asyncio.Event()
         self.gate.set()
@@ -52,7 +54,8 @@ class FakeReplica:
         )
 
     async def _ready(self, request: web.Request) -> web.Response:
-        return web.json_response({"ready": self.ready}, status=200 if self.ready else 503)
+        headers = {"x-stellwerk-usage": self.usage} if "x-stellwerk-usage" in request.headers else {}
+        return web.json_response({"ready": self.ready}, status=200 if self.ready else 503, headers=headers)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         self.arrived += 1

@@ -256,4 +256,6 @@ async def test_counts_are_exported_as_metrics(
     assert [(point.value, point.attributes["code"]) for point in found["requests"]] == [(1, 200)]
     assert [point.value for point in found["duration.bucket"]][-1] == 1
     assert [point.value for point in found["replicas"]] == [1]
+    assert [point.attributes["replica"] for point in found["replica.memory"]] == [replicas[0].name]
+    assert {"replica.cpu.time", "replica.calls", "replica.called_requests", "cold_starts"} <= found.keys()
     provider.shutdown()

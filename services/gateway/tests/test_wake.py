@@ -75,6 +75,27 @@ async def test_the_first_request_wakes_the_deployment_and_waits(
     assert (await request)[0] == 200
 
 
+async def test_what_replicas_use_and_cold_starts_are_reported(
+    web: aiohttp.ClientSession, table: RouteTable, told: Told, replica: FakeReplica
+) -> None:
+    replica.usage = '{"cpu_seconds": 1.5, "memory_bytes": 1000, "calls": 4, "requests": 10}'
+    table.replace([asleep()])
+    request = asyncio.create_task(score(web))
+    deployment = table.endpoints[asleep().endpoint].deployments["blue"]
+    await until(lambda: deployment.queued == 1)
+    table.replace([route(blue=(100, [replica]))])
+    assert (await request)[0] == 200
+
+    def loads() -> list[loads_pb2.GatewayLoad]:
+        return [load for report in told.reports for load in report.loads]
+
+    await until(lambda: any(usage.calls for load in loads() for usage in load.usages))
+    load = loads()[-1]
+    (usage,) = load.usages
+    assert (usage.replica, usage.cpu_seconds, usage.memory_bytes) == ("a", 1.5, 1000)
+    assert (usage.calls, usage.requests, load.cold_starts) == (4, 10, 1)
+
+
 async def test_nobody_waits_longer_than_the_limit(
     web: aiohttp.ClientSession, table: RouteTable, told: Told
 ) -> None:

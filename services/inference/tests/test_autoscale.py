@@ -158,3 +158,28 @@ def test_quantiles_are_read_from_buckets() -> None:
     assert 5 < quantile_ms(buckets, 0.5) < 10
     assert quantile_ms(buckets, 1.0) == 500
     assert quantile_ms([0] * 17, 0.5) == 0
+
+
+def test_what_replicas_use_is_counted_once_however_many_gateways_tell_of_it() -> None:
+    loads = Loads()
+    name = "workspaces/demo/endpoints/e/deployments/d"
+    for second in range(11):
+        for gateway in ("one", "two"):
+            # The second gateway asked a moment earlier.
+            used = max(second - (gateway == "two"), 0)
+            usages = [
+                pb.ReplicaUsage(
+                    replica=replica, cpu_seconds=used / 2, memory_bytes=500, calls=used, requests=3 * used
+                )
+                for replica in ("r1", "r2")
+            ]
+            cold = int(second > 5 and gateway == "one")
+            load = pb.GatewayLoad(deployment=name, usages=usages, cold_starts=cold, cold_start_ms=800 * cold)
+            loads.report(pb.ReportLoadRequest(process=gateway, loads=[load]), now=float(second))
+        loads.tick(now=float(second))
+    recent = loads.recent(name)
+    assert sum(second.cpu_seconds for second in recent) == 10
+    assert sum(second.called_requests for second in recent) == 3 * sum(second.calls for second in recent) > 0
+    assert loads.memory_bytes(name) == 1_000
+    assert loads.cold_starts(name, now=11.0) == (1, 800.0)
+    assert loads.cold_starts(name, now=3_700.0) == (0, 0.0)

@@ -125,6 +125,8 @@ async def test_load_is_shown_kept_and_played_again(
     finally:
         await gateway.stop()
     assert (answer.gateways, answer.loads[0].percent, answer.loads[0].ready_replica_count) == (1, 100, 1)
+    assert answer.loads[0].start_count == 1
+    assert answer.loads[0].start_seconds > 0
     played = await inference.loads.SimulateScaling(simulation)
     assert played.requests == sum(step.arrivals for step in played.seconds) > 0
     simulation.load.arrivals.extend([5] * 60)

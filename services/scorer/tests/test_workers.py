@@ -193,6 +193,21 @@ async def test_batches_give_each_caller_its_own_rows(scorer: StartScorer) -> Non
         assert [answer.json()["outputs"][0]["data"] for answer in answers] == [[2.0 * n] for n in range(12)]
 
 
+async def test_a_gateway_is_told_what_the_replica_uses(scorer: StartScorer) -> None:
+    batching = {"STELLWERK_SCORER_MAX_BATCH_SIZE": "16"}
+    async with scorer(BATCHES, BARE_PYTHON, **batching) as running, (await running.ready()).http() as http:
+        await asyncio.gather(*(http.post("/score", json={"data": [[n]]}) for n in range(12)))
+        ready = "/v2/health/ready"
+        used = json.loads(
+            (await http.get(ready, headers={"x-stellwerk-usage": "1"})).headers["x-stellwerk-usage"]
+        )
+        assert used["requests"] == 12
+        assert 1 <= used["calls"] < 12
+        assert used["cpu_seconds"] > 0
+        assert used["memory_bytes"] > 10_000_000
+        assert "x-stellwerk-usage" not in (await http.get(ready)).headers
+
+
 async def test_who_comes_alone_after_a_batch_is_not_made_to_wait_for_another() -> None:
     """By the rule itself: the wait is some milliseconds, which no test over the network could tell."""
     worker = WorkerProcess(lambda _worker: None, lambda _job: None)

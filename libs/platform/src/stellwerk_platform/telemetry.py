@@ -5,6 +5,8 @@ import logging
 
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -18,6 +20,7 @@ tracer = trace.get_tracer("stellwerk")
 _PROPAGATOR = TraceContextTextMapPropagator()
 # Spans travel within this time, so that a trace can be read soon after its work is done.
 _EXPORT_DELAY_MS = 500
+_METRICS_MS = 15_000
 
 
 def start(service: str, settings: Settings, identity: Identity | None = None) -> None:
@@ -30,6 +33,16 @@ def start(service: str, settings: Settings, identity: Identity | None = None) ->
     exporter = otlp.Spans(settings, identity)
     provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=_EXPORT_DELAY_MS))
     trace.set_tracer_provider(provider)
+
+
+def meter_provider(
+    service: str, settings: Settings, identity: Identity | None = None
+) -> MeterProvider | None:
+    """Where a service makes its metrics, exported every 15 s; None if no endpoint is set."""
+    if not settings.otlp_endpoint:
+        return None
+    reader = PeriodicExportingMetricReader(otlp.Metrics(settings, identity), _METRICS_MS)
+    return MeterProvider([reader], Resource.create({SERVICE_NAME: service}))
 
 
 def start_log(settings: Settings) -> None:

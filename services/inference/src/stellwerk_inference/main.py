@@ -14,6 +14,7 @@ from stellwerk_inference.config import InferenceSettings
 from stellwerk_inference.events import CONSUMED, CONSUMER, AllocationEvents
 from stellwerk_inference.keys.service import EndpointKeyService
 from stellwerk_inference.lifecycle import Lifecycle
+from stellwerk_inference.metrics import Starts
 from stellwerk_inference.monitors.compose import monitoring
 from stellwerk_inference.monitors.store import MonitorStore
 from stellwerk_inference.probes import Prober
@@ -23,6 +24,7 @@ from stellwerk_inference.service import EndpointService
 from stellwerk_inference.store import Store
 from stellwerk_inference.upstream import Upstream
 from stellwerk_inference.workspace_data import workspace_data
+from stellwerk_platform import telemetry
 from stellwerk_platform.app import App, Service, run
 from stellwerk_platform.grpc_server import Registration
 from stellwerk_protos.inference.v1 import (
@@ -72,7 +74,11 @@ async def compose(app: App, settings: InferenceSettings) -> None:
     )
     retention = Retention(collected, store, upstream, settings.blob_grace_seconds)
     app.background(retention.run())
-    prober = Prober(store, lifecycle, changes, session, samples, settings.replica_ready_seconds)
+    meters = telemetry.meter_provider("inference", settings, app.identity)
+    if meters is not None:
+        app.close(lambda: meters.shutdown(2_000))
+    starts = Starts(meters)
+    prober = Prober(store, lifecycle, changes, session, samples, starts, settings.replica_ready_seconds)
     app.background(prober.run())
     app.background(Replacer(store, lifecycle, changes).run())
     app.background(service.bus.consume(CONSUMER, CONSUMED, AllocationEvents(lifecycle).handle))

@@ -13,6 +13,7 @@ import aiohttp
 from stellwerk_inference.changes import Changes
 from stellwerk_inference.deployments import rollouts
 from stellwerk_inference.lifecycle import Lifecycle
+from stellwerk_inference.metrics import Starts
 from stellwerk_inference.replicas import domain
 from stellwerk_inference.samples import NotNow, Result, Samples
 from stellwerk_inference.states import CREATING
@@ -37,6 +38,7 @@ class Prober:
         changes: Changes,
         session: aiohttp.ClientSession,
         samples: Samples,
+        starts: Starts,
         ready_seconds: float,
     ) -> None:
         self._store = store
@@ -44,6 +46,7 @@ class Prober:
         self._changes = changes
         self._session = session
         self._samples = samples
+        self._starts = starts
         self._ready_seconds = ready_seconds
         self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
 
@@ -105,12 +108,18 @@ class Prober:
             result = await self._samples.score(replica, rollout)
         failpoints.hit("inference.sample_scored")
 
+        fact: Fact | None = None
+
         def judge(current: pb.Replica) -> Fact | None:
+            nonlocal fact
             if result.failure is not None:
                 return domain.refuse(current, replica.allocation_revision, result.failure)
-            return domain.answered(current, replica.allocation_revision, result.note)
+            fact = domain.answered(current, replica.allocation_revision, result.note)
+            return fact
 
         await self._lifecycle.move_replica(replica.name, judge)
+        if fact is not None:
+            self._starts.ready(replica)
 
     async def _is_ready(self, address: str) -> bool:
         try:

@@ -1,6 +1,7 @@
 """What HTTP and gRPC have in common: requests become jobs of the pool, answers become tensors."""
 
 import asyncio
+import os
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -34,6 +35,10 @@ class DataPlane:
         self._timeout_seconds = timeout_seconds
         self._loop = asyncio.get_running_loop()
         self._draining = False
+
+    def usage(self) -> bytes:
+        """What this process and the workers use, as the line of an answer."""
+        return self.pool.usage.header([os.getpid(), *self.pool.pids])
 
     @property
     def ready(self) -> bool:

@@ -124,7 +124,8 @@ class HttpApp:
             call.answer_json({"live": True})
         else:
             ready = self._plane.ready
-            call.answer_json({"ready": ready}, 200 if ready else 503)
+            head = JSON + self._plane.usage() if b"x-stellwerk-usage" in exchange.headers else JSON
+            call.answer(200 if ready else 503, head, b'{"ready":true}' if ready else b'{"ready":false}')
 
     def _score(self, call: Call) -> None:
         exchange = call.exchange

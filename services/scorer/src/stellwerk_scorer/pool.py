@@ -14,13 +14,14 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from stellwerk_platform.errors import PlatformError, ResourceExhausted, Unavailable
 from stellwerk_scorer.job import Job
 from stellwerk_scorer.launch import Launch, Started
+from stellwerk_scorer.usage import Usage
 from stellwerk_scorer.worker_process import FAST_MICROSECONDS, LoadFailed, WorkerProcess
 
 _FIRST_DELAY_SECONDS = 0.1
@@ -69,6 +70,7 @@ class Pool:
         self._sweep: asyncio.TimerHandle | None = None
         self._batch_timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
+        self.usage = Usage()
         # What the script is; empty until the first worker has loaded it.
         self.description: dict[str, Any] = {}
         self.started = 0
@@ -85,6 +87,11 @@ class Pool:
         return self._settings.max_batch_size > 1 and bool(self.description.get("batches"))
 
     @property
+    def pids(self) -> list[int]:
+        """The processes of the workers that have loaded the script."""
+        return [worker.pid for worker in self._workers]
+
+    @property
     def queued(self) -> int:
         """Requests that no worker has yet."""
         return len(self._queue)
@@ -98,7 +105,7 @@ class Pool:
         if not self._queue and not self.batches:
             worker = self._free()
             if worker is not None:
-                worker.send((job,))
+                self._send(worker, (job,))
                 self._watch()
                 return
         if len(self._queue) >= self._settings.max_queue:
@@ -234,14 +241,18 @@ class Pool:
                     self._batch_timer = self._loop.call_later(wait, self._batch_due)
                 return
             if jobs := self._take_batch():
-                worker.send(jobs)
+                self._send(worker, jobs)
 
     def _send_first(self, worker: WorkerProcess) -> None:
         job = self._queue.popleft()
         if job.deadline <= self._loop.time():
             job.finish(_late())
         elif not job.is_canceled:
-            worker.send((job,))
+            self._send(worker, (job,))
+
+    def _send(self, worker: WorkerProcess, jobs: Sequence[Job]) -> None:
+        self.usage.called(len(jobs))
+        worker.send(jobs)
 
     def _batch_due(self) -> None:
         self._batch_timer = None

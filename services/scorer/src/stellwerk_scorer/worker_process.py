@@ -103,6 +103,11 @@ class WorkerProcess(asyncio.Protocol):
         )
         return protocol
 
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
+
     def connection_lost(self, exc: Exception | None) -> None:
         """The worker closed its end, by ending."""
         if not self.lost.done():

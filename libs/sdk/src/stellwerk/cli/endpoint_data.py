@@ -102,7 +102,10 @@ def data_export(
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @traced
 def data_delete(session: Session, endpoint_name: str, dry_run: bool, yes: bool, **chosen: Any) -> None:
-    """Remove collected data for good. Counts first, and asks. Dataset versions made of it stay."""
+    """Remove collected data for good.
+
+    Counts first, and asks. Dataset versions that were made of it stay.
+    """
     collected = session.workspace().collected_data
     preview = collected.delete(endpoint_name, **chosen)
     if dry_run or not preview.file_count:
@@ -120,7 +123,10 @@ def data_delete(session: Session, endpoint_name: str, dry_run: bool, yes: bool, 
 @click.option("-y", "--yes", is_flag=True, help="Do not ask about data that would go at once.")
 @traced
 def data_retention(session: Session, endpoint_name: str, days: int | None, yes: bool) -> None:
-    """Show or set how long collected data is kept. What is older goes within the hour, without asking."""
+    """Show or set how long collected data is kept.
+
+    What is older goes within the hour, without asking.
+    """
     workspace = session.workspace()
     if days is None:
         found = workspace.endpoints.get(endpoint_name).message

@@ -20,7 +20,7 @@ _REFRESH_SECONDS = 1.0
 _ROWS = 30
 _HEADER = (
     *("DEPLOYMENT", "TRAFFIC", "RATE/s", "ERRORS/s", "429/s", "P50 ms", "P99 ms"),
-    *("IN FLIGHT", "QUEUE", "REPLICAS"),
+    *("IN FLIGHT", "QUEUE", "BATCH", "CPU", "MEMORY", "REPLICAS", "STARTS/h", "COLD/h"),
 )
 
 
@@ -111,8 +111,10 @@ def scale(session: Session, name: str, endpoint_name: str, fixed: bool, **given:
 def top(session: Session, endpoint: str, once: bool) -> None:
     """Show the load of the deployments, live.
 
-    Of one endpoint, or of all; means over the last ten seconds, over all gateways. JSON, and what is no
-    terminal, get it once.
+    Of one endpoint, or of all; means over the last ten seconds, over all gateways. BATCH: requests in one
+    call of the script. CPU: of one core, all replicas together. STARTS and COLD: replicas that became ready
+    within the last hour, and how often requests waited because none ran, each with its mean time. JSON, and
+    what is no terminal, get it once.
     """
     loads = session.workspace().loads
     if session.json:
@@ -138,8 +140,16 @@ def _row(load: Any) -> Sequence[object]:
     return (
         *(f"{endpoint}/{deployment}", f"{load.percent} %", *rates, *times),
         *(f"{load.in_flight:.1f}", f"{load.queued:.1f}"),
+        f"{load.batch_size:.1f}" if load.batch_size else "-",
+        *(f"{load.cpu_percent:.0f} %", output.size(load.memory_bytes)),
         f"{load.ready_replica_count}/{load.replica_count}",
+        _each(load.start_count, load.start_seconds),
+        _each(load.cold_start_count, load.cold_start_ms / 1000),
     )
+
+
+def _each(count: int, seconds: float) -> str:
+    return f"{count} ({seconds:.1f} s)" if count else "0"
 
 
 @click.command(

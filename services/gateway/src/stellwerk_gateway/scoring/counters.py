@@ -27,6 +27,9 @@ class Counters:
     ejections: int = 0
     mirrored: int = 0
     mirror_dropped: int = 0
+    # How often requests waited because no replica ran, and the seconds until one was ready, together.
+    cold_starts: int = 0
+    cold_start_seconds: float = 0.0
 
     def count(self, status: int, seconds: float) -> None:
         """One request has ended."""
@@ -48,4 +51,6 @@ class Counters:
             "ejections": self.ejections,
             "mirrored": self.mirrored,
             "mirror_dropped": self.mirror_dropped,
+            "cold_starts": self.cold_starts,
+            "cold_start_seconds": round(self.cold_start_seconds, 3),
         }

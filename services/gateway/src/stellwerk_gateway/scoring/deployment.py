@@ -54,6 +54,8 @@ class Deployment:
         self.in_flight = 0
         self._default_timeout_seconds = default_timeout_seconds
         self._turn = 0
+        # Since when, of `time.perf_counter`, requests wait for the first replica; None: they do not.
+        self._cold_since: float | None = None
         self._waiting: OrderedDict[Waiter, None] = OrderedDict()
         self._probes: dict[Replica, asyncio.Task[None]] = {}
 
@@ -87,6 +89,10 @@ class Deployment:
         self.is_starting = target.starting
         self.is_asleep = target.asleep
         self._set_replicas(target.replicas)
+        if self.replicas and self._cold_since is not None:
+            self.counters.cold_starts += 1
+            self.counters.cold_start_seconds += time.perf_counter() - self._cold_since
+            self._cold_since = None
         self.wake()
 
     def _set_replicas(self, wanted: Sequence[pb.Replica]) -> None:
@@ -139,6 +145,7 @@ class Deployment:
         if tried:
             self._waiting.move_to_end(waiter, last=False)
         if self.is_asleep:
+            self._cold_since = self._cold_since or time.perf_counter()
             self._wake_up(self)
         return None
 

@@ -6,14 +6,19 @@
 import asyncio
 import contextlib
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from stellwerk_gateway.scoring.connection import Connection
+from stellwerk_gateway.scoring.usage import Usage
 
 if TYPE_CHECKING:
     from stellwerk_gateway.scoring.replica import Replica
 
-_REQUEST = b"GET /v2/health/ready HTTP/1.1\r\nhost: replica\r\ncontent-length: 0\r\n\r\n"
+# The second header asks for what the replica uses, in a header of the answer.
+_REQUEST = (
+    b"GET /v2/health/ready HTTP/1.1\r\nhost: replica\r\nx-stellwerk-usage: 1\r\ncontent-length: 0\r\n\r\n"
+)
 _INTERVAL_SECONDS = 2.0
 _ANSWER_SECONDS = 2.0
 # So many questions without an answer in a row take a replica out; a "no" does at once.
@@ -62,7 +67,9 @@ async def ask(replica: "Replica") -> int | None:
             connection = replica.idle() or await replica.connect()
             asker = _Asker()
             connection.ask(asker, _REQUEST, is_whole=True)
-            return await asker.status
+            status = await asker.status
+            replica.usage = asker.usage or replica.usage
+            return status
     except (OSError, TimeoutError):
         if connection is not None:
             connection.abandon()
@@ -70,14 +77,18 @@ async def ask(replica: "Replica") -> int | None:
 
 
 class _Asker:
-    """Waits for the status alone."""
+    """Waits for the status, and notes what the replica says that it uses."""
 
     def __init__(self) -> None:
         self.status: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
+        self.usage: Usage | None = None
         self._status = 0
 
-    def answer_head(self, status: int, headers: object, length: int | None) -> None:
+    def answer_head(self, status: int, headers: Sequence[tuple[bytes, bytes]], length: int | None) -> None:
         self._status = status
+        for name, value in headers:
+            if name == b"x-stellwerk-usage":
+                self.usage = Usage.parse(value)
 
     def answer_body(self, data: bytes) -> None:
         pass

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 from stellwerk_gateway.scoring.connection import Connection
 from stellwerk_gateway.scoring.counters import Counters
+from stellwerk_gateway.scoring.usage import Usage
 
 # Less than the scorer's, so that it is never the one that closes.
 _KEEP_ALIVE_SECONDS = 60.0
@@ -26,6 +27,8 @@ class Replica:
         self.name = name
         self.address = address
         self.in_flight = 0
+        # As it said last.
+        self.usage = Usage()
         # Out after failures until a probe succeeds, and not before this time of the monotonic clock.
         self.is_out = False
         self.out_until = 0.0

@@ -8,13 +8,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import grpc
 
 from stellwerk_gateway.scoring.deployment import Deployment
 from stellwerk_gateway.scoring.routes import RouteTable
 from stellwerk_gateway.scoring.statistics import PROCESS
+from stellwerk_platform import names
 from stellwerk_platform.errors import PlatformError
 from stellwerk_protos.inference.v1 import loads_pb2 as pb
 
@@ -23,6 +24,7 @@ Send = Callable[[pb.ReportLoadRequest], Awaitable[object]]
 _LOOK_SECONDS = 0.1
 _LOOKS = 10
 _MAX_LOADS = 5_000
+_MAX_USAGES = 100
 _REFUSED = 429
 # A deployment that a wake-up was sent for a moment ago is not woken again.
 _WOKEN_SECONDS = 0.2
@@ -60,6 +62,12 @@ class _Seen:
             in_flight=self.in_flight / looks,
             queued=self.queued / looks,
             queue_ms=round(self.oldest_seconds * 1000),
+            usages=[
+                pb.ReplicaUsage(replica=names.id_of(replica.name), **asdict(replica.usage))
+                for replica in deployment.replicas[:_MAX_USAGES]
+            ],
+            cold_starts=counters.cold_starts,
+            cold_start_ms=round(counters.cold_start_seconds * 1000),
         )
 
 

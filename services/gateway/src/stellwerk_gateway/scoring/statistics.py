@@ -8,27 +8,25 @@ import os
 import re
 import socket
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
-from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 
 from stellwerk_gateway.scoring import access
 from stellwerk_gateway.scoring.counters import BOUNDS, Counters
 from stellwerk_gateway.scoring.deployment import Deployment
 from stellwerk_gateway.scoring.router import Router
 from stellwerk_gateway.scoring.routes import Endpoint, RouteTable
-from stellwerk_platform import otlp
+from stellwerk_platform import names, telemetry
 from stellwerk_platform.errors import InvalidArgument, NotFound
 from stellwerk_platform.identity import Identity
 from stellwerk_platform.settings import Settings
 
 PATH = re.compile(r"/endpoints/([^/]+)/([^/]+)/statistics")
 _PERMISSION = "endpoint.read"
-_EXPORT_MS = 15_000
 _STARTED = datetime.now(UTC).isoformat(timespec="seconds")
 # What tells this process from all others, as long as they live.
 PROCESS = f"{socket.gethostname()}:{os.getpid()}"
@@ -59,7 +57,12 @@ def _deployment(deployment: Deployment) -> dict[str, Any]:
         "in_flight": deployment.in_flight,
         "queued": deployment.queued,
         "replicas": [
-            {"name": replica.name, "in_flight": replica.in_flight, "out": replica.is_out}
+            {
+                "name": replica.name,
+                "in_flight": replica.in_flight,
+                "out": replica.is_out,
+                "usage": asdict(replica.usage),
+            }
             for replica in deployment.replicas
         ],
     }
@@ -70,12 +73,8 @@ class Metrics:
 
     def __init__(self, settings: Settings, table: RouteTable, identity: Identity | None = None) -> None:
         self._table = table
-        self._provider: MeterProvider | None = None
-        if settings.otlp_endpoint:
-            self._provider = MeterProvider(
-                [PeriodicExportingMetricReader(otlp.Metrics(settings, identity), _EXPORT_MS)],
-                Resource.create({SERVICE_NAME: "gateway"}),
-            )
+        self._provider = telemetry.meter_provider("gateway", settings, identity)
+        if self._provider is not None:
             self._declare(self._provider)
 
     def close(self) -> None:
@@ -115,6 +114,18 @@ def _buckets(
         yield total, {"le": bound}
 
 
+def _used(name: str) -> "Read":
+    """One field of `Usage`, by replica."""
+
+    def read(
+        _endpoint: Endpoint, deployment: Deployment, _counters: Counters
+    ) -> Iterator[tuple[float, dict[str, str | int]]]:
+        for replica in list(deployment.replicas):
+            yield getattr(replica.usage, name), {"replica": names.id_of(replica.name)}
+
+    return read
+
+
 _COUNTERS: list[tuple[str, str, Read]] = [
     ("requests", "{request}", lambda e, d, c: [(n, {"code": code}) for code, n in c.codes.copy().items()]),
     ("duration.bucket", "{request}", _buckets),
@@ -123,9 +134,15 @@ _COUNTERS: list[tuple[str, str, Read]] = [
     ("ejections", "{replica}", lambda e, d, c: [(c.ejections, {})]),
     ("mirrored", "{request}", lambda e, d, c: [(c.mirrored, {})]),
     ("mirror_dropped", "{request}", lambda e, d, c: [(c.mirror_dropped, {})]),
+    ("cold_starts", "{start}", lambda e, d, c: [(c.cold_starts, {})]),
+    ("cold_start.wait", "s", lambda e, d, c: [(c.cold_start_seconds, {})]),
+    ("replica.cpu.time", "s", _used("cpu_seconds")),
+    ("replica.calls", "{call}", _used("calls")),
+    ("replica.called_requests", "{request}", _used("requests")),
 ]
 _GAUGES: list[tuple[str, str, Read]] = [
     ("in_flight", "{request}", lambda e, d, c: [(d.in_flight, {})]),
     ("queued", "{request}", lambda e, d, c: [(d.queued, {})]),
     ("replicas", "{replica}", lambda e, d, c: [(sum(not r.is_out for r in list(d.replicas)), {})]),
+    ("replica.memory", "By", _used("memory_bytes")),
 ]

@@ -6,7 +6,7 @@ Gateways report counts from their start, so a report that is lost is in the next
 import time
 from array import array
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from stellwerk_protos.inference.v1 import loads_pb2 as pb
@@ -18,7 +18,7 @@ HISTORY_SECONDS = 3_600
 _SILENT_SECONDS = 3.0
 _FORGOTTEN_SECONDS = 60.0
 _WINDOW_SECONDS = 10
-_MAX_GATEWAYS, _MAX_LOADS, _MAX_HISTORIES = 200, 5_000, 500
+_MAX_GATEWAYS, _MAX_LOADS, _MAX_HISTORIES, _MAX_USAGES = 200, 5_000, 500, 100
 _MAX_PROCESS_CHARACTERS = 200
 _COUNTS = ("arrived", "answered", "failed", "refused")
 
@@ -35,6 +35,9 @@ class Second:
     in_flight: float = 0.0
     queued: float = 0.0
     queue_seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    calls: int = 0
+    called_requests: int = 0
 
 
 @dataclass
@@ -53,6 +56,8 @@ class _History:
     # Seconds of work on each request, where any was answered; else -1.
     service: "array[float]" = field(default_factory=lambda: array("f"))
     recent: deque[Second] = field(default_factory=lambda: deque(maxlen=_WINDOW_SECONDS))
+    # When, how many, and the milliseconds that they took, of the last hour.
+    cold_starts: deque[tuple[float, int, int]] = field(default_factory=lambda: deque(maxlen=HISTORY_SECONDS))
     end_seconds: float = 0.0
 
     def add(self, second: Second, now: float) -> None:
@@ -70,6 +75,8 @@ class Loads:
     def __init__(self) -> None:
         self._gateways: OrderedDict[str, _Gateway] = OrderedDict()
         self._histories: OrderedDict[str, _History] = OrderedDict()
+        # By deployment and replica, as at the last tick.
+        self._usages: dict[str, dict[str, pb.ReplicaUsage]] = {}
 
     def report(self, report: pb.ReportLoadRequest, now: float | None = None) -> None:
         """Takes in what one gateway says."""
@@ -94,8 +101,33 @@ class Loads:
             if now - gateway.heard_seconds > _FORGOTTEN_SECONDS:
                 del self._gateways[process]
             else:
+                self._count_cold_starts(gateway, now)
                 _take(gateway, seconds, is_silent=now - gateway.heard_seconds > _SILENT_SECONDS)
+        usages = self._said_usages(now)
+        for name, replicas in usages.items():
+            _use(seconds[name], self._usages.get(name, {}), replicas)
+        self._usages = usages
         self._keep(seconds, now)
+
+    def _said_usages(self, now: float) -> dict[str, dict[str, pb.ReplicaUsage]]:
+        """What the replicas use, as the gateway says that asked them last."""
+        usages: dict[str, dict[str, pb.ReplicaUsage]] = {}
+        for gateway in self._gateways.values():
+            if now - gateway.heard_seconds > _SILENT_SECONDS:
+                continue
+            for name, load in gateway.said.items():
+                for usage in load.usages[:_MAX_USAGES]:
+                    known = usages.setdefault(name, {}).setdefault(usage.replica, usage)
+                    if usage.cpu_seconds > known.cpu_seconds:
+                        usages[name][usage.replica] = usage
+        return usages
+
+    def _count_cold_starts(self, gateway: _Gateway, now: float) -> None:
+        for name, said in gateway.said.items():
+            before = gateway.counted[name]
+            more = said.cold_starts - before.cold_starts
+            if more > 0 and (history := self._histories.get(name)) is not None:
+                history.cold_starts.append((now, more, max(said.cold_start_ms - before.cold_start_ms, 0)))
 
     def _keep(self, seconds: dict[str, Second], now: float) -> None:
         for name in seconds.keys() - self._histories.keys():
@@ -107,6 +139,18 @@ class Loads:
                 self._histories.move_to_end(name)
         while len(self._histories) > _MAX_HISTORIES:
             self._histories.popitem(last=False)
+
+    def memory_bytes(self, deployment: str) -> int:
+        """What the replicas of a deployment have, together."""
+        return sum(usage.memory_bytes for usage in self._usages.get(deployment, {}).values())
+
+    def cold_starts(self, deployment: str, now: float | None = None) -> tuple[int, float]:
+        """How often requests waited for a first replica within the last hour, and the mean wait in ms."""
+        history = self._histories.get(deployment)
+        since = (time.monotonic() if now is None else now) - HISTORY_SECONDS
+        found = [item for item in history.cold_starts if item[0] >= since] if history is not None else []
+        count = sum(number for _, number, _ in found)
+        return count, sum(ms for _, _, ms in found) / count if count else 0.0
 
     def gateways(self, now: float | None = None) -> int:
         """How many report."""
@@ -160,6 +204,17 @@ def _take(gateway: _Gateway, seconds: dict[str, Second], *, is_silent: bool) -> 
             second.queued += said.queued
             second.queue_seconds = max(second.queue_seconds, said.queue_ms / 1000)
         gateway.counted[name] = said
+
+
+def _use(
+    second: Second, before: Mapping[str, pb.ReplicaUsage], usages: Mapping[str, pb.ReplicaUsage]
+) -> None:
+    """Adds what replicas have used since they were looked at last; one that is new has used nothing yet."""
+    for replica, usage in usages.items():
+        known = before.get(replica, usage)
+        second.cpu_seconds += max(usage.cpu_seconds - known.cpu_seconds, 0.0)
+        second.calls += max(usage.calls - known.calls, 0)
+        second.called_requests += max(usage.requests - known.requests, 0)
 
 
 def quantile_ms(buckets: Iterable[int], share: float) -> float:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from stellwerk_inference.autoscale import domain, simulation
-from stellwerk_inference.autoscale.loads import HISTORY_SECONDS, Second, quantile_ms
+from stellwerk_inference.autoscale.loads import HISTORY_SECONDS, Loads, Second, quantile_ms
 from stellwerk_inference.autoscale.scaler import Autoscaler
 from stellwerk_inference.deployments.requests import PATTERN
 from stellwerk_inference.endpoints.domain import PATTERN as ENDPOINT_PATTERN
@@ -19,6 +19,7 @@ from stellwerk_protos.inference.v1 import loads_pb2 as pb
 from stellwerk_protos.inference.v1 import loads_pb2_grpc
 
 _MAX_ENDPOINTS = 200
+_STARTS_SINCE = timedelta(hours=1)
 _MAX_SECONDS, _MAX_ARRIVALS = 86_400, 10_000_000
 _MAX_START_SECONDS, _MAX_SERVICE_SECONDS, _MAX_PARALLEL = 3_600.0, 3_600.0, 10_000
 _START_SECONDS = 5.0
@@ -43,8 +44,13 @@ class LoadService(loads_pb2_grpc.LoadServiceServicer):
         for endpoint in await self._endpoints(request.parent):
             for deployment in await self._store.deployments.all(visible(endpoint.name)):
                 percent = endpoint.traffic.get(names.id_of(deployment.name), 0)
-                answer.loads.append(_load(deployment, percent, self._loads.recent(deployment.name)))
+                answer.loads.append(_load(deployment, percent, self._loads))
         answer.loads.sort(key=lambda load: load.deployment)
+        starts = await self._store.starts([load.deployment for load in answer.loads], _STARTS_SINCE)
+        for load in answer.loads:
+            seconds = starts.get(load.deployment, [])
+            load.start_count = len(seconds)
+            load.start_seconds = sum(seconds) / (len(seconds) or 1)
         return answer
 
     async def _endpoints(self, parent: str) -> Sequence[endpoints.Endpoint]:
@@ -90,8 +96,11 @@ class LoadService(loads_pb2_grpc.LoadServiceServicer):
         return _simulated(outcome)
 
 
-def _load(deployment: endpoints.Deployment, percent: int, recent: Sequence[Second]) -> pb.DeploymentLoad:
+def _load(deployment: endpoints.Deployment, percent: int, loads: Loads) -> pb.DeploymentLoad:
+    recent = loads.recent(deployment.name)
     seconds = len(recent) or 1
+    calls = sum(second.calls for second in recent)
+    cold_starts, cold_start_ms = loads.cold_starts(deployment.name)
     buckets = [sum(column) for column in zip(*(second.buckets for second in recent), strict=True)]
     last = recent[-1] if recent else Second()
     return pb.DeploymentLoad(
@@ -106,6 +115,11 @@ def _load(deployment: endpoints.Deployment, percent: int, recent: Sequence[Secon
         ready_replica_count=deployment.ready_replica_count,
         replica_count=deployment.replica_count,
         percent=percent,
+        cpu_percent=100 * sum(second.cpu_seconds for second in recent) / seconds,
+        memory_bytes=loads.memory_bytes(deployment.name),
+        batch_size=sum(second.called_requests for second in recent) / (calls or 1),
+        cold_start_count=cold_starts,
+        cold_start_ms=cold_start_ms,
     )
 
 

@@ -17,6 +17,7 @@ from stellwerk_inference.states import (
     State,
 )
 from stellwerk_platform import names
+from stellwerk_platform.documents import now
 from stellwerk_platform.journal import Fact
 from stellwerk_protos.common.v1.common_pb2 import Reason
 from stellwerk_protos.compute.v1 import computes_pb2 as compute
@@ -89,6 +90,8 @@ def answered(replica: pb.Replica, allocation_revision: int, note: str = "") -> F
     if not replica.http_address:
         return None
     reason = Reason(code=READY_CODE, message=note or "The scoring server is ready.")
+    if not replica.HasField("ready_time"):
+        replica.ready_time.CopyFrom(now())
     return _move(replica, SUCCEEDED, "ready", reason)
 
 
