@@ -71,7 +71,7 @@ def data_export(
     until: datetime | None,
     **chosen: Any,
 ) -> None:
-    """Write collected data to a folder, or make a dataset version of it."""
+    """Write collected data to a folder, or make a dataset of it."""
     collected = session.workspace().collected_data
     if dataset is not None and folder is None:
         version = collected.create_dataset(endpoint_name, dataset, since=since, until=until, **chosen)
