@@ -179,6 +179,11 @@ class Store:
         where = {"parent": deployment.name, "create_time": {"$gte": since}, "$or": [lasting, recently]}
         return await self.replicas.all(where, session)
 
+    async def ended_replicas(self, names: Sequence[str]) -> list[str]:
+        """Those of some replicas of which nothing runs any more."""
+        where = {"_id": {"$in": list(names)}, "state": {"$in": [name_of(state) for state in ENDED]}}
+        return [document["_id"] async for document in self.replicas.raw.find(where, {"_id": 1})]
+
     async def deployments_with(self, model_version: str) -> list[pb.Deployment]:
         """Those that are not gone and have a rollout, failed or not, with the model version."""
         where = {"rollouts.workload.inputs.resource": model_version, "state": {"$ne": name_of(DELETED)}}

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from stellwerk_protos.secrets.v1.tokens_pb2_grpc import TokenServiceAsyncStub
 
 _WAIT_SECONDS = 20.0
-_POLL_SECONDS = 1.0
+_POLL_SECONDS = 2.0
 _MAX_TOKENS = 10_000
 _WORKING = frozenset({SUCCEEDED, NOT_RESPONDING})
 _LOST = Reason(

@@ -57,6 +57,7 @@ class Settler:
 
     async def _attend(self, job: pb.BatchJob) -> None:
         try:
+            await self._expire(job)
             job = await self.settle(job.name)
             if job.state == domain.FINALIZING:
                 await self._finalize(job)
@@ -64,6 +65,14 @@ class Settler:
                 await self._check_deployment(job)
         except Exception:
             log.warning("%s is looked at again", job.name, exc_info=True)
+
+    async def _expire(self, job: pb.BatchJob) -> None:
+        """What a replica had that has ended is for others at once."""
+        holders = await self._batches.leaseholders(job.name)
+        gone = await self._store.ended_replicas(holders) if holders else []
+        if gone:
+            await self._batches.expire(job.name, gone)
+            self._changes.wake()
 
     async def start(self, name: str) -> pb.BatchJob:
         """The first mini-batch was taken."""

@@ -245,6 +245,17 @@ class BatchStore:
             {"$set": {"state": _WAITING}, "$unset": dict.fromkeys(_LEASE_FIELDS, "")},
         )
 
+    async def leaseholders(self, job: str) -> list[str]:
+        """The replicas that have living leases of a job."""
+        return list(await self._items.distinct("replica", _living(job)))
+
+    async def expire(self, job: str, replicas: Sequence[str]) -> None:
+        """Ends the leases of replicas that are no more, as if their time had run out."""
+        await self._items.update_many(
+            {**_living(job), "replica": {"$in": list(replicas)}},
+            {"$set": {"lease_expire_time": datetime.now(UTC)}},
+        )
+
     async def succeed(self, request: pb.FinishMiniBatchRequest) -> bool:
         """Stores results; False if the lease is somebody else's."""
         changes: Document = {
@@ -313,9 +324,7 @@ class BatchStore:
 
     async def is_worked_on(self, job: str) -> bool:
         """Whether a lease lives."""
-        where = {"job": job, "state": _RUNNING, "lease_expire_time": {"$gt": datetime.now(UTC)}}
-        where["kind"] = {"$in": [SCORE, MERGE]}
-        return await self._items.find_one(where, {"_id": 1}) is not None
+        return await self._items.find_one(_living(job), {"_id": 1}) is not None
 
     async def count_open(self, jobs: Sequence[str], limit: int) -> int:
         """How many pieces wait or are worked on, up to a limit."""
@@ -381,6 +390,12 @@ class BatchStore:
             items.append(item)
             last = document["index"]
         return items, ""
+
+
+def _living(job: str) -> Document:
+    """The filter for the pieces of a job that somebody works on."""
+    where: Document = {"job": job, "kind": {"$in": [SCORE, MERGE]}, "state": _RUNNING}
+    return {**where, "lease_expire_time": {"$gt": datetime.now(UTC)}}
 
 
 def _item(job: str, index: int, files: Sequence[File]) -> Document:
