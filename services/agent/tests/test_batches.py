@@ -6,6 +6,7 @@ two steps. Both real ones are in tests/system/test_batch.py and tests/faults.
 """
 
 import asyncio
+import csv
 import hashlib
 import os
 import sys
@@ -13,17 +14,21 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from textwrap import dedent
 from typing import Any
 
 import grpc
 import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from services.scorer.tests.support import BARE_PYTHON, Keys
 from stellwerk_agent.batches import Batches
 from stellwerk_agent.blobs import Uploaded
 from stellwerk_agent.failure import StepFailed
+from stellwerk_agent.merging import concatenate
 from stellwerk_agent.scoring import Scoring
 from stellwerk_launcher import ports
 from stellwerk_platform.errors import NotFound
@@ -32,11 +37,16 @@ from stellwerk_protos.compute.v1 import workloads_pb2
 from stellwerk_protos.inference.v1 import batches_pb2 as pb
 from stellwerk_protos.inference.v1 import batches_pb2_grpc
 from stellwerk_protos.secrets.v1 import tokens_pb2_grpc
+from stellwerk_scorer.worker import rows
 
 pytestmark = pytest.mark.timeout(60)
 REPLICA = "workspaces/demo/endpoints/digits/deployments/blue/replicas/r1"
 JOB = "workspaces/demo/endpoints/digits/jobs/one"
 LEASE_SECONDS = 3
+CELL = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=5)
+TABLES = st.lists(
+    st.lists(st.dictionaries(CELL, CELL, min_size=1, max_size=3), min_size=1, max_size=3), max_size=4
+)
 SCRIPT = """
     import os, time
     from pathlib import Path
@@ -353,6 +363,7 @@ async def test_files_are_scored_and_the_results_delivered(started: Replica) -> N
     # Why it failed is told each time.
     assert [reason.code for reason in failed.failures] == ["SCRIPT_ERROR"] * 2
     assert "ZeroDivisionError" in failed.failures[0].message
+    assert "`stellwerk deployment logs digits blue --replica r1`" in failed.failures[0].cure
     assert not list(started.folder.iterdir())
 
 
@@ -442,6 +453,23 @@ async def test_the_results_are_put_together_in_the_order_of_the_input(started: R
     assert merge.finish.results[0].path == "all.csv"
     assert (merge.finish.succeeded_file_count, merge.finish.row_count) == (4, 4)
     assert not list(started.folder.iterdir())
+
+
+@settings(deadline=None)
+@given(tables=TABLES)
+def test_no_cell_is_lost_when_tables_are_put_together(tables: list[list[dict[str, str]]]) -> None:
+    """Whatever the cells and the columns are called."""
+    with TemporaryDirectory() as folder:
+        parts = []
+        for number, table in enumerate(tables):
+            rows.write_table(folder, f"{number}.csv", table, "prediction")
+            parts.append(Path(folder, f"{number}.csv"))
+        whole = Path(folder, "whole.csv")
+        concatenate(parts, whole)
+        with open(whole, encoding="utf-8", newline="") as file:
+            found = list(csv.DictReader(file))
+    expected = [row for table in tables for row in table]
+    assert [{name: cell for name, cell in row.items() if cell} for row in found] == expected
 
 
 async def test_what_is_under_way_is_delivered_when_the_server_has_ended(started: Replica) -> None:

@@ -161,10 +161,16 @@ class Batches:
         finish.ClearField("results")
         finish.ClearField("succeeded_file_count")
         finish.ClearField("row_count")
+        if isinstance(error, ScoringFailed) and (not reason.cure or reason.code == "SCRIPT_ERROR"):
+            reason.cure = f"The log of the replica says more: {self._log_command()}."
         finish.failure.CopyFrom(reason)
         if not isinstance(error, ScoringFailed) or reason.code in _NODE_IS_TO_BLAME:
             longer = max(_FIRST_REST_SECONDS, 2 * self._rest_seconds)
             self._rest_seconds = min(longer, _LONGEST_REST_SECONDS)
+
+    def _log_command(self) -> str:
+        endpoint, deployment, replica = self._replica.split("/")[3::2]
+        return f"`stellwerk deployment logs {endpoint} {deployment} --replica {replica}`"
 
     async def _tell(self, finish: pb.FinishMiniBatchRequest) -> None:
         try:

@@ -34,13 +34,23 @@ def _concatenate_tables(parts: Sequence[Path], out: BinaryIO) -> None:
     columns = list(dict.fromkeys(column for names, _ in headers for column in names))
     # Both write to the same buffer.
     text = TextIOWrapper(out, encoding="utf-8", newline="", write_through=True)
-    csv.writer(text, lineterminator="\n").writerow(columns)
+    csv.writer(_Lines(text)).writerow(columns)
     for part, (names, size_bytes) in zip(parts, headers, strict=True):
         if names == columns:
             _append(part, size_bytes, out)
         else:
             _append_columns(part, columns, text)
     text.detach()
+
+
+class _Lines:
+    """Ends lines as the parts do: `csv` quotes a carriage return only if its own line ends have one."""
+
+    def __init__(self, out: TextIOWrapper) -> None:
+        self._out = out
+
+    def write(self, line: str) -> object:
+        return self._out.write(f"{line[:-2]}\n")
 
 
 def _header(part: Path) -> tuple[list[str], int]:
@@ -63,5 +73,5 @@ def _append(part: Path, start: int, out: BinaryIO) -> None:
 def _append_columns(part: Path, columns: Sequence[str], out: TextIOWrapper) -> None:
     with open(part, encoding="utf-8", newline="") as file:
         rows: Iterator[dict[str, str]] = csv.DictReader(file)
-        csv.DictWriter(out, columns, restval="", lineterminator="\n").writerows(rows)
+        csv.DictWriter(_Lines(out), columns, restval="").writerows(rows)
     os.unlink(part)

@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO
 
 # The column of what has no name.
 COLUMN = "prediction"
@@ -66,10 +66,22 @@ def write_table(folder: str, file_name: str, scored: Sequence[Any], name: str) -
         raise _not_writable(str(error)) from error
 
 
+class _Lines:
+    """Ends lines with a newline: `csv` quotes a carriage return only if its own line ends have one."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, line: str) -> object:
+        return self._file.write(f"{line[:-2]}\n")
+
+
 def _write_csv(path: str, rows: Sequence[dict[str, Any]]) -> None:
     columns = list(dict.fromkeys(column for row in rows for column in row))
+    if not columns:
+        raise BadResult("RESULT_INVALID", "run() returned rows without any column.")
     with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer = csv.DictWriter(_Lines(file), columns, restval="")
         writer.writeheader()
         writer.writerows(rows)
 
