@@ -166,7 +166,7 @@ class Uploads:
             await self._assemble(workspace, sha256, upload)
         failpoints.hit("upload.assembled")
         where = {"_id": _id(workspace, sha256), "upload.id": upload.id}
-        found = await self._digest(workspace, sha256)
+        found = await self._digest(workspace, sha256, upload.size_bytes)
         if found != sha256:
             # Unless another process was faster, and a new upload has begun.
             if await self._blobs.find_one(where, {"_id": 1}) is not None:
@@ -197,8 +197,11 @@ class Uploads:
         if again is None or again.id != upload.id:
             raise _not_found(sha256)
 
-    async def _digest(self, workspace: str, sha256: str) -> str:
-        """Of the object, which is read while what was read before is being hashed."""
+    async def _digest(self, workspace: str, sha256: str, size_bytes: int) -> str:
+        """Of the object, which is read while what was read before is being hashed.
+
+        Of one with more than `size_bytes` only the beginning is read: it is not the blob.
+        """
         place = await self._place(workspace, sha256)
         digest, key = hashlib.sha256(), _id(workspace, sha256)
         self._checked[key] = 0
@@ -207,6 +210,8 @@ class Uploads:
         try:
             async for chunk in place.store.read(place.prefix, sha256):
                 buffer += chunk
+                if self._checked.get(key, 0) + len(buffer) > size_bytes:
+                    break
                 if len(buffer) < _HASH_BYTES:
                     continue
                 if pending is not None:
