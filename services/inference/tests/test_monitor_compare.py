@@ -170,6 +170,8 @@ def test_answers_become_a_column_called_like_the_target(body: Any) -> None:
     assert Reader(NAMES, answers=True).event({"data": body}) == [{"label": 0}, {"label": 1}]
     assert Reader(["a"], ["score"], answers=True).body([0.5]) == [{"score": 0.5}]
     assert Reader(["a", "b"], answers=True).body([0.5]) == [{"prediction": 0.5}]
+    # As many probabilities as there are features are no features.
+    assert Reader(NAMES, answers=True).body([[0.1, 0.9]]) == [{"0": 0.1, "1": 0.9}]
 
 
 def test_what_is_no_row_is_said_to_be_none() -> None:
@@ -205,6 +207,8 @@ def write(folder: Path, kind: str) -> Path:
     match kind:
         case "csv":
             path.write_text("\ufeff" + text)
+        case "index.csv":
+            path.write_text("".join(f"{i - 1 if i else ''},{t}\n" for i, t in enumerate(text.splitlines())))
         case "tsv":
             path.write_text(text.replace(",", "\t"))
         case "semicolons.csv":
@@ -227,7 +231,7 @@ def write(folder: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    "kind", ["csv", "tsv", "semicolons.csv", "csv.gz", "jsonl", "events.jsonl", "parquet"]
+    "kind", ["csv", "index.csv", "tsv", "semicolons.csv", "csv.gz", "jsonl", "events.jsonl", "parquet"]
 )
 def test_files_with_names_of_columns(tmp_path: Path, kind: str) -> None:
     path = write(tmp_path, kind)
@@ -259,6 +263,21 @@ def test_a_file_that_is_none_of_its_kind_has_a_reason(tmp_path: Path, name: str)
     assert name in failed.value.message
 
 
+@pytest.mark.parametrize("kind", ["csv", "csv.gz", "jsonl", "parquet", "npy", "npz"])
+def test_damaged_files_are_read_or_have_a_reason(tmp_path: Path, kind: str) -> None:
+    path = write(tmp_path, kind)
+    whole, draw = path.read_bytes(), random.Random(6)
+    for _ in range(60):
+        damaged = bytearray(whole[: draw.randrange(1, len(whole) + 1)])
+        for _ in range(draw.randrange(4)):
+            damaged[draw.randrange(len(damaged))] = draw.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            list(baseline.read(path.name, path))
+        except CheckFailed as failed:
+            assert failed.code == "BASELINE_UNREADABLE"  # noqa: PT017  # both outcomes are right
+
+
 def test_pickled_objects_are_not_loaded(tmp_path: Path) -> None:
     path = tmp_path / "a.npy"
     np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
@@ -267,7 +286,7 @@ def test_pickled_objects_are_not_loaded(tmp_path: Path) -> None:
 
 
 def test_each_row_is_drawn_with_the_same_chance() -> None:
-    drawn: Counter[int] = Counter()
+    drawn: Counter[Any] = Counter()
     for seed in range(300):
         sample = Sample(10, seed)
         for number in range(100):
@@ -287,6 +306,13 @@ def test_wide_rows_are_fewer() -> None:
     assert sample.row_count == 8_000
     with pytest.raises(CheckFailed, match="columns"):
         sample.add({"one more": 1})
+
+
+def test_columns_that_are_named_are_kept_of_however_many() -> None:
+    sample = Sample(10, 0, frozenset({"7", "5"}))
+    sample.add({str(index): index for index in range(2_000)})
+    assert (sample.columns, len(sample.names)) == (["5", "7"], 2_000)
+    assert sample.values("7") == [7]
 
 
 def blob(path: Path) -> Blob:
@@ -377,11 +403,12 @@ def test_events_beside_the_window_or_without_rows_do_not_count(tmp_path: Path) -
         json.dumps({"time": "2026-11-24T00:00:00Z", "data": body}),
         json.dumps({"time": NOON, "data": {"data": [[1, 2]]}}),
         json.dumps({"data": body}),
+        json.dumps({"time": "2026-11-23T12:00:00", "data": body}),
         '{"torn',
     ]
     now.write_text("\n".join(lines))
     found = compare(request(training(tmp_path), blob(now)), tmp_path)
-    assert (found["rowCount"], found["unreadableCount"]) == (4, 3)
+    assert (found["rowCount"], found["unreadableCount"]) == (4, 4)
     assert "columns" not in found
 
 

@@ -107,11 +107,11 @@ class MonitorService(monitors_pb2_grpc.MonitorServiceServicer):
         self, request: pb.WatchMonitorCheckRequest, context: Any
     ) -> AsyncIterator[pb.MonitorCheck]:
         names.parse(requests.CHECK, request.name)
-        revision = 0
+        name, revision = (await self._monitors.check(request.name)).name, 0
         with self._changes.watch() as waiter:
             while True:
                 await waiter.next()
-                check = await self._monitors.check(request.name)
+                check = await self._monitors.check(name)
                 if check.revision != revision:
                     revision = check.revision
                     yield check

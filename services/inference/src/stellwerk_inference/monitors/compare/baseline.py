@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
@@ -22,13 +23,21 @@ _ARRAY_BYTES = 1 << 30
 _BLOCK_ROWS = 4_096
 
 
+# What pandas calls the index of a table, which is no column of it.
+_INDEX = re.compile(r"|Unnamed: \d+|__index_level_\d+__")
+
+
 def read(path: str, file: Path) -> Iterator[Row]:
     """The rows of a file that was chosen by its name; raises `CheckFailed`."""
     kind = kinds.kind_of(path)
     assert kind is not None, "the file was chosen by its name"
     try:
-        yield from _READERS[kind](file)
-    except (ValueError, OSError, EOFError, csv.Error, zipfile.BadZipFile, KeyError, TypeError) as error:
+        for row in _READERS[kind](file):
+            yield {name: value for name, value in row.items() if not _INDEX.fullmatch(name)}
+    except MemoryError:
+        raise
+    # The libraries raise what they like for files that are none of their kind: TokenError, for one.
+    except Exception as error:
         raise CheckFailed(
             "BASELINE_UNREADABLE",
             f"{path[-200:]} cannot be read: {str(error)[:300]}",
@@ -49,10 +58,8 @@ def _csv(file: Path) -> Iterator[Row]:
     with _open(file) as opened, io.TextIOWrapper(opened, "utf-8-sig", errors="replace", newline="") as text:
         lines = csv.reader(text, delimiter=delimiter)
         first = next(lines, [])
-        # Names are different from each other, and none is a number.
-        has_names = len({*first}) == len(first) and all(
-            name.strip() and values.number(name) is None for name in first
-        )
+        # Names are different from each other, and none is a number; that of an index is empty.
+        has_names = len({*first}) == len(first) and all(values.number(name) is None for name in first)
         names = [name.strip() for name in first] if has_names else [str(i) for i in range(len(first))]
         if not has_names and first:
             yield dict(zip(names, first, strict=True))

@@ -65,7 +65,7 @@ class Request:
 
 def compare(request: Request, folder: Path) -> dict[str, Any]:
     """The result; raises `CheckFailed`."""
-    before = Sample(request.max_rows, request.seed)
+    before = Sample(request.max_rows, request.seed, frozenset(request.columns))
     for blob, file in bring(request.baseline, folder):
         for row in baseline.read(blob.path, file):
             before.add(row)
@@ -73,7 +73,7 @@ def compare(request: Request, folder: Path) -> dict[str, Any]:
         raise CheckFailed(
             "BASELINE_EMPTY", "The files of the baseline have no rows.", "Name another version or path."
         )
-    collected = _Collected(request, before.columns)
+    collected = _Collected(request, before.names)
     for _, file in bring(request.collected, folder):
         with file.open("rb") as lines:
             collected.read(lines)
@@ -105,7 +105,7 @@ class _Collected:
         while line := lines.readline(_LINE_BYTES):
             try:
                 rows = self._rows(json.loads(line))
-            except (ValueError, RecursionError, Unreadable):
+            except (ValueError, TypeError, RecursionError, Unreadable):
                 self.unreadable_count += 1
                 continue
             for row in rows:

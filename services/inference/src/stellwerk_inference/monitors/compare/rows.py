@@ -37,7 +37,8 @@ class Reader:
         self._target = targets[0] if len(targets) == 1 else PREDICTION
         features = [name for name in baseline if name not in targets[:1]]
         self._names: dict[int, Sequence[str]] = {}
-        for names in (features, baseline, [self._target] if answers else [], chosen):
+        # What is answered is no list of features, however many values it has.
+        for names in ([] if answers else features, baseline, [self._target] if answers else [], chosen):
             if names:
                 self._names[len(names)] = names
         self._names.setdefault(1, [self._target])

@@ -9,6 +9,7 @@ from stellwerk_inference.monitors.compare import values as cells
 from stellwerk_inference.monitors.compare.failures import CheckFailed
 
 MAX_COLUMNS = 1_000
+_MAX_NAMES = 200_000
 # Values that are in memory at a time: 64 MB of numbers, up to 300 MB of rows with texts.
 _MAX_VALUES = 8_000_000
 _MAX_TEXTS = 100_000
@@ -23,6 +24,7 @@ class Sample:
         self._random = random.Random(seed)
         self._only = only
         self._slots: dict[str, int] = {}
+        self._names: dict[str, None] = {}
         self._rows: list[Sequence[float | str | None]] = []
         # Each text once.
         self._texts: dict[str, str] = {}
@@ -30,8 +32,13 @@ class Sample:
 
     @property
     def columns(self) -> list[str]:
-        """Those of any row, in the order in which they were seen first."""
+        """Those that are kept, in the order in which they were seen first."""
         return list(self._slots)
+
+    @property
+    def names(self) -> list[str]:
+        """The same with those that are left out."""
+        return list(self._names)
 
     @property
     def row_count(self) -> int:
@@ -77,21 +84,25 @@ class Sample:
         return max(1, min(self._max_rows, _MAX_VALUES // max(1, len(self._slots))))
 
     def _has_new(self, row: Mapping[str, Any]) -> bool:
-        return not row.keys() <= self._slots.keys()
+        return not row.keys() <= self._names.keys()
 
     def _values(self, row: Mapping[str, Any]) -> list[Any]:
-        values = [row.get(name) for name in self._slots]
-        for name, value in row.items():
-            if name not in self._slots and (not self._only or name in self._only):
-                self._slots[name] = len(self._slots)
-                values.append(value)
-        if len(self._slots) > MAX_COLUMNS:
+        if self._has_new(row):
+            self._learn(row)
+        return [row.get(name) for name in self._slots]
+
+    def _learn(self, row: Mapping[str, Any]) -> None:
+        for name in row:
+            if name not in self._names:
+                self._names[name] = None
+                if not self._only or name in self._only:
+                    self._slots[name] = len(self._slots)
+        if len(self._slots) > MAX_COLUMNS or len(self._names) > _MAX_NAMES:
             raise CheckFailed(
                 "TOO_MANY_COLUMNS",
                 f"The data has more than {MAX_COLUMNS:,} columns.",
                 f"Name up to {MAX_COLUMNS:,} that count: `stellwerk monitor update … --columns a,b`.",
             )
-        return values
 
     def _shrink(self) -> None:
         """What there is no room for any more, because rows became wider."""
