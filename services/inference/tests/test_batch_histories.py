@@ -9,9 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stellwerk_inference.batches import domain
+from stellwerk_inference.batches import domain, requests
+from stellwerk_inference.batches.mini_batches.store import SCORE, MiniBatchStore, Taken
 from stellwerk_inference.batches.settings import filled
-from stellwerk_inference.batches.store import SCORE, BatchStore, Taken
+from stellwerk_inference.batches.store import BatchStore
 from stellwerk_inference.states import SUCCEEDED
 from stellwerk_inference.store import Store
 from stellwerk_launcher.testing import Servers
@@ -51,8 +52,8 @@ async def stores(servers: Servers) -> AsyncIterator[tuple[Store, BatchStore]]:
 class History:
     """A job, its replicas, and what they were told."""
 
-    def __init__(self, batches: BatchStore, job: pb.BatchJob) -> None:
-        self.batches = batches
+    def __init__(self, mini_batches: MiniBatchStore, job: pb.BatchJob) -> None:
+        self.mini_batches = mini_batches
         self.job = job
         self.held: dict[str, list[Taken]] = {"r0": [], "r1": [], "r2": []}
         self.lost: list[Taken] = []
@@ -66,13 +67,13 @@ class History:
         if step in ("take", "forget"):
             known = [] if step == "forget" else [taken.lease_id for taken in held]
             asked = datetime.now(UTC) + timedelta(seconds=1)
-            taken = await self.batches.take(self.job.name, SCORE, replica, known, asked)
+            taken = await self.mini_batches.take(self.job.name, SCORE, replica, known, asked)
             if taken is not None:
                 self.losers(taken)
                 held.append(taken)
         elif step == "expire" and held:
             taken = held[number % len(held)]
-            await self.batches._items.update_one(
+            await self.mini_batches._items.update_one(
                 {"_id": taken.name, "lease_id": taken.lease_id},
                 {"$set": {"lease_expire_time": datetime(2020, 1, 1, tzinfo=UTC)}},
             )
@@ -102,17 +103,17 @@ class History:
         request = pb.FinishMiniBatchRequest(name=taken.name, lease_id=taken.lease_id, replica=replica)
         if count < 0:
             request.failure.CopyFrom(Reason(code="$BAD", message="$x"))
-            return await self.batches.fail(request, RETRIES)
+            return await self.mini_batches.fail(request, RETRIES)
         request.results.append(File(path=f"${taken.name.rpartition('/')[2]}", sha256=taken.lease_id * 2))
         request.succeeded_file_count = request.row_count = count
-        return await self.batches.succeed(request)
+        return await self.mini_batches.succeed(request)
 
     async def drain(self) -> None:
         """All that is left is scored by one that takes over from everybody."""
         for replica in self.held:
             while self.held[replica]:
                 await self.take("succeed", int(replica[1]))
-        while taken := await self.batches.take(self.job.name, SCORE, "r9", [], datetime.now(UTC)):
+        while taken := await self.mini_batches.take(self.job.name, SCORE, "r9", [], datetime.now(UTC)):
             assert await self.finish(taken, "r9", len(taken.files))
             self.rows[taken.name] = len(taken.files)
 
@@ -121,12 +122,12 @@ class History:
 @given(steps=STEPS)
 async def test_each_file_ends_in_one_result(steps: Any, stores: tuple[Store, BatchStore]) -> None:
     store, batches = stores
-    history = History(batches, await new_job(store, batches))
+    history = History(batches.mini_batches, await new_job(store, batches))
     for step, number in steps:
         await history.take(step, number)
     await history.drain()
     name = history.job.name
-    items, _ = await batches.page(pb.ListMiniBatchesRequest(parent=name))
+    items, _ = await batches.mini_batches.page(pb.ListMiniBatchesRequest(parent=name))
     assert len(items) == 6
     for item in items:
         if item.name in history.rows:
@@ -139,12 +140,12 @@ async def test_each_file_ends_in_one_result(steps: Any, stores: tuple[Store, Bat
         else:
             assert (item.state, history.failures[item.name]) == (pb.MINI_BATCH_STATE_FAILED, RETRIES + 1)
             assert item.reason == Reason(code="$BAD", message="$x")
-    progress = await batches.progress(name)
+    progress = await batches.mini_batches.progress(name)
     assert progress.mini_batch_count == len(items)
     assert progress.succeeded_mini_batch_count + progress.failed_mini_batch_count == len(items)
     assert progress.succeeded_file_count == progress.row_count == sum(history.rows.values())
     assert progress.succeeded_file_count + progress.failed_file_count == len(FILES) == progress.file_count
-    assert not await batches.is_open(name)
+    assert not await batches.mini_batches.is_open(name)
     fact = domain.settle(history.job, progress, False, domain.Failure(), now())
     assert fact is not None
     scored = history.job.state == domain.FINALIZING
@@ -167,5 +168,5 @@ async def new_job(store: Store, batches: BatchStore) -> pb.BatchJob:
         await store.endpoints.create(endpoint, Fact("created", "TEST"))
         await store.deployments.create(deployment, Fact("created", "TEST"))
     request = pb.CreateBatchJobRequest(parent=ENDPOINT, input="workspaces/demo/datasets/d/versions/1")
-    job = domain.new(request, f"job-{secrets.token_hex(6)}", deployment, request.input, "users/tester")
-    return await batches.create(job, domain.cut(job, FILES), "", "")
+    job = requests.new(request, f"job-{secrets.token_hex(6)}", deployment, request.input, "users/tester")
+    return await batches.create(job, requests.cut(job, FILES), "", "")

@@ -9,7 +9,7 @@ from services.inference.tests.support import WORKSPACE, Inference, Journal, Scor
 from services.inference.tests.test_inference import reason_of
 from stellwerk_inference import states
 from stellwerk_inference.batches import domain
-from stellwerk_inference.batches import store as batch_store
+from stellwerk_inference.batches.mini_batches import store as mini_batches
 from stellwerk_inference.deployments import domain as deployments
 from stellwerk_platform.errors import InvalidArgument
 from stellwerk_protos.common.v1.common_pb2 import File
@@ -78,7 +78,7 @@ async def test_lost_leases_go_to_others_and_change_nothing_any_more(
         assert await reason_of(agent.finish(first)) == "LEASE_LOST"
         assert await reason_of(agent.renew(first)) == "LEASE_LOST"
         # Silent for too long: here for no time at all.
-        monkeypatch.setattr(batch_store, "LEASE_SECONDS", 0.0)
+        monkeypatch.setattr(mini_batches, "LEASE_SECONDS", 0.0)
         await agent.renew(second)
         monkeypatch.undo()
         third = await agent.lease()

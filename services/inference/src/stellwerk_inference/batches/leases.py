@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from stellwerk_inference.batches import domain
-from stellwerk_inference.batches import store as batch_store
+from stellwerk_inference.batches.mini_batches.store import MERGE, SCORE, Taken
 from stellwerk_inference.batches.progress import Settler
-from stellwerk_inference.batches.store import BatchStore, Taken
+from stellwerk_inference.batches.store import BatchStore
 from stellwerk_inference.changes import Changes
 from stellwerk_inference.replicas.domain import deployment_of
 from stellwerk_inference.states import NOT_RESPONDING, SUCCEEDED
@@ -97,14 +97,14 @@ class Leases:
     ) -> pb.MiniBatchLease | None:
         deployment = deployment_of(replica.name)
         for job in await self._batches.working_jobs(deployment, replica.rollout):
-            kind = batch_store.MERGE if job.state == domain.FINALIZING else batch_store.SCORE
+            kind = MERGE if job.state == domain.FINALIZING else SCORE
             # Before the lease: one that cannot be handed out would count as lost.
             token = await self._tokens.issue(job.name)
-            while taken := await self._batches.take(
+            while taken := await self._batches.mini_batches.take(
                 job.name, kind, replica.name, request.held_lease_ids, asked
             ):
                 if taken.lost_count >= domain.MAX_LOST:
-                    await self._batches.give_up(taken, _LOST)
+                    await self._batches.mini_batches.give_up(taken, _LOST)
                     await self._settler.settle(job.name)
                 elif await self._begun(job, taken):
                     return _lease(job, taken, token)
@@ -120,13 +120,13 @@ class Leases:
             job = await self._batches.jobs.get(job.name)
         if _wants(job, taken.kind):
             return True
-        await self._batches.release(taken.name, taken.lease_id)
+        await self._batches.mini_batches.release(taken.name, taken.lease_id)
         return False
 
     async def renew(self, request: pb.RenewMiniBatchRequest) -> pb.RenewMiniBatchResponse:
         """Keeps a lease; raises `Aborted`."""
         await self._check_wanted(request.name, request.lease_id)
-        expire = await self._batches.renew(request.name, request.lease_id, request.replica)
+        expire = await self._batches.mini_batches.renew(request.name, request.lease_id, request.replica)
         if expire is None:
             raise lost(request.name)
         return pb.RenewMiniBatchResponse(expire_time=timestamp(expire))
@@ -134,14 +134,14 @@ class Leases:
     async def finish(self, request: pb.FinishMiniBatchRequest) -> None:
         """Takes what came of a lease, and what follows for the job; raises `Aborted`."""
         job = await self._check_wanted(request.name, request.lease_id)
-        found = await self._batches.find_item(request.name)
+        found = await self._batches.mini_batches.find(request.name)
         if found is None:
             raise missing(request.name)
         if request.HasField("failure"):
-            kept = await self._batches.fail(request, job.settings.max_retries)
+            kept = await self._batches.mini_batches.fail(request, job.settings.max_retries)
         else:
             check_counts(request, found[1], is_merge=request.name == domain.merge_name(job.name))
-            kept = await self._batches.succeed(request)
+            kept = await self._batches.mini_batches.succeed(request)
         if not kept:
             raise lost(request.name)
         if request.HasField("failure"):
@@ -154,10 +154,10 @@ class Leases:
         if job is None:
             raise missing(name)
         is_merge = name == domain.merge_name(job.name)
-        if _wants(job, batch_store.MERGE if is_merge else batch_store.SCORE):
+        if _wants(job, MERGE if is_merge else SCORE):
             return job
         if job.state in domain.ENDED or job.state == domain.CANCEL_REQUESTED:
-            await self._batches.release(name, lease_id)
+            await self._batches.mini_batches.release(name, lease_id)
             await self._settler.settle(job.name)
             raise lost(name)
         return job  # its scoring is over: the one who finished it may say so again
@@ -167,7 +167,7 @@ def _lease(job: pb.BatchJob, taken: Taken, token: str) -> pb.MiniBatchLease:
     return pb.MiniBatchLease(
         name=taken.name,
         lease_id=taken.lease_id,
-        merge_into=job.settings.output_file_name if taken.kind == batch_store.MERGE else "",
+        merge_into=job.settings.output_file_name if taken.kind == MERGE else "",
         files=taken.files,
         settings=job.settings,
         expire_time=timestamp(taken.expire_time),
@@ -176,7 +176,7 @@ def _lease(job: pb.BatchJob, taken: Taken, token: str) -> pb.MiniBatchLease:
 
 
 def _wants(job: pb.BatchJob, kind: str) -> bool:
-    if kind == batch_store.MERGE:
+    if kind == MERGE:
         return job.state == domain.FINALIZING
     return job.state in domain.SCORING
 

@@ -68,10 +68,10 @@ class Settler:
 
     async def _expire(self, job: pb.BatchJob) -> None:
         """What a replica had that has ended is for others at once."""
-        holders = await self._batches.leaseholders(job.name)
+        holders = await self._batches.mini_batches.leaseholders(job.name)
         gone = await self._store.ended_replicas(holders) if holders else []
         if gone:
-            await self._batches.expire(job.name, gone)
+            await self._batches.mini_batches.expire(job.name, gone)
             self._changes.wake()
 
     async def start(self, name: str) -> pb.BatchJob:
@@ -82,19 +82,19 @@ class Settler:
         """Moves a job to where its mini-batches are; raises `NotFound`."""
         job = await self._batches.jobs.get(name)
         if job.state == domain.CANCEL_REQUESTED:
-            if await self._batches.is_worked_on(name):
+            if await self._batches.mini_batches.is_worked_on(name):
                 return job
-            progress = await self._batches.progress(name)
+            progress = await self._batches.mini_batches.progress(name)
             return await self._apply(name, lambda j: domain.canceled(j, progress, now()))
         if job.state not in domain.SCORING:
             return job
-        is_open = await self._batches.is_open(name)
+        is_open = await self._batches.mini_batches.is_open(name)
         if is_open and job.settings.error_threshold < 0:
             return job
-        progress = await self._batches.progress(name)
+        progress = await self._batches.mini_batches.progress(name)
         failure = domain.Failure()
         if progress.failed_file_count:
-            failure = await self._batches.failure(name)
+            failure = await self._batches.mini_batches.failure(name)
         return await self._apply(name, lambda j: domain.settle(j, progress, is_open, failure, now()))
 
     async def _apply(self, name: str, change: Callable[[pb.BatchJob], Fact | None]) -> pb.BatchJob:
@@ -117,7 +117,7 @@ class Settler:
             await self._apply(job.name, lambda j: domain.wait(j, replicas))
 
     async def _fail(self, job: pb.BatchJob, reason: Reason) -> None:
-        progress = await self._batches.progress(job.name)
+        progress = await self._batches.mini_batches.progress(job.name)
         await self._apply(job.name, lambda j: domain.fail(j, reason, progress, now()))
 
     async def _finalize(self, job: pb.BatchJob) -> None:
@@ -126,7 +126,7 @@ class Settler:
             await self._apply(job.name, lambda j: domain.complete(j, "", now()))
             return
         if domain.needs_merge(job):
-            merge = await self._batches.merged(job.name)
+            merge = await self._batches.mini_batches.merged(job.name)
             if merge is None:
                 await self._check_deployment(job)
                 return
@@ -135,7 +135,7 @@ class Settler:
                 return
             files: Sequence[File] = merge.results
         else:
-            files = await self._batches.results(job.name)
+            files = await self._batches.mini_batches.results(job.name)
         output = await self._register(job, files)
         failpoints.hit("batch.registered")
         if output:

@@ -99,7 +99,7 @@ class BatchScaler:
         jobs = await self._batches.open_jobs(deployment=deployment.name)
         names = [job.name for job in jobs if job.state != domain.CANCEL_REQUESTED]
         # More than keep all replicas busy make no difference.
-        pieces = await self._batches.count_open(names, enough(deployment)) if names else 0
+        pieces = await self._batches.mini_batches.count_open(names, enough(deployment)) if names else 0
         before = deployment.replica_count
         if jobs and not pieces:
             # Its results are being registered, or its last replicas let go: it is over in a moment.

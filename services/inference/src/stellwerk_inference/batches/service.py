@@ -4,7 +4,7 @@ import secrets
 from collections.abc import AsyncIterator
 from typing import Any
 
-from stellwerk_inference.batches import domain
+from stellwerk_inference.batches import domain, requests
 from stellwerk_inference.batches.leases import Leases
 from stellwerk_inference.batches.progress import Settler
 from stellwerk_inference.batches.store import BatchStore
@@ -52,17 +52,17 @@ class BatchService(batches_pb2_grpc.BatchServiceServicer):
         names.parse(ENDPOINT_PATTERN, request.parent)
         _check_person()
         check_tags(request.tags)
-        domain.check_request(request)
+        requests.check_request(request)
         if (earlier := await self._batches.jobs.created_by(request.request_id)) is not None:
             return earlier
         endpoint = await self._store.endpoints.get(request.parent)
         existing = await self._store.deployments_of(request.parent)
-        deployment = domain.choose(endpoint, existing, request.deployment)
+        deployment = requests.choose(endpoint, existing, request.deployment)
         await self._upstream.check_start(names.parent_of(request.parent))
         version = await self._upstream.dataset(request.input)
         job_id = request.job_id or f"job-{secrets.token_hex(4)}"
-        job = domain.new(request, job_id, deployment, version.name, current_caller().subject)
-        pieces = domain.cut(job, version.files)
+        job = requests.new(request, job_id, deployment, version.name, current_caller().subject)
+        pieces = requests.cut(job, version.files)
         return await self._batches.create(job, pieces, request.request_id, request.deployment)
 
     async def GetBatchJob(self, request: pb.GetBatchJobRequest, context: Any) -> pb.BatchJob:
@@ -107,7 +107,7 @@ class BatchService(batches_pb2_grpc.BatchServiceServicer):
         if request.state not in pb.MiniBatchState.values():
             raise InvalidArgument("INVALID_STATE", f"There is no state {request.state}.", "Use one that is.")
         await self._batches.jobs.get(request.parent)
-        items, token = await self._batches.page(request)
+        items, token = await self._batches.mini_batches.page(request)
         return pb.ListMiniBatchesResponse(mini_batches=items, next_page_token=token)
 
     async def LeaseMiniBatch(

@@ -1,0 +1,1 @@
+"""Mini-batches: the pieces of jobs that replicas lease."""
