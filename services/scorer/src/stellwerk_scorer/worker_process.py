@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import subprocess
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -182,6 +183,8 @@ class WorkerProcess(asyncio.Protocol):
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         if not self.loaded.done():
             message = f"The worker ended while it loaded the scoring script ({how})."
+            if code == -signal.SIGKILL:
+                message += " The node may have run out of memory."
             self.loaded.set_exception(LoadFailed("WORKER_DIED", message))
         if self.parcels:
             self._fail_first(
