@@ -8,7 +8,7 @@ from services.inference.tests.batch_support import INPUT, batch_deployment, ende
 from services.inference.tests.support import WORKSPACE, Inference, Journal, Scorer, deployment_request
 from services.inference.tests.test_inference import reason_of
 from stellwerk_inference import states
-from stellwerk_inference.batches import domain
+from stellwerk_inference.batches import domain, requests
 from stellwerk_inference.batches.mini_batches import store as mini_batches
 from stellwerk_inference.deployments import domain as deployments
 from stellwerk_platform.errors import InvalidArgument
@@ -217,7 +217,7 @@ async def test_a_canceled_job_takes_its_leases_back(
 
 
 async def test_what_cannot_be_is_refused_with_a_cure(
-    inference: Inference, journal: Journal, scorer: Scorer
+    inference: Inference, journal: Journal, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     online = (await inference.create_endpoint("online")).name
     request = deployment_request(online, "blue")
@@ -247,6 +247,9 @@ async def test_what_cannot_be_is_refused_with_a_cure(
 
     # While it has a job, a deployment stays as it is.
     going = await submit(inference, deployment)
+    with monkeypatch.context() as patch:
+        patch.setattr(requests, "MAX_OPEN_JOBS", 1)
+        assert await reason_of(submit(inference, deployment)) == "TOO_MANY_JOBS"
     update = endpoints_pb2.UpdateDeploymentRequest(name=deployment)
     update.batch_settings.mini_batch_size = 3
     update.update_mask.paths.append("batch_settings")

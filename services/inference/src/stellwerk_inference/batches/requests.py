@@ -6,7 +6,13 @@ from stellwerk_inference.batches import settings as batch_settings
 from stellwerk_inference.batches.domain import QUEUED
 from stellwerk_inference.states import LEAVING, SUCCEEDED
 from stellwerk_platform import names
-from stellwerk_platform.errors import Aborted, FailedPrecondition, InvalidArgument, NotFound
+from stellwerk_platform.errors import (
+    Aborted,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+)
 from stellwerk_protos.common.v1.common_pb2 import File, Reason
 from stellwerk_protos.inference.v1 import batches_pb2 as pb
 from stellwerk_protos.inference.v1 import endpoints_pb2
@@ -14,6 +20,7 @@ from stellwerk_protos.inference.v1 import endpoints_pb2
 _INPUT_PATTERN = "workspaces/*/datasets/*/versions/*"
 _DATASET_PATTERN = "workspaces/*/datasets/*"
 _MAX_MINI_BATCHES = 20_000
+MAX_OPEN_JOBS = 200
 _SUFFIX = "-results"
 _ID_LENGTH = 63
 _PATH_LENGTH = 4_096
@@ -100,6 +107,16 @@ def check_same(job: pb.BatchJob, deployment: endpoints_pb2.Deployment) -> None:
     if (job.deployment, job.rollout) != (deployment.name, deployment.rollout):
         raise Aborted(
             "DEPLOYMENT_CHANGED", "Another deployment or rollout serves by now.", "Submit the job again."
+        )
+
+
+def check_room(endpoint: str, open_jobs: int) -> None:
+    """Raises `ResourceExhausted` when too many jobs of an endpoint have not ended."""
+    if open_jobs >= MAX_OPEN_JOBS:
+        raise ResourceExhausted(
+            "TOO_MANY_JOBS",
+            f"{open_jobs} jobs of {names.id_of(endpoint)} have not ended.",
+            "Wait for some of them, cancel some, or score more files with one job.",
         )
 
 

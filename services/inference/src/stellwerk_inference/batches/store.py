@@ -48,7 +48,8 @@ class BatchStore:
     ) -> pb.BatchJob:
         """Stores a job with its mini-batches; the first answer for a repeated request.
 
-        Raises what `requests.choose` does, `Aborted` if another rollout serves by now, and `AlreadyExists`.
+        Raises what `requests.choose` and `check_room` do, `AlreadyExists`, and `Aborted` if another rollout
+        serves by now.
         """
         endpoint = names.parent_of(job.name)
 
@@ -56,7 +57,10 @@ class BatchStore:
             current = await self._store.endpoints.get(endpoint, tx.session)
             existing = await self._store.deployments_of(endpoint, tx.session)
             requests.check_same(job, requests.choose(current, existing, deployment_id))
+            waiting = await self._count_open(endpoint, tx.session)
             created = await self.jobs.create_in(tx, job, Fact("created", "REQUESTED"), request_id)
+            # After it, so that a request that is repeated meets its own job first.
+            requests.check_room(endpoint, waiting)
             await self.mini_batches.add_in(tx, job.name, pieces)
             return created
 
@@ -117,6 +121,11 @@ class BatchStore:
         wanted = {"$in": sorted(domain.State.Name(state) for state in states)}
         found = await self.jobs.all({**where, "state": wanted}, session)
         return sorted(found, key=lambda job: (job.create_time.ToDatetime(), job.name))
+
+    async def _count_open(self, endpoint: str, session: Session) -> int:
+        states = {"$in": [domain.State.Name(state) for state in domain.OPEN]}
+        where = {"parent": endpoint, "state": states}
+        return int(await self.jobs.raw.count_documents(where, session=session))
 
     async def open_names(self, workspace: str) -> list[str]:
         """The names of the jobs of a workspace that have not ended."""
