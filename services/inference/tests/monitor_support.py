@@ -1,5 +1,6 @@
 """A data set, collected data and a blob store for the tests of monitors."""
 
+import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator
@@ -31,8 +32,10 @@ class Data:
         self._blobs: dict[str, bytes] = {}
         self._url = ""
         self._written = 0
-        # How many files were asked for.
+        # How many files were asked for, that one is, and that they may be had.
         self.fetched = 0
+        self.asked, self.open = asyncio.Event(), asyncio.Event()
+        self.open.set()
         header = ",".join([*(f"x{index}" for index in range(WIDTH)), "target"])
         rows = "\n".join(",".join(f"{cell:.4f}" for cell in row) for row in draw(0, 1_000, WIDTH + 1))
         self.files = [self._keep("train/data.csv", f"{header}\n{rows}\n".encode())]
@@ -61,6 +64,8 @@ class Data:
 
     async def _get(self, request: web.Request) -> web.Response:
         self.fetched += 1
+        self.asked.set()
+        await self.open.wait()
         return web.Response(body=self._blobs[request.match_info["digest"]])
 
     def _version(self, request: datasets_pb2.GetDatasetVersionRequest) -> datasets_pb2.DatasetVersion:

@@ -380,6 +380,18 @@ def test_300_columns_and_more_metrics(tmp_path: Path) -> None:
     assert len(json.dumps(found)) < 600_000
 
 
+def test_a_result_fits_into_an_event_however_many_columns_there_are(tmp_path: Path) -> None:
+    thresholds = [Threshold(metric, "", 0.4) for metric in (PSI, JENSEN_SHANNON, KOLMOGOROV_SMIRNOV)]
+    names = [f"{'ü' * 190}{index}" for index in range(800)]
+    row = dict.fromkeys(names, 1.0)
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps({**row, "x" * 201: 1}) + "\n" for _ in range(20)))
+    asked = request(blob(path), collected(tmp_path, [[row]] * 10), thresholds=thresholds)
+    found = compare(asked, tmp_path)["columns"]
+    assert 100 < len(found) < 2_400
+    assert len(json.dumps(found, ensure_ascii=True)) < 600_000
+
+
 def test_a_threshold_of_a_column_is_for_its_metric_alone(tmp_path: Path) -> None:
     thresholds = [
         Threshold(PSI, "", 0.2),

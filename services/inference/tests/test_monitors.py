@@ -277,3 +277,37 @@ async def test_what_was_due_meanwhile_is_checked_once(
     found = await shown(inference, monitor.name)
     assert found.check_count == 1
     assert found.next_check_time.ToDatetime(UTC) > datetime.now(UTC)
+
+
+async def test_a_check_goes_on_at_once_when_the_service_was_stopped(
+    unstarted: Inference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(domain, "MAX_WAITING", 2)
+    async with Data(unstarted).run() as data:
+        async with unstarted.run():
+            monitor = await made(unstarted, "stopped")
+            await data.collect(monitor.endpoint, 200)
+            data.open.clear()
+            begin = pb.CheckMonitorRequest(name=monitor.name)
+            first, second = [await unstarted.monitors.CheckMonitor(begin) for _ in range(2)]
+            assert await reason_of(unstarted.monitors.CheckMonitor(begin)) == "TOO_MANY_CHECKS"
+            async with asyncio.timeout(30):
+                await data.asked.wait()
+        data.open.set()
+        async with unstarted.run():
+            for check in (first, second):
+                assert (await ended(unstarted, check.name)).found == domain.OK
+
+
+async def test_old_checks_are_forgotten_but_the_one_that_is_shown(
+    inference: Inference, data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(domain, "KEPT_CHECKS", 2)
+    monitor = await made(inference, "forgetful")
+    newest = await checked(inference, monitor.name)
+    end = Timestamp()
+    end.FromDatetime(datetime.now(UTC) - timedelta(days=2))
+    older = [await checked(inference, monitor.name, end_time=end) for _ in range(4)]
+    request = pb.ListMonitorChecksRequest(parent=monitor.name)
+    kept = [check.name for check in (await inference.monitors.ListMonitorChecks(request)).checks]
+    assert kept == [older[3].name, older[2].name, newest.name]

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -51,6 +52,12 @@ def _result(code: int | None, output: bytes, errors: bytes) -> dict[str, Any]:
     try:
         answer: dict[str, Any] = json.loads(output)
     except ValueError:
+        if code == -signal.SIGKILL:
+            raise CheckFailed(
+                "CHECK_TOO_LARGE",
+                "The comparison was killed, as systems do that lack memory.",
+                "Compare fewer rows (`--max-rows`) or columns, or smaller files (`--baseline-path`).",
+            ) from None
         log.error("A comparison ended with %s: %s", code, errors[-_LOGGED:].decode(errors="replace"))
         raise CheckFailed(
             "COMPARISON_DIED",

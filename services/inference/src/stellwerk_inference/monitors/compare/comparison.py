@@ -19,7 +19,7 @@ from stellwerk_inference.monitors.compare.sample import Sample
 
 _LINE_BYTES = 8 << 20
 # Of a result, which goes into an event: shares beyond are left out, then whole entries.
-_SHARES_BYTES, _MOST_ENTRIES = 256 << 10, 1_000
+_SHARES_BYTES, _MOST_BYTES = 256 << 10, 512 << 10
 _SHOWN_COLUMNS = 8
 _ANSWERS = ("response", "model_outputs")
 
@@ -144,13 +144,15 @@ def report(request: Request, before: Sample, now: Sample) -> list[dict[str, Any]
             "None of the metrics compares any of the columns.",
             "Use psi or jensen-shannon, which compare numbers and categories.",
         )
-    room = _SHARES_BYTES
+    size_bytes, kept = 0, []
     for entry in entries:
-        room -= len(json.dumps(entry))
-        if room < 0:
+        if size_bytes + len(json.dumps(entry)) > _SHARES_BYTES:
             for field in ("bins", "baselineShares", "shares"):
                 del entry[field]
-    return entries[:_MOST_ENTRIES]
+        size_bytes += len(json.dumps(entry))
+        if size_bytes <= _MOST_BYTES:
+            kept.append(entry)
+    return kept
 
 
 def _entries(request: Request, before: Sample, now: Sample) -> Iterator[dict[str, Any]]:

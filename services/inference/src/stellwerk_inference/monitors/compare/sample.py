@@ -9,7 +9,7 @@ from stellwerk_inference.monitors.compare import values as cells
 from stellwerk_inference.monitors.compare.failures import CheckFailed
 
 MAX_COLUMNS = 1_000
-_MAX_NAMES = 200_000
+_MAX_NAMES, _NAME_LENGTH = 200_000, 200
 # Values that are in memory at a time: 64 MB of numbers, up to 300 MB of rows with texts.
 _MAX_VALUES = 8_000_000
 _MAX_TEXTS = 100_000
@@ -95,7 +95,8 @@ class Sample:
         for name in row:
             if name not in self._names:
                 self._names[name] = None
-                if not self._only or name in self._only:
+                # Longer names cannot be asked for, and would fill what tells of a check.
+                if len(name) <= _NAME_LENGTH and (not self._only or name in self._only):
                     self._slots[name] = len(self._slots)
         if len(self._slots) > MAX_COLUMNS or len(self._names) > _MAX_NAMES:
             raise CheckFailed(
