@@ -86,6 +86,33 @@ def test_the_traceback_of_the_script_is_shown(code: Path, cache: Path) -> None:
     assert "score.py" in err
 
 
+def test_the_files_of_a_folder_are_scored_as_a_mini_batch(code: Path, cache: Path) -> None:
+    script = """
+    from pathlib import Path
+
+    def init():
+        pass
+
+    def run(mini_batch):
+        pages = [Path(path) for path in mini_batch]
+        return [{"name": page.name, "size": 1 / len(page.read_text())} for page in pages]
+    """
+    (code / "score.py").write_text(dedent(script))
+    (code / "pages" / "old").mkdir(parents=True)
+    (code / "pages" / "b").write_text("12")
+    (code / "pages" / "old" / "a").write_text("1")
+    (code / "empty").touch()
+    with trying(code, cache, "--mini-batch", str(code / "pages")) as process:
+        out, err = process.communicate()
+    assert (process.returncode, out) == (0, "name,size\nb,0.5\na,1.0\n"), err
+    assert "2 of 2 files were scored." in err
+    with trying(code, cache, "--mini-batch", str(code / "empty")) as process:
+        out, err = process.communicate()
+    assert process.returncode == 1
+    assert "ZeroDivisionError" in out
+    assert "score.py" in err
+
+
 def test_a_script_that_cannot_be_loaded_ends_it(code: Path, cache: Path) -> None:
     (code / "score.py").write_text("def run(data): return 1")
     status, out, err = ask(code, cache, "[1]")

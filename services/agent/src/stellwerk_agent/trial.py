@@ -4,6 +4,7 @@ The environment is built by the code that builds it on nodes, and the scoring se
 """
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -25,6 +26,8 @@ from stellwerk_protos.registry.v1 import environments_pb2
 
 _POLL_SECONDS = 0.1
 _STOP_SECONDS = 25.0
+_DAY_MS = 86_400_000
+_ROWS = "predictions.csv"
 
 
 @dataclass(frozen=True)
@@ -40,23 +43,29 @@ class Trial:
     variables: Mapping[str, str]
     port: int = 5001
     request: bytes | None = None
+    # By the paths that they have in the dataset: files of a mini-batch, for the script of a batch deployment.
+    mini_batch: Mapping[str, Path] | None = None
     # Where the script waits for a debugger before it is loaded; 0: it does not.
     debug_port: int = 0
 
 
 def run(trial: Trial, cache: Path) -> tuple[int, bytes | None]:
-    """Serves until Ctrl-C; with a request only until that is answered. The exit code, and the answer.
+    """Serves until Ctrl-C; with a request or mini-batch only until that is answered. Exit code and answer.
 
+    Of a mini-batch the answer is the table of its rows.
     Raises `PlatformError` when the environment cannot be built. The log goes to stderr.
     """
     environment = _environment(trial, cache)
     with tempfile.TemporaryDirectory(prefix="stellwerk-try-") as folder:
-        models = _lay_out(trial.models, Path(folder))
+        models = _lay_out(trial.models, Path(folder, "models"))
+        batch = _lay_out_files(trial.mini_batch, Path(folder, "batch")) if trial.mini_batch else None
         port = trial.port or _free_port()
-        with _serving(trial, environment, models, port) as process:
+        with _serving(trial, environment, models, batch, port) as process:
+            if batch is not None:
+                return _score_files(process, port, batch, list(trial.mini_batch or ()))
             if trial.request is None:
                 return _wait(process), None
-            return _ask(process, port, trial.request)
+            return _ask(process, port, "/score", trial.request)
 
 
 def _environment(trial: Trial, cache: Path) -> Environment:
@@ -84,9 +93,18 @@ def _lay_out(models: Mapping[tuple[str, str], Path], folder: Path) -> Path | Non
     return folder
 
 
+def _lay_out_files(files: Mapping[str, Path], folder: Path) -> Path:
+    """One mini-batch, as an agent lays it out."""
+    for path, source in files.items():
+        place = folder / "try" / "files" / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(source)
+    return folder
+
+
 @contextmanager
 def _serving(
-    trial: Trial, environment: Environment, models: Path | None, port: int
+    trial: Trial, environment: Environment, models: Path | None, batch: Path | None, port: int
 ) -> Iterator["subprocess.Popen[bytes]"]:
     argv = [sys.executable, "-m", "stellwerk_scorer", "--local", "--python", str(environment.python)]
     argv += ["--port", str(port)]
@@ -94,6 +112,8 @@ def _serving(
     argv += ["--model-dir", str(models)] if models else []
     argv += ["--debug-port", str(trial.debug_port)] if trial.debug_port else []
     variables = {**clean_environment(), **environment.variables, **trial.variables, "PYTHONUNBUFFERED": "1"}
+    if batch is not None:
+        variables["STELLWERK_SCORER_BATCH_FOLDER"] = str(batch)
     if len(trial.models) == 1:
         ((name, version),) = trial.models
         variables |= {"STELLWERK_SCORER_MODEL_NAME": name, "STELLWERK_SCORER_MODEL_VERSION": version}
@@ -127,12 +147,26 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
             process.kill()
 
 
-def _ask(process: "subprocess.Popen[bytes]", port: int, body: bytes) -> tuple[int, bytes | None]:
+def _score_files(
+    process: "subprocess.Popen[bytes]", port: int, batch: Path, files: Sequence[str]
+) -> tuple[int, bytes | None]:
+    """The table of the rows, or what went wrong."""
+    request = {"folder": "try", "files": files, "action": "APPEND_ROW", "output_file_name": _ROWS}
+    body = json.dumps({**request, "timeout_ms": _DAY_MS}).encode()
+    code, answer = _ask(process, port, "/mini-batch", body)
+    if code or answer is None:
+        return code, answer
+    counts = json.loads(answer)
+    sys.stderr.write(f"{counts['succeeded_file_count']} of {len(files)} files were scored.\n")
+    return 0, b"".join((batch / "try" / "results" / name).read_bytes() for name in counts["files"])
+
+
+def _ask(process: "subprocess.Popen[bytes]", port: int, path: str, body: bytes) -> tuple[int, bytes | None]:
     headers = {"content-type": "application/json"}
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=None) as client:
         while process.poll() is None:
             if _is_ready(client):
-                answer = client.post("/score", content=body, headers=headers)
+                answer = client.post(path, content=body, headers=headers)
                 return (0 if answer.is_success else 1), answer.content
             time.sleep(_POLL_SECONDS)
     return 1, None

@@ -15,6 +15,7 @@ from stellwerk.errors import StellwerkError
 from stellwerk.mlflow_model import environment_file, read_environment
 
 _DEFAULT_SCRIPT = "score.py"
+_LARGEST_MINI_BATCH = 1_000
 
 
 def say_no_script(code: Path | None, script: str) -> None:
@@ -62,6 +63,12 @@ def _module() -> Any:
     help="Wait there for a debugger; needs the package debugpy.",
 )
 @click.option("--request", type=click.Path(path_type=Path), help="Score this file, then end.")
+@click.option(
+    "--mini-batch",
+    type=click.Path(path_type=Path, exists=True),
+    metavar="PATH",
+    help="Score this file, or the files of this folder, in one run(mini_batch), print the rows, then end.",
+)
 def try_(
     session: Session,
     folder: Path | None,
@@ -75,16 +82,20 @@ def try_(
     port: int,
     debug_port: int | None,
     request: Path | None,
+    mini_batch: Path | None,
 ) -> int:
     """Run a deployment here, as a node would, without a stack.
 
     With --model but neither FOLDER nor --script the model itself is served, one of MLflow in the environment
     that it describes. What the script prints and its traceback appear on stderr; Ctrl-C ends it. With
     --debug-port the script is loaded when a debugger (VS Code: "Python Debugger: Remote Attach") is there,
-    and no time-out ends it. Only registered models and environments need a running Stellwerk.
+    and no time-out ends it. The script of a batch deployment is tried with --mini-batch. Only registered
+    models and environments need a running Stellwerk.
     """
     if environment and packages:
         raise click.UsageError("Give either --environment or --packages.")
+    if request and mini_batch:
+        raise click.UsageError("Give either --request or --mini-batch.")
     if models:
         say_no_script(folder, script)
     if folder is not None or script or not models:
@@ -110,6 +121,7 @@ def try_(
         variables=arguments.pairs(variables, "--variable"),
         port=port,
         request=_read(request) if request else None,
+        mini_batch=_files(mini_batch.resolve()) if mini_batch else None,
         debug_port=debug_port or 0,
     )
     click.echo("Preparing the environment; Ctrl-C ends.", err=True)
@@ -124,7 +136,7 @@ def _run(module: Any, trial: Any, cache: Path) -> int:
     except PlatformError as error:
         raise StellwerkError(error.reason, error.message, error.cure) from error
     if answer is not None:
-        sys.stdout.buffer.write(answer + b"\n")
+        sys.stdout.buffer.write(answer if answer.endswith(b"\n") else answer + b"\n")
         sys.stdout.buffer.flush()
     return int(code)
 
@@ -158,6 +170,19 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise _missing(path) from error
+
+
+def _files(path: Path) -> dict[str, Path]:
+    """The files of a mini-batch by their paths in a dataset; raises `StellwerkError`."""
+    found = [path] if path.is_file() else [entry for entry in path.rglob("*") if entry.is_file()]
+    root = path.parent if path.is_file() else path
+    if not 1 <= len(found) <= _LARGEST_MINI_BATCH:
+        raise StellwerkError(
+            "MINI_BATCH_SIZE_INVALID",
+            f"{path} holds {len(found):,} files; a mini-batch has 1 to {_LARGEST_MINI_BATCH:,}.",
+            "Give a folder with as many files as one call of run(mini_batch) is to get.",
+        )
+    return {name: root / name for name in sorted(entry.relative_to(root).as_posix() for entry in found)}
 
 
 def _missing(path: Path) -> StellwerkError:
