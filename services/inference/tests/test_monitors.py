@@ -14,6 +14,7 @@ from services.inference.tests.monitor_support import TRAINING, Data, checked, en
 from services.inference.tests.support import WORKSPACE, Inference, Journal
 from services.inference.tests.test_inference import reason_of
 from stellwerk_inference.monitors import domain
+from stellwerk_inference.monitors.store import MonitorStore
 from stellwerk_platform.mongo import Database
 from stellwerk_protos.common.v1.common_pb2 import File
 from stellwerk_protos.inference.v1 import endpoints_pb2
@@ -264,9 +265,10 @@ async def test_what_was_due_meanwhile_is_checked_once(
     # As if the service had been away for months.
     missed = {"$set": {"next_check_time": datetime(2026, 3, 1, tzinfo=UTC)}}
     await database.raw["monitors"].update_one({"_id": monitor.name}, missed)
+    # Other processes look at the same moment; any change has the service look.
+    others = [MonitorStore(database).begin_due(monitor.name) for _ in range(5)]
+    await asyncio.gather(inference.create_endpoint("due-too"), *others)
     database.close()
-    # Any change has the service look.
-    await inference.create_endpoint("due-too")
     started = await journal.next("monitor.check_started")
     assert started["data"]["reason"] == {
         "code": "SCHEDULED",
