@@ -128,6 +128,9 @@ def test_what_cannot_be_scored_is_refused_with_a_cure(cli: Cli, workspace: Works
         workspace.batches.submit("reader", "pages", output_action="everything")
     cli.ok("endpoint", "create", "online")
     cli.run("batch", "submit", "online", "pages").check_clear("ENDPOINT_NOT_BATCH", 1)
+    cli.run("endpoint", "keys", "regenerate", "reader", "--key", "primary").check_clear(
+        "ENDPOINT_IS_BATCH", 1
+    )
     cli.run("endpoint", "score", "reader", "--data", "{}").check_clear(
         "ENDPOINT_IS_BATCH", 2, "stellwerk batch submit reader"
     )

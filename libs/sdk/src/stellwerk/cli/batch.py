@@ -18,6 +18,7 @@ def batch() -> None:
     """
 
 
+_SHOWN_FILES = 20
 _endpoint = click.argument("endpoint")
 _job = click.argument("job")
 _limit = click.option(
@@ -155,7 +156,14 @@ def download(session: Session, endpoint: str, job: str, folder: Path) -> None:
     if session.json:
         output.document(summary)
     else:
-        output.lines({**summary, "files": output.files(files)}.items())
+        output.lines({**summary, "files": _files(files)}.items())
+
+
+def _files(files: Any) -> str:
+    """The names, or how many there are."""
+    if len(files) <= _SHOWN_FILES:
+        return output.files(files)
+    return f"{len(files):,}  ({output.size(sum(file.size_bytes for file in files))})"
 
 
 def _show(session: Session, job: Any) -> None:

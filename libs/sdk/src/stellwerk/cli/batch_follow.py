@@ -108,7 +108,7 @@ class Bar(Lines):
         )
 
     def _line(self, text: str) -> None:
-        self._rich.console.print(text, markup=False, highlight=False)
+        self._rich.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def progress_text(progress: Any) -> str:

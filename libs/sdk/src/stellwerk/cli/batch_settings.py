@@ -76,11 +76,11 @@ def describe(settings: Any) -> str:
     threshold = settings.error_threshold if settings.HasField("error_threshold") else -1
     rows = f"all rows in {settings.output_file_name or 'predictions.csv'}"
     parts = [
-        f"{settings.mini_batch_size or 10} files a mini-batch",
-        f"{settings.max_concurrency_per_replica or 1} at a time on a replica",
-        f"up to {retries} more tries",
-        f"{settings.timeout_seconds or 600} s each",
-        f"at most {threshold} failed files" if threshold >= 0 else "",
+        f"mini-batch size {settings.mini_batch_size or 10}",
+        f"concurrency {settings.max_concurrency_per_replica or 1}",
+        f"max. retries {retries}",
+        f"time-out {settings.timeout_seconds or 600} s",
+        f"error threshold {threshold}" if threshold >= 0 else "",
         {2: "a result for each file", 3: "only counts"}.get(settings.output_action, rows),
     ]
     return ", ".join(part for part in parts if part)

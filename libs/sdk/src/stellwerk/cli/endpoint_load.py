@@ -74,6 +74,8 @@ def scale_text(item: Any) -> str:
     if not item.HasField("scale_settings"):
         return ""
     settings = item.scale_settings
+    if item.workload.HasField("batch_settings"):
+        return f"{settings.min_replicas} to {settings.max_replicas} by the mini-batches that wait"
     target = (
         f", {settings.target_concurrency:g} requests at a time each" if settings.target_concurrency else ""
     )

@@ -88,11 +88,14 @@ def check_batch(endpoint: endpoints_pb2.Endpoint) -> None:
 
 def _check_ready(deployment: endpoints_pb2.Deployment) -> None:
     shown = names.id_of(deployment.name)
+    endpoint = names.id_of(names.parent_of(deployment.name))
+    # Below it there may be the end of a log.
+    first_line = (deployment.reason.message or deployment.reason.code).partition("\n")[0]
     if deployment.state != SUCCEEDED:
         raise FailedPrecondition(
             "DEPLOYMENT_NOT_READY",
-            f"{shown} is not ready: {deployment.reason.message or deployment.reason.code}",
-            "Wait until its state is Succeeded.",
+            f"{shown} is not ready: {first_line}",
+            f"See `stellwerk deployment show {shown} --endpoint {endpoint}`.",
         )
     if deployment.target_rollout:
         raise FailedPrecondition(

@@ -9,8 +9,9 @@ import secrets
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from stellwerk_inference.endpoints.domain import check_open
-from stellwerk_platform.errors import InvalidArgument
+from stellwerk_inference.endpoints.domain import check_open, is_batch
+from stellwerk_platform import names
+from stellwerk_platform.errors import FailedPrecondition, InvalidArgument
 from stellwerk_platform.journal import Fact
 from stellwerk_protos.inference.v1 import endpoints_pb2 as pb
 from stellwerk_protos.inference.v1 import keys_pb2
@@ -49,6 +50,12 @@ def word(slot: keys_pb2.KeySlot.ValueType) -> str:
 def regenerate(endpoint: pb.Endpoint, which: str, key: str, now: Timestamp) -> Fact:
     """Notes on the endpoint that one of its keys is new; raises `FailedPrecondition`."""
     check_open(endpoint)
+    if is_batch(endpoint):
+        raise FailedPrecondition(
+            "ENDPOINT_IS_BATCH",
+            f"{names.id_of(endpoint.name)} is a batch endpoint: a key of its own would open nothing.",
+            "Show an API key or token of the platform (`stellwerk key create`).",
+        )
     hint = endpoint.primary_key if which == _WORDS[keys_pb2.KEY_SLOT_PRIMARY] else endpoint.secondary_key
     is_first = not hint.HasField("create_time")
     hint.ending = key[-_ENDING_CHARACTERS:]
