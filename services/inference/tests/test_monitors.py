@@ -173,7 +173,7 @@ async def test_a_check_of_an_older_window_changes_nothing(inference: Inference, 
 
 
 async def test_a_request_that_comes_twice_begins_one_check(inference: Inference, data: Data) -> None:
-    monitor = await made(inference, "twice")
+    monitor = await made(inference, "asked-twice")
     request = pb.CheckMonitorRequest(name=monitor.name, request_id="once")
     first, second = await asyncio.gather(*(inference.monitors.CheckMonitor(request) for _ in range(2)))
     assert first.name == second.name
