@@ -70,3 +70,15 @@ async def test_an_environment_without_debugger_is_told_what_it_lacks(scorer: Sta
         assert await running.process.wait() == 3
         await running.line("stellwerk-scorer: DEBUGGER_MISSING: ")
         assert "add debugpy" in running.log
+
+
+async def test_who_gives_up_before_a_debugger_comes_sees_no_error(scorer: StartScorer) -> None:
+    python = await python_with("debugpy")
+    port = ports.choose(["debugger"], {})["debugger"]
+    async with scorer(SCRIPT, python, **LOCAL, STELLWERK_SCORER_DEBUG_PORT=str(port)) as running:
+        await running.line("waits for a debugger")
+        running.process.terminate()
+        assert await running.process.wait() == 0
+        await running.line("the worker ended")
+    assert "never retrieved" not in running.log
+    assert "out of memory" not in running.log

@@ -198,6 +198,8 @@ class WorkerProcess(asyncio.Protocol):
 
     async def stop(self) -> None:
         """Ends the process: by closing the socket, or by force."""
+        # Nobody waits for it any more: that it ends while it loads is no failure.
+        self.loaded.cancel()
         self._transport.close()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(self._exit), _STOP_SECONDS)
