@@ -184,7 +184,7 @@ async def test_a_request_that_comes_twice_begins_one_check(inference: Inference,
 async def test_a_check_that_cannot_be_made_says_why(
     inference: Inference, data: Data, journal: Journal
 ) -> None:
-    monitor = await made(inference, "failing", columns=["x0", "nowhere"])
+    monitor = await made(inference, "nowhere", columns=["x0", "nowhere"])
     await data.collect(monitor.endpoint, 200)
     check = await checked(inference, monitor.name)
     assert (check.state, check.found) == (domain.CHECK_FAILED, domain.FAILED)
