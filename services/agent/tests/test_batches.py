@@ -259,9 +259,9 @@ class Replica:
                 await asyncio.gather(running, return_exceptions=True)
                 await batches.drop()
 
-    async def prints(self, text: str) -> None:
-        """Waits until the script has printed something."""
-        await self.until(lambda: text in self.log.read_text())
+    async def prints(self, text: str, *, count: int = 1) -> None:
+        """Waits until the script has printed something so often."""
+        await self.until(lambda: self.log.read_text().count(text) >= count)
 
     async def until(self, holds: Callable[[], bool]) -> None:
         """Waits for what happens in another process or on the disk."""
@@ -385,7 +385,7 @@ async def test_work_goes_on_while_inference_is_away(replica: Replica, tmp_path: 
     # Both are gone now: the agent as well, so that another one takes it up.
     async with replica.agent():
         async with serving(replica.address, replica.inference):
-            await replica.inference.until(lambda: replica.inference.leases == 2)
+            await replica.prints("scores 0-0.txt", count=2)
         gate.touch()
         await replica.until(lambda: not list(replica.folder.iterdir()))
         async with serving(replica.address, replica.inference):

@@ -91,8 +91,10 @@ class Batches:
                 answer = await call(self._service.LeaseMiniBatch, request)
                 if answer.HasField("lease") and answer.lease.lease_id not in self._held:
                     return answer.lease
-            except PlatformError as error:
-                log.warning("%s gets no work: %s", self._replica, error)
+            except Exception as error:
+                # Whatever it is, a replica that asks no more would be idle for ever.
+                is_known = isinstance(error, PlatformError)
+                log.warning("%s gets no work: %r", self._replica, error, exc_info=not is_known)
                 pause = _REFUSED_SECONDS
             await asyncio.sleep(max(0.0, begun + pause - loop.time()))
 
