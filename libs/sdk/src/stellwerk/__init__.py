@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from stellwerk._async.batches import AsyncBatchJob
     from stellwerk._async.client import AsyncClient
-    from stellwerk._async.inference import AsyncEndpoint
+    from stellwerk._async.endpoints import AsyncEndpoint
     from stellwerk._async.run import AsyncRun
     from stellwerk._async.workspace import AsyncWorkspace
     from stellwerk._sync.batches import BatchJob
     from stellwerk._sync.client import Client
-    from stellwerk._sync.inference import Endpoint
+    from stellwerk._sync.endpoints import Endpoint
     from stellwerk._sync.run import Run
     from stellwerk._sync.workspace import Workspace
     from stellwerk.errors import StellwerkError
@@ -43,12 +43,12 @@ __all__ = [
 _HOMES = {
     "AsyncBatchJob": "stellwerk._async.batches",
     "AsyncClient": "stellwerk._async.client",
-    "AsyncEndpoint": "stellwerk._async.inference",
+    "AsyncEndpoint": "stellwerk._async.endpoints",
     "AsyncRun": "stellwerk._async.run",
     "AsyncWorkspace": "stellwerk._async.workspace",
     "BatchJob": "stellwerk._sync.batches",
     "Client": "stellwerk._sync.client",
-    "Endpoint": "stellwerk._sync.inference",
+    "Endpoint": "stellwerk._sync.endpoints",
     "Run": "stellwerk._sync.run",
     "Workspace": "stellwerk._sync.workspace",
     "StellwerkError": "stellwerk.errors",

@@ -9,10 +9,11 @@ from stellwerk._async.batches import AsyncBatches
 from stellwerk._async.collected import AsyncCollectedData
 from stellwerk._async.core import AsyncCore
 from stellwerk._async.datastores import AsyncDatastores, AsyncQuota
+from stellwerk._async.deployments import AsyncDeployments
 from stellwerk._async.endpoint_keys import AsyncEndpointKeys
+from stellwerk._async.endpoints import AsyncEndpoints
 from stellwerk._async.events import AsyncEvents
 from stellwerk._async.experiments import AsyncExperiments
-from stellwerk._async.inference import AsyncDeployments, AsyncEndpoints
 from stellwerk._async.loads import AsyncLoads
 from stellwerk._async.members import AsyncMembers
 from stellwerk._async.monitors import AsyncMonitors

@@ -10,10 +10,11 @@ from stellwerk._sync.batches import Batches
 from stellwerk._sync.collected import CollectedData
 from stellwerk._sync.core import Core
 from stellwerk._sync.datastores import Datastores, Quota
+from stellwerk._sync.deployments import Deployments
 from stellwerk._sync.endpoint_keys import EndpointKeys
+from stellwerk._sync.endpoints import Endpoints
 from stellwerk._sync.events import Events
 from stellwerk._sync.experiments import Experiments
-from stellwerk._sync.inference import Deployments, Endpoints
 from stellwerk._sync.loads import Loads
 from stellwerk._sync.members import Members
 from stellwerk._sync.monitors import Monitors
