@@ -146,7 +146,8 @@ class Leases:
             raise lost(request.name)
         if request.HasField("failure"):
             self._changes.wake()  # it may wait again, which is no event
-        await self._settler.settle(job.name)
+        has_failed = request.HasField("failure") or request.succeeded_file_count < found[1]
+        await self._settler.settle(job.name, has_failed=has_failed)
 
     async def _check_wanted(self, name: str, lease_id: str) -> pb.BatchJob:
         """The job, which still wants the work; else the lease ends, and `Aborted` says so."""

@@ -78,8 +78,12 @@ class Settler:
         """The first mini-batch was taken."""
         return await self._apply(name, lambda job: domain.start(job, now()))
 
-    async def settle(self, name: str) -> pb.BatchJob:
-        """Moves a job to where its mini-batches are; raises `NotFound`."""
+    async def settle(self, name: str, *, has_failed: bool = True) -> pb.BatchJob:
+        """Moves a job to where its mini-batches are; raises `NotFound`.
+
+        Not `has_failed`: no file has since it was settled last, so that nothing need be counted while a
+        mini-batch is open; a job has up to 20,000.
+        """
         job = await self._batches.jobs.get(name)
         if job.state == domain.CANCEL_REQUESTED:
             if await self._batches.mini_batches.is_worked_on(name):
@@ -89,7 +93,7 @@ class Settler:
         if job.state not in domain.SCORING:
             return job
         is_open = await self._batches.mini_batches.is_open(name)
-        if is_open and job.settings.error_threshold < 0:
+        if is_open and (job.settings.error_threshold < 0 or not has_failed):
             return job
         progress = await self._batches.mini_batches.progress(name)
         failure = domain.Failure()
