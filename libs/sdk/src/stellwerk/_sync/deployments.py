@@ -129,10 +129,9 @@ class Deployments:
     ) -> endpoints_pb2.Deployment:
         """Changes what is given; parameters as for `create`; `script=""` takes it away. Does not wait.
 
-        Another model, code, environment, compute, time-out or other variables make a rollout: its replicas
-        start beside those that serve and take their place once all have answered the sample request. So does
-        another `collect`, which replaces all that was said of it; empty collects nothing any more. Of
-        `batch` what is left out stays.
+        Another model, code, environment, compute, time-out, variables or `collect` (which replaces all that
+        was said of it; empty collects nothing any more) make a rollout: its replicas start beside those that
+        serve and take their place once all have answered the sample. Of `batch` what is left out stays.
         """
         request = endpoints_pb2.UpdateDeploymentRequest(
             name=self._name(endpoint, name),
