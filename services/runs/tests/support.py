@@ -19,6 +19,8 @@ import pytest
 from services.secrets.tests.support import Secrets
 from stellwerk_compute.config import Settings as ComputeSettings
 from stellwerk_compute.main import compose as compose_compute
+from stellwerk_inference.config import InferenceSettings
+from stellwerk_inference.main import compose as compose_inference
 from stellwerk_launcher import ports
 from stellwerk_launcher.testing import Servers
 from stellwerk_platform.app import App
@@ -272,12 +274,14 @@ async def eventually(condition: Callable[[], Awaitable[bool]], timeout_seconds: 
 async def running(servers: Servers) -> AsyncIterator[Platform]:
     """The services in a namespace of their own, which is removed at the end."""
     secrets = Secrets(servers)
-    chosen = ports.choose(["registry", "compute", "runs"], {})
+    chosen = ports.choose(["registry", "compute", "runs", "inference"], {})
     settings = settings_of(servers, secrets, chosen)
     parts = {
         "registry": (compose_registry, _registry_settings(settings, servers, chosen)),
         "compute": (compose_compute, _compute_settings(settings, chosen)),
         "runs": (compose, settings),
+        # The registry asks it before it removes a blob.
+        "inference": (compose_inference, _inference_settings(settings, chosen)),
     }
     async with AsyncExitStack() as stack:
         bus = await stack.enter_async_context(Bus.connect(servers.nats_url, secrets.namespace, "test"))
@@ -313,6 +317,21 @@ def settings_of(servers: Servers, secrets: Secrets, chosen: dict[str, int]) -> R
     )
 
 
+def _inference_settings(settings: RunsSettings, chosen: dict[str, int]) -> InferenceSettings:
+    return InferenceSettings(
+        namespace=settings.namespace,
+        listen=f"127.0.0.1:{chosen['inference']}",
+        mongodb_uri=settings.mongodb_uri,
+        nats_url=settings.nats_url,
+        secrets_address=settings.secrets_address,
+        vault_role_id=settings.vault_role_id,
+        vault_secret_id=settings.vault_secret_id,
+        registry_address=settings.registry_address,
+        runs_address=settings.listen,
+        compute_address=settings.compute_address,
+    )
+
+
 def _registry_settings(settings: RunsSettings, servers: Servers, chosen: dict[str, int]) -> RegistrySettings:
     return RegistrySettings(
         namespace=settings.namespace,
@@ -324,7 +343,7 @@ def _registry_settings(settings: RunsSettings, servers: Servers, chosen: dict[st
         vault_secret_id=settings.vault_secret_id,
         runs_address=settings.listen,
         compute_address=settings.compute_address,
-        inference_address="127.0.0.1:9",
+        inference_address=f"127.0.0.1:{chosen['inference']}",
         telemetry_address="127.0.0.1:9",
         s3_url=servers.s3_url,
         s3_access_key=servers.s3_access_key,
@@ -350,5 +369,5 @@ async def _forget(servers: Servers, secrets: Secrets, bus: Bus) -> None:
     for stream in STREAMS:
         await bus.jetstream.delete_stream(bus.names.stream(stream))
     async with secrets.database() as database:
-        for service in ("secrets", "registry", "compute", "runs"):
+        for service in ("secrets", "registry", "compute", "runs", "inference"):
             await database.client.drop_database(f"{secrets.namespace}_{service}")

@@ -22,10 +22,13 @@ from services.runs.tests.support import (
     submit,
     text,
 )
+from stellwerk_inference.collected.domain import Place
+from stellwerk_inference.collected.store import CollectedStore
 from stellwerk_platform.journal import Fact, entry
 from stellwerk_platform.mongo import Database
 from stellwerk_protos.common.v1.common_pb2 import File
 from stellwerk_protos.compute.v1.computes_pb2 import ALLOCATION_STATE_SUCCEEDED
+from stellwerk_protos.inference.v1.collections_pb2 import CollectedFile
 from stellwerk_protos.registry.v1 import blobs_pb2, blobs_pb2_grpc
 from stellwerk_protos.registry.v1.models_pb2 import ModelVersion
 from stellwerk_protos.runs.v1 import artifacts_pb2, logs_pb2, metrics_pb2, retention_pb2, runs_pb2
@@ -102,6 +105,25 @@ async def remove(client: Client, *runs: str, **fields: object) -> retention_pb2.
             **fields,  # type: ignore[arg-type]  # the test's own fields
         )
     )
+
+
+@pytest.mark.timeout(60)
+async def test_what_a_deployment_collected_stays_when_a_run_had_it_too(
+    platform: Platform, client: Client
+) -> None:
+    workspace = await platform.workspace()
+    files = [await platform.upload(workspace, f"{name}.jsonl", name.encode()) for name in ("asked", "own")]
+    settings = platform.settings
+    database = Database(settings.mongodb_uri, settings.namespace, "inference")
+    hour = datetime(2026, 11, 23, 8, tzinfo=UTC)
+    path = "digits/blue/request/2026/11/23/08/r1.jsonl"
+    collected = CollectedFile(file=File(path=path, sha256=files[0].sha256, size_bytes=files[0].size_bytes))
+    store = CollectedStore(database)
+    await store.record(f"{workspace}/endpoints/digits", [collected], [Place("blue", "request", hour)])
+    database.close()
+    await remove(client, await finished(platform, workspace, *files))
+    await until_settled(platform, workspace)
+    assert [await is_there(platform, workspace, file) for file in files] == [True, False]
 
 
 @pytest.mark.timeout(60)

@@ -6,6 +6,7 @@ from stellwerk_platform.app import App, Service, run
 from stellwerk_platform.blobs import BlobStore
 from stellwerk_platform.grpc_server import Registration
 from stellwerk_platform.migrations import migrate
+from stellwerk_protos.inference.v1.collections_pb2_grpc import CollectionServiceStub
 from stellwerk_protos.inference.v1.endpoints_pb2_grpc import EndpointServiceStub
 from stellwerk_protos.registry.v1 import (
     blobs_pb2,
@@ -27,6 +28,7 @@ from stellwerk_protos.registry.v1 import (
 )
 from stellwerk_protos.runs.v1.artifacts_pb2_grpc import ArtifactServiceStub
 from stellwerk_protos.secrets.v1.users_pb2_grpc import UserServiceStub
+from stellwerk_registry.blobs.holders import CollectedData, Holder
 from stellwerk_registry.blobs.service import BlobService
 from stellwerk_registry.blobs.store import BlobIndex
 from stellwerk_registry.config import RegistrySettings
@@ -96,7 +98,8 @@ async def compose(app: App, settings: RegistrySettings) -> None:
     channels = channels_of(service, settings)
     places = Places(store, workspaces, datastores, secret_reader(channels["secrets"]))
     app.defer(places.close)
-    index = BlobIndex(service.database, places, [datasets, models], settings.blob_grace_seconds)
+    holders: list[Holder] = [datasets, models, CollectedData(CollectionServiceStub(channels["inference"]))]
+    index = BlobIndex(service.database, places, holders, settings.blob_grace_seconds)
     uploads = Uploads(service.database, places, store, settings.blob_part_bytes)
     for work in (index, uploads):
         await work.open()

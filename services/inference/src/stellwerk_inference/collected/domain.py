@@ -104,6 +104,14 @@ def check_record(request: pb.RecordCollectedFilesRequest) -> list[Place]:
     return [Place.of(item.file.path, request.parent) for item in request.files]
 
 
+def check_blobs(digests: Sequence[str]) -> None:
+    """Raises `InvalidArgument` for more than may be asked for at a time."""
+    if len(digests) > MAX_FILES:
+        raise InvalidArgument(
+            "TOO_MANY_BLOBS", f"{len(digests):,} blobs in one call.", f"Ask for up to {MAX_FILES:,}."
+        )
+
+
 def older(moment: datetime) -> datetime:
     """The last hour, by its beginning, that has ended by then."""
     return moment - timedelta(hours=1)

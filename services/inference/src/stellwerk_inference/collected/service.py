@@ -44,6 +44,15 @@ class CollectionService(collections_pb2_grpc.CollectionServiceServicer):
         files, token = await self._collected.page(request, *domain.hours(request))
         return pb.ListCollectedFilesResponse(files=files, next_page_token=token)
 
+    async def ListCollectedBlobs(
+        self, request: pb.ListCollectedBlobsRequest, context: Any
+    ) -> pb.ListCollectedBlobsResponse:
+        names.parse("workspaces/*", request.parent)
+        domain.check_blobs(request.sha256)
+        return pb.ListCollectedBlobsResponse(
+            sha256=sorted(await self._collected.referenced(request.parent, request.sha256))
+        )
+
     async def DeleteCollectedData(
         self, request: pb.DeleteCollectedDataRequest, context: Any
     ) -> pb.DeleteCollectedDataResponse:

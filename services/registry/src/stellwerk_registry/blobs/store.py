@@ -26,8 +26,8 @@ from stellwerk_platform.blobs import URL_SECONDS
 from stellwerk_platform.documents import Document
 from stellwerk_platform.errors import PlatformError, Unavailable
 from stellwerk_platform.mongo import Database
+from stellwerk_registry.blobs.holders import Holder
 from stellwerk_registry.datastores.places import Places, Slots
-from stellwerk_registry.versions.store import VersionStore
 from stellwerk_registry.workspaces.domain import DEFAULT_DATASTORE
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class BlobIndex:
         self,
         database: Database,
         places: Places,
-        holders: Sequence[VersionStore[Any]],
+        holders: Sequence[Holder],
         grace_seconds: float,
     ) -> None:
         self._database = database
@@ -379,12 +379,16 @@ class BlobIndex:
             log.error("%s stays in %s: %s", document["_id"], _datastore(document), error)
 
     async def _referred(self, workspace: str, digests: Sequence[str]) -> set[str]:
-        """Those that a dataset or model names, and packs that hold something."""
+        """Those that a dataset, a model or collected data names, and packs that hold something."""
         parent = f"workspaces/{workspace}"
-        named = {d for holder in self._holders for d in await holder.referred(parent, digests)}
         ids = [_id(workspace, digest) for digest in digests]
         holding = await self._blobs.distinct("pack", {"pack": {"$in": ids}})
-        return named | {_digest(pack) for pack in holding}
+        named = {_digest(pack) for pack in holding}
+        # The last to be asked is another service, and seldom has to be.
+        for holder in self._holders:
+            if rest := [digest for digest in digests if digest not in named]:
+                named |= await holder.referred(parent, rest)
+        return named
 
     async def _sizes(
         self, workspace: str, found: Mapping[str, Mapping[str, Any]], digests: Sequence[str]

@@ -28,7 +28,7 @@ from stellwerk_protos.common.v1 import common_pb2 as stellwerk_dot_common_dot_v1
 from stellwerk_protos.inference.v1 import endpoints_pb2 as stellwerk_dot_inference_dot_v1_dot_endpoints__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(stellwerk/inference/v1/collections.proto\x12\x16stellwerk.inference.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a stellwerk/access/v1/access.proto\x1a stellwerk/common/v1/common.proto\x1a&stellwerk/inference/v1/endpoints.proto\"\x95\x01\n\rCollectedFile\x12\'\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x19.stellwerk.common.v1.File\x12\x13\n\x0b\x65vent_count\x18\x02 \x01(\x03\x12\x15\n\rdropped_count\x18\x03 \x01(\x03\x12/\n\x0brecord_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"c\n\x1bRecordCollectedFilesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x34\n\x05\x66iles\x18\x02 \x03(\x0b\x32%.stellwerk.inference.v1.CollectedFile\"\x1e\n\x1cRecordCollectedFilesResponse\"\xd8\x01\n\x19ListCollectedFilesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x12\n\ndeployment\x18\x02 \x01(\t\x12\x12\n\ncollection\x18\x03 \x01(\t\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x06 \x01(\x05\x12\x12\n\npage_token\x18\x07 \x01(\t\"\x99\x01\n\x1a\x44\x65leteCollectedDataRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x12\n\ndeployment\x18\x02 \x01(\t\x12\x12\n\ncollection\x18\x03 \x01(\t\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\"h\n\x1b\x44\x65leteCollectedDataResponse\x12\x12\n\nfile_count\x18\x01 \x01(\x03\x12\x13\n\x0b\x65vent_count\x18\x02 \x01(\x03\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0c\n\x04more\x18\x04 \x01(\x08\"5\n\x17SetDataRetentionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ys\x18\x02 \x01(\x05\"k\n\x1aListCollectedFilesResponse\x12\x34\n\x05\x66iles\x18\x01 \x03(\x0b\x32%.stellwerk.inference.v1.CollectedFile\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xce\x04\n\x11\x43ollectionService\x12\x97\x01\n\x14RecordCollectedFiles\x12\x33.stellwerk.inference.v1.RecordCollectedFilesRequest\x1a\x34.stellwerk.inference.v1.RecordCollectedFilesResponse\"\x14\xa2\xbb\x18\x10\x63ollection.write\x12\x8e\x01\n\x12ListCollectedFiles\x12\x31.stellwerk.inference.v1.ListCollectedFilesRequest\x1a\x32.stellwerk.inference.v1.ListCollectedFilesResponse\"\x11\xa2\xbb\x18\rendpoint.read\x12\x92\x01\n\x13\x44\x65leteCollectedData\x12\x32.stellwerk.inference.v1.DeleteCollectedDataRequest\x1a\x33.stellwerk.inference.v1.DeleteCollectedDataResponse\"\x12\xa2\xbb\x18\x0e\x65ndpoint.write\x12y\n\x10SetDataRetention\x12/.stellwerk.inference.v1.SetDataRetentionRequest\x1a .stellwerk.inference.v1.Endpoint\"\x12\xa2\xbb\x18\x0e\x65ndpoint.writeb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(stellwerk/inference/v1/collections.proto\x12\x16stellwerk.inference.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a stellwerk/access/v1/access.proto\x1a stellwerk/common/v1/common.proto\x1a&stellwerk/inference/v1/endpoints.proto\"\x95\x01\n\rCollectedFile\x12\'\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x19.stellwerk.common.v1.File\x12\x13\n\x0b\x65vent_count\x18\x02 \x01(\x03\x12\x15\n\rdropped_count\x18\x03 \x01(\x03\x12/\n\x0brecord_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"c\n\x1bRecordCollectedFilesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x34\n\x05\x66iles\x18\x02 \x03(\x0b\x32%.stellwerk.inference.v1.CollectedFile\"\x1e\n\x1cRecordCollectedFilesResponse\"\xd8\x01\n\x19ListCollectedFilesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x12\n\ndeployment\x18\x02 \x01(\t\x12\x12\n\ncollection\x18\x03 \x01(\t\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x06 \x01(\x05\x12\x12\n\npage_token\x18\x07 \x01(\t\";\n\x19ListCollectedBlobsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x03(\t\",\n\x1aListCollectedBlobsResponse\x12\x0e\n\x06sha256\x18\x01 \x03(\t\"\x99\x01\n\x1a\x44\x65leteCollectedDataRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x12\n\ndeployment\x18\x02 \x01(\t\x12\x12\n\ncollection\x18\x03 \x01(\t\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\"h\n\x1b\x44\x65leteCollectedDataResponse\x12\x12\n\nfile_count\x18\x01 \x01(\x03\x12\x13\n\x0b\x65vent_count\x18\x02 \x01(\x03\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0c\n\x04more\x18\x04 \x01(\x08\"5\n\x17SetDataRetentionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ys\x18\x02 \x01(\x05\"k\n\x1aListCollectedFilesResponse\x12\x34\n\x05\x66iles\x18\x01 \x03(\x0b\x32%.stellwerk.inference.v1.CollectedFile\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xda\x05\n\x11\x43ollectionService\x12\x97\x01\n\x14RecordCollectedFiles\x12\x33.stellwerk.inference.v1.RecordCollectedFilesRequest\x1a\x34.stellwerk.inference.v1.RecordCollectedFilesResponse\"\x14\xa2\xbb\x18\x10\x63ollection.write\x12\x8e\x01\n\x12ListCollectedFiles\x12\x31.stellwerk.inference.v1.ListCollectedFilesRequest\x1a\x32.stellwerk.inference.v1.ListCollectedFilesResponse\"\x11\xa2\xbb\x18\rendpoint.read\x12\x89\x01\n\x12ListCollectedBlobs\x12\x31.stellwerk.inference.v1.ListCollectedBlobsRequest\x1a\x32.stellwerk.inference.v1.ListCollectedBlobsResponse\"\x0c\xa2\xbb\x18\x08internal\x12\x92\x01\n\x13\x44\x65leteCollectedData\x12\x32.stellwerk.inference.v1.DeleteCollectedDataRequest\x1a\x33.stellwerk.inference.v1.DeleteCollectedDataResponse\"\x12\xa2\xbb\x18\x0e\x65ndpoint.write\x12y\n\x10SetDataRetention\x12/.stellwerk.inference.v1.SetDataRetentionRequest\x1a .stellwerk.inference.v1.Endpoint\"\x12\xa2\xbb\x18\x0e\x65ndpoint.writeb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,6 +39,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COLLECTIONSERVICE'].methods_by_name['RecordCollectedFiles']._serialized_options = b'\242\273\030\020collection.write'
   _globals['_COLLECTIONSERVICE'].methods_by_name['ListCollectedFiles']._loaded_options = None
   _globals['_COLLECTIONSERVICE'].methods_by_name['ListCollectedFiles']._serialized_options = b'\242\273\030\rendpoint.read'
+  _globals['_COLLECTIONSERVICE'].methods_by_name['ListCollectedBlobs']._loaded_options = None
+  _globals['_COLLECTIONSERVICE'].methods_by_name['ListCollectedBlobs']._serialized_options = b'\242\273\030\010internal'
   _globals['_COLLECTIONSERVICE'].methods_by_name['DeleteCollectedData']._loaded_options = None
   _globals['_COLLECTIONSERVICE'].methods_by_name['DeleteCollectedData']._serialized_options = b'\242\273\030\016endpoint.write'
   _globals['_COLLECTIONSERVICE'].methods_by_name['SetDataRetention']._loaded_options = None
@@ -51,14 +53,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RECORDCOLLECTEDFILESRESPONSE']._serialized_end=492
   _globals['_LISTCOLLECTEDFILESREQUEST']._serialized_start=495
   _globals['_LISTCOLLECTEDFILESREQUEST']._serialized_end=711
-  _globals['_DELETECOLLECTEDDATAREQUEST']._serialized_start=714
-  _globals['_DELETECOLLECTEDDATAREQUEST']._serialized_end=867
-  _globals['_DELETECOLLECTEDDATARESPONSE']._serialized_start=869
-  _globals['_DELETECOLLECTEDDATARESPONSE']._serialized_end=973
-  _globals['_SETDATARETENTIONREQUEST']._serialized_start=975
-  _globals['_SETDATARETENTIONREQUEST']._serialized_end=1028
-  _globals['_LISTCOLLECTEDFILESRESPONSE']._serialized_start=1030
-  _globals['_LISTCOLLECTEDFILESRESPONSE']._serialized_end=1137
-  _globals['_COLLECTIONSERVICE']._serialized_start=1140
-  _globals['_COLLECTIONSERVICE']._serialized_end=1730
+  _globals['_LISTCOLLECTEDBLOBSREQUEST']._serialized_start=713
+  _globals['_LISTCOLLECTEDBLOBSREQUEST']._serialized_end=772
+  _globals['_LISTCOLLECTEDBLOBSRESPONSE']._serialized_start=774
+  _globals['_LISTCOLLECTEDBLOBSRESPONSE']._serialized_end=818
+  _globals['_DELETECOLLECTEDDATAREQUEST']._serialized_start=821
+  _globals['_DELETECOLLECTEDDATAREQUEST']._serialized_end=974
+  _globals['_DELETECOLLECTEDDATARESPONSE']._serialized_start=976
+  _globals['_DELETECOLLECTEDDATARESPONSE']._serialized_end=1080
+  _globals['_SETDATARETENTIONREQUEST']._serialized_start=1082
+  _globals['_SETDATARETENTIONREQUEST']._serialized_end=1135
+  _globals['_LISTCOLLECTEDFILESRESPONSE']._serialized_start=1137
+  _globals['_LISTCOLLECTEDFILESRESPONSE']._serialized_end=1244
+  _globals['_COLLECTIONSERVICE']._serialized_start=1247
+  _globals['_COLLECTIONSERVICE']._serialized_end=1977
 # @@protoc_insertion_point(module_scope)

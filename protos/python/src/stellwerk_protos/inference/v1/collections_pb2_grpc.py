@@ -46,6 +46,11 @@ class CollectionServiceStub:
                 request_serializer=stellwerk_dot_inference_dot_v1_dot_collections__pb2.ListCollectedFilesRequest.SerializeToString,
                 response_deserializer=stellwerk_dot_inference_dot_v1_dot_collections__pb2.ListCollectedFilesResponse.FromString,
                 _registered_method=True)
+        self.ListCollectedBlobs = channel.unary_unary(
+                '/stellwerk.inference.v1.CollectionService/ListCollectedBlobs',
+                request_serializer=stellwerk_dot_inference_dot_v1_dot_collections__pb2.ListCollectedBlobsRequest.SerializeToString,
+                response_deserializer=stellwerk_dot_inference_dot_v1_dot_collections__pb2.ListCollectedBlobsResponse.FromString,
+                _registered_method=True)
         self.DeleteCollectedData = channel.unary_unary(
                 '/stellwerk.inference.v1.CollectionService/DeleteCollectedData',
                 request_serializer=stellwerk_dot_inference_dot_v1_dot_collections__pb2.DeleteCollectedDataRequest.SerializeToString,
@@ -71,6 +76,13 @@ class CollectionServiceServicer:
 
     def ListCollectedFiles(self, request, context):
         """Lists the files of an endpoint, by path.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListCollectedBlobs(self, request, context):
+        """For the registry, before it removes blobs: those that collected data still refers to.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -104,6 +116,11 @@ def add_CollectionServiceServicer_to_server(servicer, server):
                     servicer.ListCollectedFiles,
                     request_deserializer=stellwerk_dot_inference_dot_v1_dot_collections__pb2.ListCollectedFilesRequest.FromString,
                     response_serializer=stellwerk_dot_inference_dot_v1_dot_collections__pb2.ListCollectedFilesResponse.SerializeToString,
+            ),
+            'ListCollectedBlobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCollectedBlobs,
+                    request_deserializer=stellwerk_dot_inference_dot_v1_dot_collections__pb2.ListCollectedBlobsRequest.FromString,
+                    response_serializer=stellwerk_dot_inference_dot_v1_dot_collections__pb2.ListCollectedBlobsResponse.SerializeToString,
             ),
             'DeleteCollectedData': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteCollectedData,
@@ -171,6 +188,33 @@ class CollectionService:
             '/stellwerk.inference.v1.CollectionService/ListCollectedFiles',
             stellwerk_dot_inference_dot_v1_dot_collections__pb2.ListCollectedFilesRequest.SerializeToString,
             stellwerk_dot_inference_dot_v1_dot_collections__pb2.ListCollectedFilesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCollectedBlobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stellwerk.inference.v1.CollectionService/ListCollectedBlobs',
+            stellwerk_dot_inference_dot_v1_dot_collections__pb2.ListCollectedBlobsRequest.SerializeToString,
+            stellwerk_dot_inference_dot_v1_dot_collections__pb2.ListCollectedBlobsResponse.FromString,
             options,
             channel_credentials,
             insecure,

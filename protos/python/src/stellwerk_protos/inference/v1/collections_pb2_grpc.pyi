@@ -38,6 +38,8 @@ class CollectionServiceStub:
     """For nodes: says that files of collected data are in the blob store. Again, nothing changes."""
     ListCollectedFiles: _grpc.UnaryUnaryMultiCallable[_collections_pb2.ListCollectedFilesRequest, _collections_pb2.ListCollectedFilesResponse]
     """Lists the files of an endpoint, by path."""
+    ListCollectedBlobs: _grpc.UnaryUnaryMultiCallable[_collections_pb2.ListCollectedBlobsRequest, _collections_pb2.ListCollectedBlobsResponse]
+    """For the registry, before it removes blobs: those that collected data still refers to."""
     DeleteCollectedData: _grpc.UnaryUnaryMultiCallable[_collections_pb2.DeleteCollectedDataRequest, _collections_pb2.DeleteCollectedDataResponse]
     """Removes collected data for good, up to 10,000 files: call again while `more` is true. With
     `validate_only` nothing is removed, and the answer counts all that would be. Dataset versions that were
@@ -55,6 +57,8 @@ class CollectionServiceAsyncStub(CollectionServiceStub):
     """For nodes: says that files of collected data are in the blob store. Again, nothing changes."""
     ListCollectedFiles: _aio.UnaryUnaryMultiCallable[_collections_pb2.ListCollectedFilesRequest, _collections_pb2.ListCollectedFilesResponse]  # type: ignore[assignment]
     """Lists the files of an endpoint, by path."""
+    ListCollectedBlobs: _aio.UnaryUnaryMultiCallable[_collections_pb2.ListCollectedBlobsRequest, _collections_pb2.ListCollectedBlobsResponse]  # type: ignore[assignment]
+    """For the registry, before it removes blobs: those that collected data still refers to."""
     DeleteCollectedData: _aio.UnaryUnaryMultiCallable[_collections_pb2.DeleteCollectedDataRequest, _collections_pb2.DeleteCollectedDataResponse]  # type: ignore[assignment]
     """Removes collected data for good, up to 10,000 files: call again while `more` is true. With
     `validate_only` nothing is removed, and the answer counts all that would be. Dataset versions that were
@@ -81,6 +85,14 @@ class CollectionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_collections_pb2.ListCollectedFilesResponse, _abc.Awaitable[_collections_pb2.ListCollectedFilesResponse]]:
         """Lists the files of an endpoint, by path."""
+
+    @_abc_1.abstractmethod
+    def ListCollectedBlobs(
+        self,
+        request: _collections_pb2.ListCollectedBlobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_collections_pb2.ListCollectedBlobsResponse, _abc.Awaitable[_collections_pb2.ListCollectedBlobsResponse]]:
+        """For the registry, before it removes blobs: those that collected data still refers to."""
 
     @_abc_1.abstractmethod
     def DeleteCollectedData(

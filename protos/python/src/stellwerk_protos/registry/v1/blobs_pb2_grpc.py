@@ -105,7 +105,7 @@ class BlobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReleaseBlobs(self, request, context):
-        """Removes those of the blobs that no dataset or model refers to and that nobody was
+        """Removes those of the blobs that no dataset, model or collected data refers to and that nobody was
         given an upload or found present lately. For services that have given them up.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

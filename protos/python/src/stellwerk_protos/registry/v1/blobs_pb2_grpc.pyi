@@ -50,7 +50,7 @@ class BlobServiceStub:
     are there from then on. The pack is read and each digest checked; PACK_MISMATCH.
     """
     ReleaseBlobs: _grpc.UnaryUnaryMultiCallable[_blobs_pb2.ReleaseBlobsRequest, _blobs_pb2.ReleaseBlobsResponse]
-    """Removes those of the blobs that no dataset or model refers to and that nobody was
+    """Removes those of the blobs that no dataset, model or collected data refers to and that nobody was
     given an upload or found present lately. For services that have given them up.
     """
     PrepareDownloads: _grpc.UnaryUnaryMultiCallable[_blobs_pb2.PrepareDownloadsRequest, _blobs_pb2.PrepareDownloadsResponse]
@@ -78,7 +78,7 @@ class BlobServiceAsyncStub(BlobServiceStub):
     are there from then on. The pack is read and each digest checked; PACK_MISMATCH.
     """
     ReleaseBlobs: _aio.UnaryUnaryMultiCallable[_blobs_pb2.ReleaseBlobsRequest, _blobs_pb2.ReleaseBlobsResponse]  # type: ignore[assignment]
-    """Removes those of the blobs that no dataset or model refers to and that nobody was
+    """Removes those of the blobs that no dataset, model or collected data refers to and that nobody was
     given an upload or found present lately. For services that have given them up.
     """
     PrepareDownloads: _aio.UnaryUnaryMultiCallable[_blobs_pb2.PrepareDownloadsRequest, _blobs_pb2.PrepareDownloadsResponse]  # type: ignore[assignment]
@@ -133,7 +133,7 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _blobs_pb2.ReleaseBlobsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_blobs_pb2.ReleaseBlobsResponse, _abc.Awaitable[_blobs_pb2.ReleaseBlobsResponse]]:
-        """Removes those of the blobs that no dataset or model refers to and that nobody was
+        """Removes those of the blobs that no dataset, model or collected data refers to and that nobody was
         given an upload or found present lately. For services that have given them up.
         """
 
