@@ -43,5 +43,5 @@ def test_the_comments_are_found() -> None:
 def test_every_permission_is_in_the_table_and_used() -> None:
     used = {permission_of(method) for method in methods()} - {PUBLIC}
     # What the doors ask for themselves.
-    assert set(TABLE) - used == {"endpoint.invoke", "telemetry.write"}
+    assert set(TABLE) - used == {"telemetry.write"}
     assert used <= set(TABLE)

@@ -199,7 +199,7 @@ def is_for_children(who: Somebody, method: MethodDescriptor, resource: str) -> b
 
 def is_of_a_replica(method: MethodDescriptor) -> bool:
     """What only a replica may do, and for its own deployment: beyond the table, which knows no replicas."""
-    return permission_of(method) == "collection.write"
+    return permission_of(method) in ("collection.write", "batch.work")
 
 
 def reads_all(who: Somebody, request: Message) -> bool:

@@ -233,7 +233,7 @@ async def test_what_cannot_be_is_refused_with_a_cure(
     assert await reason_of(inference.stub.CreateDeployment(request)) == "ENDPOINT_IS_BATCH"
     for fields, reason in (
         ({"input": f"{WORKSPACE}/datasets/none/versions/1"}, "NOT_FOUND_THERE"),
-        ({"input": "workspaces/other/datasets/digits/versions/1"}, "OTHER_WORKSPACE"),
+        ({"input": "workspaces/other/datasets/digits/versions/1"}, "WORKSPACE_MISMATCH"),
         ({"input_path": "elsewhere/"}, "NO_INPUT_FILES"),
         ({"deployment": "green"}, "DEPLOYMENT_NOT_FOUND"),
         ({"job_id": "Not A Name"}, "INVALID_NAME"),

@@ -67,7 +67,7 @@ PSI, KS = pb.DRIFT_METRIC_PSI, pb.DRIFT_METRIC_KOLMOGOROV_SMIRNOV
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"endpoint": f"{WORKSPACE}/endpoints/none"}, "ENDPOINT_NOT_FOUND"),
     ({"deployment": "none"}, "DEPLOYMENT_NOT_FOUND"),
-    ({"baseline": "workspaces/other/datasets/a/versions/1"}, "OTHER_WORKSPACE"),
+    ({"baseline": "workspaces/other/datasets/a/versions/1"}, "WORKSPACE_MISMATCH"),
     ({"baseline": "training"}, "INVALID_NAME"),
     ({"baseline_path": "nothing/here"}, "BASELINE_PATH_NOT_FOUND"),
     ({"baseline_path": "../secret"}, "INVALID_PATH"),

@@ -31,6 +31,7 @@ NAME_FIELDS = frozenset(
         *("runs", "parent_run", "root_run", "cloned_from", "experiment", "snapshot", "environment"),
         *("compute", "models", "model", "resource", "allocation", "secrets", "default_datastore"),
         *("access_key_secret", "secret_key_secret", "workspace"),
+        *("input", "output_dataset", "baseline", "last_check", "replica"),
     }
 )
 
