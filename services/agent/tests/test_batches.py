@@ -29,7 +29,7 @@ from stellwerk_agent.batches import Batches
 from stellwerk_agent.blobs import Uploaded
 from stellwerk_agent.failure import StepFailed
 from stellwerk_agent.merging import concatenate
-from stellwerk_agent.scoring import Scoring
+from stellwerk_agent.scoring import Scoring, ScoringFailed
 from stellwerk_launcher import ports
 from stellwerk_platform.errors import NotFound
 from stellwerk_protos.common.v1 import common_pb2
@@ -434,6 +434,32 @@ async def test_a_result_that_is_refused_is_a_failure(started: Replica) -> None:
         await started.inference.until(lambda: not item.is_open)
     assert [reason.code for reason in item.failures] == ["UPSTREAM_INVALID_ARGUMENT"]
     assert started.content(item) == ["prediction\n1\n"]
+
+
+@pytest.mark.parametrize("said", ["predictions.csv", "pipe", "folder/token", "../../token", "{token}"])
+async def test_nothing_but_results_leaves_the_node(said: str, tmp_path: Path) -> None:
+    """A script may lay links and pipes where results are looked for, or answer in the server's place."""
+    token = tmp_path / "token"
+    token.write_text("not for others")
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        results = tmp_path / "batch" / "one" / "results"
+        results.mkdir()
+        (results / "predictions.csv").symlink_to(token)
+        (results / "folder").symlink_to(tmp_path)
+        os.mkfifo(results / "pipe")
+        files = [said.format(token=token)]
+        return httpx.Response(200, json={"succeeded_file_count": 1, "row_count": 1, "files": files})
+
+    store: Any = Store()
+    lease = pb.MiniBatchLease(name=f"{JOB}/miniBatches/0", files=[store.put("0.txt", b"1")])
+    before, finish, stub = dict(store.blobs), pb.FinishMiniBatchRequest(), Any
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url="http://scorer") as server:
+        scoring = Scoring(tmp_path / "batch", store, stub, server, lambda: False)  # type: ignore[arg-type]
+        with pytest.raises(ScoringFailed) as failure:
+            await scoring.score(lease, "one", finish)
+    assert failure.value.reason.code == "RESULT_UNSAFE"
+    assert store.blobs == before
 
 
 async def test_the_results_are_put_together_in_the_order_of_the_input(started: Replica) -> None:

@@ -31,13 +31,13 @@ def check_paths(files: Iterable[common_pb2.File]) -> None:
     folders: set[str] = set()
     for file in files:
         pure = PurePosixPath(file.path)
-        if not _is_inside(file.path):
+        if not is_inside(file.path):
             raise StepFailed(
                 "UNSAFE_PATH",
                 f"The path {file.path[:200]!r} would leave its folder.",
                 "Give paths relative to the folder, without '..'.",
             )
-        if file.link_target and not _is_inside(file.link_target):
+        if file.link_target and not is_inside(file.link_target):
             raise StepFailed(
                 "UNSAFE_PATH",
                 f"The link {file.path[:200]!r} would lead to {file.link_target[:200]!r}, out of its folder.",
@@ -49,7 +49,8 @@ def check_paths(files: Iterable[common_pb2.File]) -> None:
         raise StepFailed("UNSAFE_PATH", f"{min(clash)!r} is both a file and a folder.", "Rename one of them.")
 
 
-def _is_inside(path: str) -> bool:
+def is_inside(path: str) -> bool:
+    """Whether a path stays below the folder that it is relative to, as long as nothing there is a link."""
     parts = path.split("/")
     return bool(path) and "\0" not in path and not any(part in ("", ".", "..") for part in parts)
 

@@ -3,6 +3,8 @@
 import asyncio
 import hashlib
 import logging
+import os
+import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import httpx
 from stellwerk_agent.blobs import Blobs
 from stellwerk_agent.calls import call
 from stellwerk_agent.failure import StepFailed
-from stellwerk_agent.files import protect, remove
+from stellwerk_agent.files import is_inside, protect, remove
 from stellwerk_agent.merging import concatenate
 from stellwerk_platform import names
 from stellwerk_protos.common.v1 import common_pb2
@@ -69,8 +71,7 @@ class Scoring:
         answer = await self._ask(lease, folder)
         finish.succeeded_file_count = answer["succeeded_file_count"]
         finish.row_count = answer["row_count"]
-        paths = {name: place / "results" / name for name in answer["files"]}
-        finish.results.extend(await self._deliver(lease.name, paths))
+        finish.results.extend(await self._deliver(lease.name, f"{folder}/results", answer["files"]))
 
     async def merge(self, lease: pb.MiniBatchLease, folder: str, finish: pb.FinishMiniBatchRequest) -> None:
         """Puts the results of the job together, in the order of its mini-batches."""
@@ -87,7 +88,7 @@ class Scoring:
                 break
         whole = place / lease.merge_into
         await asyncio.to_thread(concatenate, [parts[index] for index in sorted(parts)], whole)
-        finish.results.extend(await self._deliver(job, {lease.merge_into: whole}))
+        finish.results.extend(await self._deliver(job, folder, [lease.merge_into]))
 
     async def _fetch_inputs(self, lease: pb.MiniBatchLease, place: Path) -> None:
         seconds = max(_FETCH_SECONDS, _timeout_seconds(lease))
@@ -161,10 +162,11 @@ class Scoring:
                 raise failure
             await asyncio.sleep(_ASK_AGAIN_SECONDS)
 
-    async def _deliver(self, name: str, paths: dict[str, Path]) -> list[common_pb2.File]:
+    async def _deliver(self, name: str, folder: str, paths: Sequence[str]) -> list[common_pb2.File]:
         """Brings files to the blob store; raises `StepFailed`."""
-        files = await asyncio.to_thread(lambda: [_file(path, place) for path, place in paths.items()])
-        by_digest = {file.sha256: paths[file.path] for file in files}
+        root = os.path.join(os.path.realpath(self._folder), folder)
+        files = await asyncio.to_thread(lambda: [_file(root, path) for path in paths])
+        by_digest = {file.sha256: Path(root, file.path) for file in files}
         try:
             uploaded = await self._blobs.upload(names.workspace_of(name), by_digest) if files else None
         except StepFailed as failure:
@@ -191,7 +193,20 @@ def _failure_of(response: httpx.Response) -> ScoringFailed:
         return ScoringFailed("SCORING_FAILED", f"The scoring server answered {response.status_code}.")
 
 
-def _file(path: str, place: Path) -> common_pb2.File:
-    with open(place, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return common_pb2.File(path=path, sha256=digest, size_bytes=file.tell())
+def _file(root: str, path: str) -> common_pb2.File:
+    """A file below the root, which is a real path; raises `ScoringFailed` for what is none.
+
+    The script may have put a link there, which would give away what is not its own, or a pipe, which never
+    ends.
+    """
+    place = os.path.join(root, path)
+    if is_inside(path) and os.path.realpath(place) == place:
+        with open(os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                return common_pb2.File(path=path, sha256=digest, size_bytes=file.tell())
+    raise ScoringFailed(
+        "RESULT_UNSAFE",
+        f"{path[:200]!r} among the results is no file of its own.",
+        "Let the script return its results, and put nothing beside its files.",
+    )
