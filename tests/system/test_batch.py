@@ -70,6 +70,8 @@ def test_every_file_is_in_the_results_once_and_in_order(cli: Cli, tmp_path: Path
     shown = cli.json("batch", "show", "reader", "all")
     assert shown["output"] == f"workspaces/{WORKSPACE}/datasets/reader-results/versions/1"
     assert (shown["progress"]["miniBatchCount"], shown["progress"]["rowCount"]) == (14, str(PAGES))
+    cli.ok("dataset", "download", "reader-results:1", "--to", tmp_path / "again")
+    assert rows(tmp_path / "again") == rows(tmp_path)
     listed = cli.json("batch", "mini-batches", "reader", "all")
     assert [item["fileCount"] for item in listed] == [4] * 13 + [1]
     assert "results are datasets/reader-results/versions/1" in cli.ok("why", "endpoints/reader/jobs/all")

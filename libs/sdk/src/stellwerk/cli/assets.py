@@ -61,6 +61,14 @@ def dataset_show(session: Session, reference: str) -> None:
     _show_files_version(session, session.workspace().datasets.get(reference))
 
 
+@dataset.command("download", example="stellwerk dataset download digits:1 --to data/")
+@click.argument("reference", metavar="NAME[:VERSION]")
+@click.option("--to", "folder", type=click.Path(path_type=Path), default=Path(), help="Folder.  [default: .]")
+def dataset_download(session: Session, reference: str, folder: Path) -> None:
+    """Write the files of a version into a folder."""
+    _show_files_version(session, session.workspace().datasets.download(reference, folder))
+
+
 def _list_versions(session: Session, versions: Any) -> None:
     output.listing(
         versions,
