@@ -185,6 +185,8 @@ async def test_results_by_file_are_registered_without_a_merge(
         for _ in range(3):
             lease = await agent.lease()
             assert lease is not None
+            many = [File(path=f"{number}.json", sha256="e" * 64) for number in range(11)]
+            assert await reason_of(agent.finish(lease, many)) == "INVALID_RESULT"
             await agent.finish(lease, [File(path=f"{f.path}.json", sha256="e" * 64) for f in lease.files])
     done = await ended(inference, job.name)
     (version,) = [v for v in inference.others.registered.values() if v.name == done.output]

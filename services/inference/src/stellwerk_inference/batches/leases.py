@@ -194,6 +194,13 @@ def check_counts(request: pb.FinishMiniBatchRequest, file_count: int, *, is_merg
             f"{request.succeeded_file_count} of {file_count} files and {request.row_count} rows cannot be.",
             "Count the files that were scored, and the rows of the results.",
         )
+    # All results of a job are read at once when they are registered.
+    if len(request.results) > file_count:
+        raise InvalidArgument(
+            "INVALID_RESULT",
+            f"{len(request.results)} results of {file_count} files cannot be.",
+            "Send one of all files, or one of each.",
+        )
 
 
 def lost(name: str) -> Aborted:
