@@ -100,11 +100,14 @@ async def test_a_blob_stays_while_something_uses_it(inference: Inference, collec
 
 
 async def test_what_cannot_be_is_refused(inference: Inference, collected: Collected) -> None:
-    endless = pb.DeleteCollectedDataRequest(parent=collected.endpoint)
+    endless, late, early = (pb.DeleteCollectedDataRequest(parent=collected.endpoint) for _ in range(3))
+    late.end_time.seconds, early.end_time.seconds = 2**62, -62_135_596_800
+    listed = pb.ListCollectedFilesRequest(parent=collected.endpoint, start_time=early.end_time)
     for call in (
         collected.keep(-1),
         collected.keep(36_501),
-        inference.collections.DeleteCollectedData(endless),
+        *(inference.collections.DeleteCollectedData(request) for request in (endless, late, early)),
+        inference.collections.ListCollectedFiles(listed),
     ):
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await call

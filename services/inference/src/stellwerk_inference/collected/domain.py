@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Self
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from stellwerk_platform import names
 from stellwerk_platform.content import check_files
 from stellwerk_platform.errors import InvalidArgument
@@ -123,7 +125,7 @@ def check_delete(request: pb.DeleteCollectedDataRequest) -> datetime:
         raise InvalidArgument(
             "END_TIME_MISSING", "It is not said until when the data may go.", "Name a time; older data goes."
         )
-    return older(request.end_time.ToDatetime(UTC))
+    return older(_time(request.end_time))
 
 
 def set_retention(endpoint: Endpoint, days: int) -> Fact | None:
@@ -145,7 +147,19 @@ def hours(request: pb.ListCollectedFilesRequest) -> tuple[datetime | None, datet
     """The first hour that is wanted, and the one before which the last begins; None for no bound."""
     first = last = None
     if request.HasField("start_time"):
-        first = request.start_time.ToDatetime(UTC) - timedelta(hours=1)
+        first = older(_time(request.start_time))
     if request.HasField("end_time"):
-        last = request.end_time.ToDatetime(UTC)
+        last = _time(request.end_time)
     return first, last
+
+
+def _time(moment: Timestamp) -> datetime:
+    """Raises `InvalidArgument` for a time before which or at which there is no hour."""
+    try:
+        found = moment.ToDatetime(UTC)
+        older(found)
+    except (ValueError, OverflowError):
+        raise InvalidArgument(
+            "INVALID_TIME", f"There is no time {moment.seconds:,} s after 1970.", "Use one of the calendar."
+        ) from None
+    return found
