@@ -21,7 +21,7 @@ from typing import Any
 import grpc
 import httpx
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from services.scorer.tests.support import BARE_PYTHON, Keys
@@ -483,6 +483,7 @@ async def test_the_results_are_put_together_in_the_order_of_the_input(started: R
 
 @settings(deadline=None)
 @given(tables=TABLES)
+@example(tables=[[{"a": "long" * 50_000}], [{"a": "1", "b": "2"}]])
 def test_no_cell_is_lost_when_tables_are_put_together(tables: list[list[dict[str, str]]]) -> None:
     """Whatever the cells and the columns are called."""
     with TemporaryDirectory() as folder:

@@ -13,6 +13,8 @@ from typing import BinaryIO
 
 JSON_LINES = ".jsonl"
 _CHUNK_BYTES = 1 << 20
+# Of a cell; `csv` alone takes no more than 128 Ki. It is in memory while it is written.
+_MOST_CHARACTERS = 64 << 20
 
 
 def concatenate(parts: Sequence[Path], target: Path) -> None:
@@ -30,6 +32,7 @@ def concatenate(parts: Sequence[Path], target: Path) -> None:
 
 
 def _concatenate_tables(parts: Sequence[Path], out: BinaryIO) -> None:
+    csv.field_size_limit(_MOST_CHARACTERS)
     headers = [_header(part) for part in parts]
     columns = list(dict.fromkeys(column for names, _ in headers for column in names))
     # Both write to the same buffer.
