@@ -85,6 +85,7 @@ async def test_jobs_are_read_listed_and_canceled(web: aiohttp.ClientSession, ask
         ("POST", JOBS, b"[]", 400, "INVALID_JSON"),
         ("POST", JOBS, b'{"inputs": "x"}', 400, "INVALID_JSON"),
         ("POST", JOBS, b"[" * 100_000, 400, "INVALID_JSON"),
+        ("POST", JOBS, rb'{"settings": "\ud800"}', 400, "INVALID_JSON"),
         ("POST", JOBS, b" " * 1_100_000, 413, "PAYLOAD_TOO_LARGE"),
         ("GET", f"{JOBS}?page_size=many", b"", 400, "INVALID_PAGE_SIZE"),
         ("DELETE", f"{JOBS}/first", b"", 405, "METHOD_NOT_ALLOWED"),
@@ -105,6 +106,15 @@ async def test_what_cannot_be_is_refused(
         document = await answer.json()
         assert (answer.status, document["reason"]) == (status, reason)
         assert document["cure"]
+    assert not asked
+
+
+@pytest.mark.parametrize("header", ["authorization", "traceparent", "x-request-id"])
+async def test_headers_that_cannot_go_on_are_refused(
+    web: aiohttp.ClientSession, asked: list[Any], header: str
+) -> None:
+    async with web.get(JOBS, headers={header: "Bearer \u00e9"}) as answer:
+        assert (answer.status, (await answer.json())["reason"]) == (400, "INVALID_HEADER")
     assert not asked
 
 

@@ -135,7 +135,17 @@ def _check_method(method: str, *allowed: str) -> None:
 
 def _metadata(scope: Scope) -> Metadata:
     headers = dict(scope["headers"])
-    kept: Metadata = [(key.decode(), headers[key].decode("latin-1")) for key in _FORWARDED if key in headers]
+    kept: Metadata = []
+    for key in _FORWARDED:
+        value = headers.get(key, b"").decode("latin-1").strip()
+        if not (value.isascii() and value.isprintable()):
+            raise InvalidArgument(
+                "INVALID_HEADER",
+                f"The header {key.decode()} is no ASCII text.",
+                "Correct it, or leave it out.",
+            )
+        if value:
+            kept.append((key.decode(), value))
     authorization = next((str(value) for key, value in kept if key == "authorization"), "")
     if authorization[: len(_ENDPOINT_KEY)].lower() == _ENDPOINT_KEY:
         raise Unauthenticated(
@@ -161,6 +171,8 @@ async def _body(scope: Scope, receive: Receive) -> dict[str, Any]:
             )
     try:
         document = json.loads(body or b"{}")
+        # Half a surrogate pair is JSON, and no text that a message can have.
+        json.dumps(document, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise _invalid(str(error)) from error
     if not isinstance(document, dict):
