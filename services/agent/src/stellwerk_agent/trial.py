@@ -85,6 +85,10 @@ def _lay_out(models: Mapping[tuple[str, str], Path], folder: Path) -> Path | Non
     """`AZUREML_MODEL_DIR`: the folder of one model, or one that holds `<name>/<version>/`."""
     if not models:
         return None
+    (first, *others) = models.values()
+    if first.is_dir() and not others:
+        # As it is: MLflow takes no links that lead out of a model's folder.
+        return first
     for (name, version), path in models.items():
         place = folder if len(models) == 1 else folder / name / version
         place.mkdir(parents=True, exist_ok=True)
