@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from stellwerk_inference.batches import domain, requests
 from stellwerk_inference.batches.mini_batches.store import SCORE, MiniBatchStore, Taken
+from stellwerk_inference.batches.progress import Settler
 from stellwerk_inference.batches.settings import filled
 from stellwerk_inference.batches.store import BatchStore
 from stellwerk_inference.states import SUCCEEDED
@@ -150,6 +151,23 @@ async def test_each_file_ends_in_one_result(steps: Any, stores: tuple[Store, Bat
     assert fact is not None
     scored = history.job.state == domain.FINALIZING
     assert scored == (progress.succeeded_file_count > 0)
+
+
+async def test_a_job_without_its_mini_batches_ends(stores: tuple[Store, BatchStore]) -> None:
+    """As in a database that was made of the journal again, which holds the job alone."""
+    store, batches = stores
+    job = await new_job(store, batches)
+
+    def finalizing(found: pb.BatchJob) -> Fact:
+        found.state = domain.FINALIZING
+        return Fact("finalizing", "TEST")
+
+    job = await batches.jobs.update(job.name, finalizing)
+    nobody: Any = None
+    await Settler(store, batches, nobody, nobody)._attend(job)
+    ended = await batches.jobs.get(job.name)
+    assert (ended.state, ended.reason.code) == (domain.FAILED, "RESULTS_NOT_MERGED")
+    assert ended.reason.cure
 
 
 async def new_job(store: Store, batches: BatchStore) -> pb.BatchJob:

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 import grpc
 
 from stellwerk_inference.batches import domain
+from stellwerk_inference.batches.mini_batches.store import MERGE
 from stellwerk_inference.batches.store import BatchStore
 from stellwerk_inference.changes import Changes
 from stellwerk_inference.store import Store
@@ -31,6 +32,8 @@ _PAUSE_SECONDS = 0.1
 _ACTOR = "services/inference"
 # So long a full store or a quota may keep the results from being registered.
 _PATIENCE = timedelta(seconds=60)
+# A database that was made of the journal again has none.
+_GONE = Reason(message="The mini-batches are gone.", cure="Submit the job again.")
 
 
 class Settler:
@@ -130,9 +133,14 @@ class Settler:
             await self._apply(job.name, lambda j: domain.complete(j, "", now()))
             return
         if domain.needs_merge(job):
+            # In this order: one that ends in between is found.
+            is_open = await self._batches.mini_batches.is_open(job.name, MERGE)
             merge = await self._batches.mini_batches.merged(job.name)
-            if merge is None:
+            if merge is None and is_open:
                 await self._check_deployment(job)
+                return
+            if merge is None:
+                await self._fail(job, _named(_GONE, "RESULTS_NOT_MERGED", "put together"))
                 return
             if merge.state == pb.MINI_BATCH_STATE_FAILED:
                 await self._fail(job, _named(merge.reason, "RESULTS_NOT_MERGED", "put together"))
