@@ -56,8 +56,9 @@ async def compose(app: App, settings: InferenceSettings) -> None:
     changes = Changes(service.bus)
     await changes.open()
     lifecycle = Lifecycle(store, batches)
+    registry = service.channel(settings.registry_address)
     upstream = Upstream(
-        registry=service.channel(settings.registry_address),
+        registry=registry,
         runs=service.channel(settings.runs_address),
         compute=service.channel(settings.compute_address),
         database=service.database,
@@ -66,12 +67,8 @@ async def compose(app: App, settings: InferenceSettings) -> None:
     await upstream.quotas.follow(service.bus)
     session = await app.enter(aiohttp.ClientSession())
     tokens = TokenServiceStub(service.channel(settings.secrets_address))
-    samples = Samples(
-        session,
-        tokens,
-        BlobServiceStub(service.channel(settings.registry_address)),
-        LogServiceStub(service.channel(settings.runs_address)),
-    )
+    logs = LogServiceStub(service.channel(settings.runs_address))
+    samples = Samples(session, tokens, BlobServiceStub(registry), logs)
     retention = Retention(collected, store, upstream, settings.blob_grace_seconds)
     app.background(retention.run())
     meters = telemetry.meter_provider("inference", settings, app.identity)

@@ -164,15 +164,14 @@ class AsyncDeployments:
                 _collection(collect, collect_percent, collect_headers, collect_max_bytes)
             )
         request.update_mask.paths.extend(changed)
-        for field, given in (
-            ("models", models is not None),
-            ("variables", variables is not None),
-            ("data_collection", collect is not None),
-            ("request_settings", request.HasField("request_settings")),
-            ("batch_settings", request.HasField("batch_settings")),
-        ):
-            if given:
-                request.update_mask.paths.append(field)
+        given = {
+            "models": models is not None,
+            "variables": variables is not None,
+            "data_collection": collect is not None,
+            "request_settings": request.HasField("request_settings"),
+            "batch_settings": request.HasField("batch_settings"),
+        }
+        request.update_mask.paths.extend(field for field, is_given in given.items() if is_given)
         return await self._core.call(self._stub.UpdateDeployment, request)
 
     async def _named(
