@@ -429,6 +429,13 @@ def test_events_beside_the_window_or_without_rows_do_not_count(tmp_path: Path) -
     [
         ({}, [[[1, 2]]] * 20, "NO_COMMON_COLUMNS", "4 columns (x0, x1, x2, target)"),
         ({"columns": ["x9"]}, [[{"x9": 1}]] * 20, "COLUMN_NOT_FOUND", "The baseline has no column 'x9'"),
+        (
+            {"columns": ["x0"], "thresholds": [Threshold(PSI, "x1", 0.5)]},
+            drawn(20),
+            "COLUMN_NOT_FOUND",
+            "'x1' has a threshold, but",
+        ),
+        ({"columns": ["x9", "x0"]}, drawn(20), "COLUMN_NOT_FOUND", "but 4 columns (x0, x1, x2, target)"),
         ({"columns": ["x0", "x1"]}, [[{"x0": 1}]] * 20, "COLUMN_NOT_FOUND", "What was collected has no"),
         ({"thresholds": [Threshold(CHI_SQUARE, "x0", 0.5)]}, drawn(20), "METRIC_DOES_NOT_FIT", "numbers"),
         ({"thresholds": [Threshold(CHI_SQUARE, "", 0.5)]}, drawn(20), "NOTHING_COMPARED", ""),

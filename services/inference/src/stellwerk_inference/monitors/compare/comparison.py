@@ -156,7 +156,7 @@ def report(request: Request, before: Sample, now: Sample) -> list[dict[str, Any]
 
 
 def _entries(request: Request, before: Sample, now: Sample) -> Iterator[dict[str, Any]]:
-    for column in _common(request, before.columns, now.columns):
+    for column in _common(request, before, now):
         pair = Pair.of(before.values(column), now.values(column))
         for metric, (threshold, is_named) in _metrics_of(column, request.thresholds).items():
             if columns.fits(metric, pair):
@@ -170,18 +170,24 @@ def _entries(request: Request, before: Sample, now: Sample) -> Iterator[dict[str
                 )
 
 
-def _common(request: Request, before: Sequence[str], now: Sequence[str]) -> Sequence[str]:
+def _common(request: Request, before: Sample, now: Sample) -> Sequence[str]:
     """The columns to compare; raises `CheckFailed` for one that was asked for and is not there."""
     named = [*request.columns, *(entry.column for entry in request.thresholds if entry.column)]
     for column in named:
+        if request.columns and column not in request.columns:
+            raise CheckFailed(
+                "COLUMN_NOT_FOUND",
+                f"{column!r} has a threshold, but is not among the {_listed(request.columns)} to compare.",
+                "Correct the columns or the thresholds of the monitor.",
+            )
         for has, side in ((before, "The baseline"), (now, "What was collected")):
-            if column not in has:
+            if column not in has.columns:
                 raise CheckFailed(
                     "COLUMN_NOT_FOUND",
-                    f"{side} has no column {column!r}, but {_listed(has)}.",
+                    f"{side} has no column {column!r}, but {_listed(has.names)}.",
                     "Correct the columns or the thresholds of the monitor.",
                 )
-    return request.columns or [column for column in before if column in now]
+    return request.columns or [column for column in before.columns if column in now.columns]
 
 
 def _metrics_of(column: str, thresholds: Sequence[Threshold]) -> dict[str, tuple[float, bool]]:
