@@ -213,7 +213,7 @@ def model_show(session: Session, reference: str) -> None:
 
 @model.command("delete", example="stellwerk model delete digits:1 --yes")
 @click.argument("reference", metavar="NAME:VERSION")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @traced
 def model_delete(session: Session, reference: str, yes: bool) -> None:
     """Delete one version that no deployment uses."""

@@ -137,7 +137,7 @@ def _percents(given: tuple[str, ...], what: str) -> dict[str, int]:
 
 @endpoint.command("delete", example="stellwerk endpoint delete digits")
 @click.argument("name")
-@click.option("--yes", is_flag=True, help="Do not ask about its deployments.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask about its deployments.")
 @traced
 def endpoint_delete(session: Session, name: str, yes: bool) -> None:
     """Delete an endpoint with its deployments."""

@@ -39,7 +39,7 @@ def _hint(which: str, hint: Any) -> tuple[str, str, str]:
 @keys.command("regenerate", example="stellwerk endpoint keys regenerate digits --key secondary")
 @click.argument("endpoint")
 @click.option("--key", "which", type=click.Choice(["primary", "secondary"]), required=True, help="Which.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @traced
 def regenerate(session: Session, endpoint: str, which: str, yes: bool) -> None:
     """Make a key anew and print it. It is shown only now.

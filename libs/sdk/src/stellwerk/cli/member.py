@@ -77,7 +77,7 @@ def list_(session: Session, limit: int) -> None:
 
 @member.command("remove", example="stellwerk member remove alice")
 @click.argument("user", metavar="PERSON")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @traced
 def remove(session: Session, user: str, yes: bool) -> None:
     """Take a person's role away.

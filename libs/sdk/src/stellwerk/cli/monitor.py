@@ -250,7 +250,7 @@ def checks(session: Session, name: str, limit: int) -> None:
 
 @monitor.command("delete", example="stellwerk monitor delete digits-drift")
 @_NAME
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @traced
 def delete(session: Session, name: str, yes: bool) -> None:
     """Delete a monitor and its checks.

@@ -102,7 +102,7 @@ def versions(session: Session, name: str, limit: int) -> None:
 @secret.command("delete", example="stellwerk secret delete db-password")
 @click.argument("name", metavar="SECRET")
 @click.option("--purge", is_flag=True, help="Remove all versions for good.")
-@click.option("--yes", is_flag=True, help="Do not ask before --purge.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask before --purge.")
 @traced
 def delete(session: Session, name: str, purge: bool, yes: bool) -> None:
     """Delete a secret. It can be brought back with `undelete`, unless it is purged."""

@@ -96,7 +96,7 @@ def list_(session: Session, user: str) -> None:
 @credentials.command("revoke", example="stellwerk events credentials revoke dashboard")
 @click.argument("name")
 @click.option("--user", default="", help="Whose, for administrators.  [default: yours]")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @traced
 def revoke(session: Session, name: str, user: str, yes: bool) -> None:
     """End credentials and the connections that use them."""
