@@ -55,6 +55,17 @@ def test_a_job_that_failed_fails_the_command_with_its_reason(platform: Platform)
     assert (as_json.exit_code, json.loads(as_json.stdout)["state"]) == (1, "BATCH_JOB_STATE_FAILED")
 
 
+@pytest.mark.parametrize(("failed", "only"), [(0, ""), (1, " --state failed")])
+def test_the_hint_shows_mini_batches_that_returned_too_little(
+    platform: Platform, capsys: pytest.CaptureFixture[str], failed: int, only: str
+) -> None:
+    with Client(grpc_address=platform.address, api_key=KEY) as client:
+        job = client.workspace("demo").batches.get("e", "good")
+    job.progress.failed_file_count, job.progress.failed_mini_batch_count = 5, failed
+    batch_follow.summary(job)
+    assert f"stellwerk batch mini-batches e good{only}\n" in capsys.readouterr().out
+
+
 def test_a_bar_counts_the_mini_batches(platform: Platform) -> None:
     stream = io.StringIO()
     with Client(grpc_address=platform.address, api_key=KEY) as client:

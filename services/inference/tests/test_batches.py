@@ -138,6 +138,9 @@ async def test_what_fails_is_tried_again_and_then_counted(
             await agent.finish(lease, succeeded_file_count=0, row_count=0)
     nothing = await ended(inference, hopeless.name)
     assert nothing.reason.code == "NOTHING_SCORED"
+    assert "--state" not in nothing.reason.cure  # none of them has failed
+    short = await inference.batches.ListMiniBatches(pb.ListMiniBatchesRequest(parent=hopeless.name))
+    assert {item.reason.code for item in short.mini_batches} == {"RESULTS_MISSING"}
 
 
 async def test_a_job_whose_results_cannot_be_had_fails_with_the_reason(

@@ -166,6 +166,13 @@ def _files(files: Any) -> str:
     return f"{len(files):,}  ({output.size(sum(file.size_bytes for file in files))})"
 
 
+def _planned(job: Any) -> str:
+    """Where the results will be; none come of a job that is over without any."""
+    if job.is_over or batch_settings.only_counts(job.message.settings):
+        return ""
+    return f"will be a version of {names.last(job.message.output_dataset)}"
+
+
 def _show(session: Session, job: Any) -> None:
     item = job.message
     facts = [
@@ -181,7 +188,7 @@ def _show(session: Session, job: Any) -> None:
         ("path", item.input_path),
         ("progress", batch_follow.progress_text(item.progress)),
         ("settings", batch_settings.describe(item.settings)),
-        ("results", names.short_version(item.output) if item.output else names.last(item.output_dataset)),
+        ("results", names.short_version(item.output) if item.output else _planned(job)),
         ("tags", output.pairs(item.tags)),
     ]
     output.facts(item, session.json, facts)

@@ -129,12 +129,14 @@ def summary(job: "BatchJob") -> None:
     message, where = job.message, f"{job.endpoint} {job.id}"
     seconds = max(0.0, (message.end_time.ToNanoseconds() - message.create_time.ToNanoseconds()) / 1e9)
     click.echo(f"{job.id}: {job.state} after {seconds:.1f} s")
-    failed = job.progress.failed_file_count
+    # Mini-batches that returned too little have succeeded.
+    only = " --state failed" if job.progress.failed_mini_batch_count else ""
+    failures = f"stellwerk batch mini-batches {where}{only}" if job.progress.failed_file_count else ""
     facts = [
         ("reason", output.reason(message.reason) if job.state != "Completed" else ""),
         ("cure", message.reason.cure if job.state != "Completed" else ""),
         ("scored", progress_text(job.progress)),
-        ("failures", f"stellwerk batch mini-batches {where} --state failed" if failed else ""),
+        ("failures", failures),
         ("results", names.short_version(message.output) if message.output else ""),
         ("get them", f"stellwerk batch download {where} --to results" if message.output else ""),
     ]

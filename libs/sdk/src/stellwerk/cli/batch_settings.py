@@ -70,6 +70,13 @@ def take(given: dict[str, Any]) -> "BatchOptions":
     return options  # type: ignore[no-any-return]  # its keys come from a table
 
 
+def only_counts(settings: Any) -> bool:
+    """Whether nothing is registered."""
+    from stellwerk.batch_options import OUTPUT_ACTIONS
+
+    return bool(settings.output_action == OUTPUT_ACTIONS["summary-only"])
+
+
 def describe(settings: Any) -> str:
     """Settings in words."""
     retries = settings.max_retries if settings.HasField("max_retries") else 3

@@ -104,16 +104,30 @@ def settle(
     return _move(job, FINALIZING, Reason(code="MINI_BATCHES_DONE", message=f"{scored}."))
 
 
+def shortfall(request: pb.FinishMiniBatchRequest, file_count: int) -> Reason | None:
+    """Why files of a mini-batch count as failed though its call did not fail; None if none does."""
+    missing = file_count - request.succeeded_file_count
+    if missing <= 0:
+        return None
+    return Reason(
+        code="RESULTS_MISSING",
+        message=f"run() returned nothing for {missing:,} of {file_count:,} files.",
+        cure="Return one element for each file that could be scored.",
+    )
+
+
 def _fail(
     job: pb.BatchJob, code: str, message: str, failure: Failure, progress: pb.BatchProgress, now: Timestamp
 ) -> Fact:
     example = f"; for example {failure.file}: {failure.message}" if failure.file else ""
     endpoint = names.id_of(names.parent_of(job.name))
     deployment = names.id_of(job.deployment)
+    # Those that fell short have succeeded.
+    only = " --state failed" if progress.failed_mini_batch_count else ""
     reason = Reason(
         code=code,
         message=f"{message}{example[:_SHOWN].rstrip('.')}.",
-        cure=f"See `stellwerk batch mini-batches {endpoint} {names.id_of(job.name)} --state failed` and "
+        cure=f"See `stellwerk batch mini-batches {endpoint} {names.id_of(job.name)}{only}` and "
         f"`stellwerk deployment logs {endpoint} {deployment}`.",
     )
     return end(job, FAILED, reason, progress, now)

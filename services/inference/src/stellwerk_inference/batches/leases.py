@@ -140,8 +140,10 @@ class Leases:
         if request.HasField("failure"):
             kept = await self._batches.mini_batches.fail(request, job.settings.max_retries)
         else:
-            check_counts(request, found[1], is_merge=request.name == domain.merge_name(job.name))
-            kept = await self._batches.mini_batches.succeed(request)
+            is_merge = request.name == domain.merge_name(job.name)
+            check_counts(request, found[1], is_merge=is_merge)
+            shortfall = None if is_merge else domain.shortfall(request, found[1])
+            kept = await self._batches.mini_batches.succeed(request, shortfall)
         if not kept:
             raise lost(request.name)
         if request.HasField("failure"):

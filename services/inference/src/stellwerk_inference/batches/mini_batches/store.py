@@ -137,8 +137,8 @@ class MiniBatchStore:
             {"$set": {"lease_expire_time": datetime.now(UTC)}},
         )
 
-    async def succeed(self, request: pb.FinishMiniBatchRequest) -> bool:
-        """Stores results; False if the lease is somebody else's."""
+    async def succeed(self, request: pb.FinishMiniBatchRequest, shortfall: Reason | None = None) -> bool:
+        """Stores results, and why they are fewer than its files; False if the lease is somebody else's."""
         changes: Document = {
             "state": _SUCCEEDED,
             "results": [to_document(file) for file in request.results],
@@ -147,6 +147,8 @@ class MiniBatchStore:
             "end_time": datetime.now(UTC),
         }
         changes["done_lease_id"] = request.lease_id
+        if shortfall is not None:
+            changes["reason"] = to_document(shortfall)
         return await self._finish(request, {"$set": changes, "$unset": dict.fromkeys(_LEASE_FIELDS, "")})
 
     async def fail(self, request: pb.FinishMiniBatchRequest, max_retries: int) -> bool:
