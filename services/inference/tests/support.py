@@ -207,6 +207,7 @@ class Inference:
     routes_stub: Any = None
     keys: Any = None
     collections: Any = None
+    collections_of_services: Any = None
     loads: Any = None
     monitors: Any = None
     loads_of_gateways: Any = None
@@ -283,6 +284,7 @@ class Inference:
             self.monitors = monitors_pb2_grpc.MonitorServiceStub(channel)
             self.loads_of_gateways = loads_pb2_grpc.LoadServiceStub(internal)
             self.routes_stub = endpoints_pb2_grpc.EndpointServiceStub(internal)
+            self.collections_of_services = collections_pb2_grpc.CollectionServiceStub(internal)
             yield
 
     async def create_endpoint(self, endpoint_id: str) -> pb.Endpoint:

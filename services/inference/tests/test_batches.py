@@ -16,7 +16,7 @@ from stellwerk_protos.common.v1.common_pb2 import File
 from stellwerk_protos.compute.v1 import computes_pb2 as compute
 from stellwerk_protos.compute.v1 import workloads_pb2
 from stellwerk_protos.inference.v1 import batches_pb2 as pb
-from stellwerk_protos.inference.v1 import endpoints_pb2
+from stellwerk_protos.inference.v1 import collections_pb2, endpoints_pb2
 
 
 async def test_a_dataset_is_scored_and_its_results_are_registered(
@@ -177,6 +177,12 @@ async def test_a_job_whose_results_cannot_be_had_fails_with_the_reason(
     assert (item.reason.code, item.attempt_count) == ("MINI_BATCH_LOST", 2)
 
 
+async def held(inference: Inference, digest: str) -> bool:
+    """Whether the registry is told that a blob must stay."""
+    request = collections_pb2.ListCollectedBlobsRequest(parent=WORKSPACE, sha256=[digest])
+    return digest in (await inference.collections_of_services.ListCollectedBlobs(request)).sha256
+
+
 async def test_results_by_file_are_registered_without_a_merge(
     inference: Inference, journal: Journal, scorer: Scorer
 ) -> None:
@@ -190,8 +196,10 @@ async def test_results_by_file_are_registered_without_a_merge(
             assert lease is not None
             many = [File(path=f"{number}.json", sha256="e" * 64) for number in range(11)]
             assert await reason_of(agent.finish(lease, many)) == "INVALID_RESULT"
+            assert await held(inference, "e" * 64) == (lease.files[0].path != "000.csv")
             await agent.finish(lease, [File(path=f"{f.path}.json", sha256="e" * 64) for f in lease.files])
     done = await ended(inference, job.name)
+    assert not await held(inference, "e" * 64), "a dataset has it now"
     (version,) = [v for v in inference.others.registered.values() if v.name == done.output]
     assert version.name.startswith(f"{WORKSPACE}/datasets/mine/")
     assert [file.path for file in version.files] == [f"{number:03}.csv.json" for number in range(25)]

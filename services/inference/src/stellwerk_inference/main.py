@@ -92,7 +92,7 @@ async def compose(app: App, settings: InferenceSettings) -> None:
                 endpoints_pb2.DESCRIPTOR.services_by_name["EndpointService"],
             ),
             Registration(
-                CollectionService(collected, store, upstream, retention),
+                CollectionService(collected, store, upstream, retention, batches),
                 collections_pb2_grpc.add_CollectionServiceServicer_to_server,
                 collections_pb2.DESCRIPTOR.services_by_name["CollectionService"],
             ),

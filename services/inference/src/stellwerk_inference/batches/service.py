@@ -1,6 +1,7 @@
 """BatchService: parse, check, change, reply."""
 
 import secrets
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -83,10 +84,16 @@ class BatchService(batches_pb2_grpc.BatchServiceServicer):
     ) -> AsyncIterator[pb.BatchJob]:
         names.parse(domain.PATTERN, request.name)
         sent: pb.BatchJob | None = None
+        counted = 0.0
         with self._changes.watch() as waiter:
             while True:
                 await waiter.next(_WATCH_SECONDS)
-                job = await self._batches.get(request.name)
+                # What others change wakes it too, and counting takes long where there is much to count.
+                job = await self._batches.jobs.get(request.name)
+                now = time.monotonic()
+                if sent is not None and job.revision == sent.revision and now < counted + _WATCH_SECONDS:
+                    continue
+                job, counted = await self._batches.get(request.name), now
                 if job != sent:
                     sent = job
                     yield job

@@ -69,6 +69,14 @@ class BatchStore:
         except DuplicateKeyError:
             return await self.jobs.existing(job, request_id)
 
+    async def referenced(self, workspace: str, digests: Sequence[str]) -> set[str]:
+        """Those of the blobs that are results of jobs which have not ended: no dataset has them yet."""
+        jobs = await self.mini_batches.jobs_with(workspace, digests)
+        if not jobs:
+            return set()
+        living = set(await self.open_names(workspace))
+        return {digest for digest, users in jobs.items() if users & living}
+
     async def get(self, name: str) -> pb.BatchJob:
         """A job with its progress; raises `NotFound`."""
         return await self._with_progress(await self.jobs.get(name))

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from stellwerk_inference.batches.store import BatchStore
 from stellwerk_inference.collected import domain
 from stellwerk_inference.collected.retention import Retention
 from stellwerk_inference.collected.store import Chosen, CollectedStore
@@ -18,12 +19,18 @@ class CollectionService(collections_pb2_grpc.CollectionServiceServicer):
     """The servicer."""
 
     def __init__(
-        self, collected: CollectedStore, store: Store, upstream: Upstream, retention: Retention
+        self,
+        collected: CollectedStore,
+        store: Store,
+        upstream: Upstream,
+        retention: Retention,
+        batches: BatchStore,
     ) -> None:
         self._collected = collected
         self._store = store
         self._upstream = upstream
         self._retention = retention
+        self._batches = batches
 
     async def RecordCollectedFiles(
         self, request: pb.RecordCollectedFilesRequest, context: Any
@@ -49,9 +56,9 @@ class CollectionService(collections_pb2_grpc.CollectionServiceServicer):
     ) -> pb.ListCollectedBlobsResponse:
         names.parse("workspaces/*", request.parent)
         domain.check_blobs(request.sha256)
-        return pb.ListCollectedBlobsResponse(
-            sha256=sorted(await self._collected.referenced(request.parent, request.sha256))
-        )
+        collected = await self._collected.referenced(request.parent, request.sha256)
+        results = await self._batches.referenced(request.parent, request.sha256)
+        return pb.ListCollectedBlobsResponse(sha256=sorted(collected | results))
 
     async def DeleteCollectedData(
         self, request: pb.DeleteCollectedDataRequest, context: Any

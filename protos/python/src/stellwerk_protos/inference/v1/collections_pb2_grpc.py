@@ -82,7 +82,8 @@ class CollectionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListCollectedBlobs(self, request, context):
-        """For the registry, before it removes blobs: those that collected data still refers to.
+        """For the registry, before it removes blobs: those that collected data still refers to, or a batch job that
+        goes on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

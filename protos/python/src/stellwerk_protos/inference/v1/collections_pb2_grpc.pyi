@@ -39,7 +39,9 @@ class CollectionServiceStub:
     ListCollectedFiles: _grpc.UnaryUnaryMultiCallable[_collections_pb2.ListCollectedFilesRequest, _collections_pb2.ListCollectedFilesResponse]
     """Lists the files of an endpoint, by path."""
     ListCollectedBlobs: _grpc.UnaryUnaryMultiCallable[_collections_pb2.ListCollectedBlobsRequest, _collections_pb2.ListCollectedBlobsResponse]
-    """For the registry, before it removes blobs: those that collected data still refers to."""
+    """For the registry, before it removes blobs: those that collected data still refers to, or a batch job that
+    goes on.
+    """
     DeleteCollectedData: _grpc.UnaryUnaryMultiCallable[_collections_pb2.DeleteCollectedDataRequest, _collections_pb2.DeleteCollectedDataResponse]
     """Removes collected data for good, up to 10,000 files: call again while `more` is true. With
     `validate_only` nothing is removed, and the answer counts all that would be. Dataset versions that were
@@ -58,7 +60,9 @@ class CollectionServiceAsyncStub(CollectionServiceStub):
     ListCollectedFiles: _aio.UnaryUnaryMultiCallable[_collections_pb2.ListCollectedFilesRequest, _collections_pb2.ListCollectedFilesResponse]  # type: ignore[assignment]
     """Lists the files of an endpoint, by path."""
     ListCollectedBlobs: _aio.UnaryUnaryMultiCallable[_collections_pb2.ListCollectedBlobsRequest, _collections_pb2.ListCollectedBlobsResponse]  # type: ignore[assignment]
-    """For the registry, before it removes blobs: those that collected data still refers to."""
+    """For the registry, before it removes blobs: those that collected data still refers to, or a batch job that
+    goes on.
+    """
     DeleteCollectedData: _aio.UnaryUnaryMultiCallable[_collections_pb2.DeleteCollectedDataRequest, _collections_pb2.DeleteCollectedDataResponse]  # type: ignore[assignment]
     """Removes collected data for good, up to 10,000 files: call again while `more` is true. With
     `validate_only` nothing is removed, and the answer counts all that would be. Dataset versions that were
@@ -92,7 +96,9 @@ class CollectionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _collections_pb2.ListCollectedBlobsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_collections_pb2.ListCollectedBlobsResponse, _abc.Awaitable[_collections_pb2.ListCollectedBlobsResponse]]:
-        """For the registry, before it removes blobs: those that collected data still refers to."""
+        """For the registry, before it removes blobs: those that collected data still refers to, or a batch job that
+        goes on.
+        """
 
     @_abc_1.abstractmethod
     def DeleteCollectedData(

@@ -17,6 +17,7 @@ from stellwerk_inference.batches import domain
 from stellwerk_platform import failpoints, paging
 from stellwerk_platform.documents import Document, from_document, to_document
 from stellwerk_platform.mongo import Database, Transaction
+from stellwerk_platform.workspace_data import begins_with
 from stellwerk_protos.common.v1.common_pb2 import File, Reason
 from stellwerk_protos.inference.v1 import batches_pb2 as pb
 
@@ -60,8 +61,18 @@ class MiniBatchStore:
             IndexModel([*of_job, ("state", ASCENDING), ("index", ASCENDING)]),
             # Progress is read from this index alone.
             IndexModel([*of_job, ("state", ASCENDING), *counted]),
+            IndexModel([("results.sha256", ASCENDING)], sparse=True),
         ]
         await self._database.ensure(COLLECTION, indexes, required=["job", "kind", "index", "state"])
+
+    async def jobs_with(self, workspace: str, digests: Sequence[str]) -> dict[str, set[str]]:
+        """The jobs of a workspace by those of the blobs that they have among their results."""
+        where = {"results.sha256": {"$in": list(digests)}, **begins_with("_id", f"{workspace}/")}
+        found: dict[str, set[str]] = {}
+        async for document in self._items.find(where, {"job": 1, "results.sha256": 1}):
+            for result in document["results"]:
+                found.setdefault(result["sha256"], set()).add(document["job"])
+        return {digest: found[digest] for digest in digests if digest in found}
 
     async def add_in(self, tx: Transaction, job: str, pieces: Sequence[Sequence[File]]) -> None:
         """Stores the mini-batches of a new job."""
