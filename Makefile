@@ -16,7 +16,7 @@ ROUNDS ?= 50
 ONLY ?=
 
 .PHONY: help setup generate format check check-lock check-format check-types check-protos check-deployment \
-	check-docs test test-faults faults demo bench up down clean
+	check-docs test test-slow test-faults faults demo bench up down clean
 
 help: ## List every target
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' Makefile
@@ -62,10 +62,13 @@ check-docs: setup ## Find dead links between the pages
 	$(PYTHON) scripts/check_docs.py
 
 test: setup ## Run the tests against real servers (ARGS="-k name" for some)
-	$(PYTHON) -m pytest -m "not faults" $(ARGS)
+	$(PYTHON) -m pytest -m "not faults and not slow" $(ARGS)
 
 test-faults: setup ## Run the tests that kill, freeze or fill up servers and services
 	$(PYTHON) -m pytest -m faults $(ARGS)
+
+test-slow: setup ## Run the tests that wait for what takes long
+	$(PYTHON) -m pytest -m "slow and not faults" $(ARGS)
 
 faults: setup ## Kill servers and services at random while a script logs a known series (ROUNDS=50)
 	ROUNDS=$(ROUNDS) $(PYTHON) -m pytest tests/faults/test_random_kills.py $(ARGS)

@@ -20,7 +20,7 @@ from stellwerk import Client
 from stellwerk_launcher.testing import StackProcess
 from tests.system.support import Cli
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 WORKSPACE = "watched"
 
 

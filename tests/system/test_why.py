@@ -141,10 +141,11 @@ def test_a_run_that_waits_says_for_what_and_a_canceled_one_who_asked(submit: Sub
     holder = submit.holder()
     waiting = submit("echo later")
     found = why.until(waiting.name, "queued")
-    while codes(found)[-1] != "WAITING_FOR_SLOT":
+    # The run says so a moment after its allocation.
+    while "All 1 slots of pool 'local' are taken" not in found.summary:
         found = why.until(waiting.name, "queued")
     assert "is Queued since" in found.summary
-    assert "All 1 slots of pool 'local' are taken" in found.summary
+    assert "WAITING_FOR_SLOT" in codes(found)
     assert "it goes on when a run before it ends" in found.summary
 
     waiting.cancel(message="not needed any more")

@@ -15,6 +15,7 @@ from stellwerk_platform.grpc_client import connect
 from stellwerk_protos.runs.v1 import ingest_pb2, ingest_pb2_grpc
 from tests.system.support import Cli
 
+pytestmark = pytest.mark.slow
 BUSY = "python -c 'while True: pass'"
 ENDLESS = "sleep 600"
 

@@ -19,6 +19,8 @@ from stellwerk_launcher import folder, stack
 from stellwerk_launcher.errors import LauncherError
 from stellwerk_launcher.testing import Servers, StackProcess, logged_in
 
+pytestmark = pytest.mark.slow
+
 
 def _processes_of(data_dir: Path) -> list[psutil.Process]:
     """Every process that has the folder in its command line, and every recorded one."""

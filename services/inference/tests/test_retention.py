@@ -50,6 +50,17 @@ class Collected:
         return int((await self._stub.SetDataRetention(request)).data_retention_days)
 
 
+async def released(inference: Inference, *digests: str) -> set[str]:
+    """Returns once the blobs were released, with all that were meanwhile: more than once, perhaps."""
+    found: set[str] = set()
+    async with asyncio.timeout(10):
+        while not found >= set(digests):
+            found.add((await inference.others.released.get())[0])
+    while not inference.others.released.empty():
+        found.add(inference.others.released.get_nowait()[0])
+    return found
+
+
 @pytest.fixture
 async def collected(inference: Inference, request: pytest.FixtureRequest) -> AsyncIterator[Collected]:
     endpoint = (await inference.create_endpoint(request.function.__name__.replace("_", "-")[:40])).name
@@ -73,16 +84,14 @@ async def test_what_is_asked_for_goes_after_it_was_counted(
     event = await journal.next("endpoint.data_deleted")
     assert event["data"]["reason"]["code"] == "REQUESTED"
     assert "1 files of collected data with 10 events" in event["data"]["reason"]["message"]
-    async with asyncio.timeout(10):
-        assert await inference.others.released.get() == "1" * 64
+    await released(inference, "1")
 
 
 async def test_what_is_too_old_goes_by_itself(inference: Inference, collected: Collected) -> None:
     await collected.add(30, "4")
     young = await collected.add(1, "5")
     assert await collected.keep(7) == 7
-    async with asyncio.timeout(10):
-        assert await inference.others.released.get() == "4" * 64
+    await released(inference, "4")
     assert await collected.paths() == [young]
     assert await collected.keep(0) == 0
 
@@ -94,9 +103,7 @@ async def test_a_blob_stays_while_something_uses_it(inference: Inference, collec
         await collected.add(30, digest)
     await collected.add(1, "6", "response")
     await collected.delete(days=7, dry_run=False)
-    async with asyncio.timeout(10):
-        assert {await inference.others.released.get() for _ in range(2)} == {"8" * 64, "9" * 64}
-    assert inference.others.released.empty()
+    assert await released(inference, "8", "9") <= set("1489")
 
 
 async def test_what_cannot_be_is_refused(inference: Inference, collected: Collected) -> None:
