@@ -14,6 +14,7 @@ from stellwerk_inference.batches.mini_batches.store import SCORE, MiniBatchStore
 from stellwerk_inference.batches.progress import Settler
 from stellwerk_inference.batches.settings import filled
 from stellwerk_inference.batches.store import BatchStore
+from stellwerk_inference.collected.store import CollectedStore
 from stellwerk_inference.states import SUCCEEDED
 from stellwerk_inference.store import Store
 from stellwerk_launcher.testing import Servers
@@ -42,7 +43,7 @@ async def stores(servers: Servers) -> AsyncIterator[tuple[Store, BatchStore]]:
     database = Database(servers.mongodb_uri, f"batch{secrets.token_hex(4)}", "inference")
     await database.open()
     store = Store(database)
-    batches = BatchStore(database, store)
+    batches = BatchStore(database, store, CollectedStore(database))
     await store.open()
     await batches.open()
     yield store, batches

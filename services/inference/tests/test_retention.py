@@ -103,7 +103,7 @@ async def test_a_blob_stays_while_something_uses_it(inference: Inference, collec
         await collected.add(30, digest)
     await collected.add(1, "6", "response")
     await collected.delete(days=7, dry_run=False)
-    assert await released(inference, "8", "9") <= set("1489")
+    assert (await released(inference, "8", "9")).isdisjoint("67")
 
 
 async def test_what_cannot_be_is_refused(inference: Inference, collected: Collected) -> None:

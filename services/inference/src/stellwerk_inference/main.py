@@ -49,7 +49,7 @@ async def compose(app: App, settings: InferenceSettings) -> None:
     await store.open()
     collected = CollectedStore(service.database)
     await collected.open()
-    batches = BatchStore(service.database, store)
+    batches = BatchStore(service.database, store, collected)
     await batches.open()
     monitors = MonitorStore(service.database)
     await monitors.open()

@@ -9,6 +9,7 @@ from pymongo.errors import DuplicateKeyError
 
 from stellwerk_inference.batches import domain, requests
 from stellwerk_inference.batches.mini_batches.store import MiniBatchStore
+from stellwerk_inference.collected.store import CollectedStore
 from stellwerk_inference.store import Store
 from stellwerk_platform import names
 from stellwerk_platform.documents import Document
@@ -20,11 +21,15 @@ from stellwerk_protos.inference.v1 import batches_pb2 as pb
 
 
 class BatchStore:
-    """The jobs, and `mini_batches`. `store` has the endpoints, whose locks jobs are created under."""
+    """The jobs, and `mini_batches`. `store` has the endpoints, whose locks jobs are created under.
 
-    def __init__(self, database: Database, store: Store) -> None:
+    `collected` lets the blobs go that nobody needs any more.
+    """
+
+    def __init__(self, database: Database, store: Store, collected: CollectedStore) -> None:
         self._database = database
         self._store = store
+        self._collected = collected
         self.jobs = Collection(
             database,
             "batch_jobs",
@@ -106,6 +111,10 @@ class BatchStore:
             came = after.state == domain.FINALIZING != before.state
             if came and domain.needs_merge(after):
                 await self.mini_batches.add_merge_in(tx, name)
+            if after.state == domain.COMPLETED != before.state and domain.needs_merge(after):
+                # The one file has all of them now.
+                parts = await self.mini_batches.results_in(tx, name)
+                await self._collected.let_go_in(tx, names.parent_of(name, 2), parts)
             return after
 
         return await self._database.commit(work)

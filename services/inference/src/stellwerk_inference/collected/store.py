@@ -103,9 +103,8 @@ class CollectedStore:
         found = await cursor.to_list(_BATCH + 1)
         some = found[:_BATCH]
         if some:
-            workspace, moment = names.parent_of(chosen.endpoint), datetime.now(UTC)
-            due = {document["sha256"]: moment for document in some}
-            await self._releases.bulk_write(_due(workspace, due), ordered=False, session=tx.session)
+            digests = [document["sha256"] for document in some]
+            await self.let_go_in(tx, names.parent_of(chosen.endpoint), digests)
             ids = [document["_id"] for document in some]
             await self._files.delete_many({"_id": {"$in": ids}}, session=tx.session)
         return pb.DeleteCollectedDataResponse(
@@ -114,6 +113,13 @@ class CollectedStore:
             size_bytes=sum(document["size_bytes"] for document in some),
             more=len(found) > _BATCH,
         )
+
+    async def let_go_in(self, tx: Transaction, workspace: str, digests: Sequence[str]) -> None:
+        """Has blobs released that nothing here needs any more; what else uses one keeps it."""
+        now = datetime.now(UTC)
+        for start in range(0, len(digests), _BATCH):
+            due = dict.fromkeys(digests[start : start + _BATCH], now)
+            await self._releases.bulk_write(_due(workspace, due), ordered=False, session=tx.session)
 
     async def due_blobs(self) -> tuple[str, list[str]]:
         """A workspace, and up to a thousand digests of it to be released now."""

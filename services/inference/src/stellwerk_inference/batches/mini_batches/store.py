@@ -74,6 +74,11 @@ class MiniBatchStore:
                 found.setdefault(result["sha256"], set()).add(document["job"])
         return {digest: found[digest] for digest in digests if digest in found}
 
+    async def results_in(self, tx: Transaction, job: str) -> list[str]:
+        """The digests of what the mini-batches of a job came to."""
+        found = await self._items.distinct("results.sha256", {"job": job, "kind": SCORE}, session=tx.session)
+        return [str(digest) for digest in found]
+
     async def add_in(self, tx: Transaction, job: str, pieces: Sequence[Sequence[File]]) -> None:
         """Stores the mini-batches of a new job."""
         documents = [_item(job, index, piece) for index, piece in enumerate(pieces)]
