@@ -81,6 +81,8 @@ def test_all_is_well(cli: Cli) -> None:
 @pytest.mark.faults
 def test_what_is_frozen_is_named_with_its_cure(own_stack: StackProcess, cli: Cli) -> None:
     names = ("nats", "versitygw", "mongod", "openbao", "runs")
+    # The gateway knows the person then: nobody could tell it while all is frozen.
+    assert failures(cli) == {}
     with frozen(own_stack, *names):
         wrong = failures(cli)
     assert {(name, "process") for name in names} <= wrong.keys()
