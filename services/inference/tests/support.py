@@ -113,6 +113,8 @@ class Others(grpc.GenericRpcHandler):
         request_type, answer_type = self._methods[handler_call_details.method.rsplit("/", 1)[1]]
 
         async def answer(request: Any, context: Any) -> Any:
+            if type(request) in self.answers:
+                return self.answers[type(request)](request)
             if isinstance(request, members_pb2.GetAccessRequest):
                 return answer_type(role=members_pb2.ROLE_OWNER)
             if isinstance(request, blobs_pb2.PrepareUploadsRequest):
@@ -125,8 +127,6 @@ class Others(grpc.GenericRpcHandler):
                 if self.refusal is not None:
                     await abort(context, self.refusal)
                 return self._register(request)
-            if type(request) in self.answers:
-                return self.answers[type(request)](request)
             if request.name not in self.known:
                 await abort(context, NotFound("NOT_FOUND_THERE", f"There is no {request.name}."))
             result = answer_type(name=request.name.replace("latest", "3"))

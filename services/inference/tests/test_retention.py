@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import grpc
 import pytest
@@ -13,6 +14,7 @@ from stellwerk_inference.collected.store import CollectedStore
 from stellwerk_platform.mongo import Database
 from stellwerk_protos.common.v1.common_pb2 import File
 from stellwerk_protos.inference.v1 import collections_pb2 as pb
+from stellwerk_protos.runs.v1 import retention_pb2
 
 
 class Collected:
@@ -30,6 +32,11 @@ class Collected:
         item = pb.CollectedFile(file=file, event_count=10)
         await self._store.record(self.endpoint, [item], [Place("blue", collection, hour)])
         return path
+
+    async def let_go(self, workspace: str, digest: str) -> None:
+        """A blob of another workspace that has been due for long."""
+        due = {"_id": f"{workspace}/blobs/{digest * 64}", "due_time": datetime(2026, 1, 1, tzinfo=UTC)}
+        await self._store._releases.insert_one(due)
 
     async def paths(self) -> list[str]:
         found = await self._stub.ListCollectedFiles(pb.ListCollectedFilesRequest(parent=self.endpoint))
@@ -104,6 +111,23 @@ async def test_a_blob_stays_while_something_uses_it(inference: Inference, collec
     await collected.add(1, "6", "response")
     await collected.delete(days=7, dry_run=False)
     assert (await released(inference, "8", "9")).isdisjoint("67")
+
+
+async def test_a_workspace_whose_blobs_cannot_go_holds_up_no_other(
+    inference: Inference, collected: Collected
+) -> None:
+    def answer(request: Any) -> Any:
+        if request.parent == "workspaces/broken":
+            raise RuntimeError("this answer is lost")
+        return retention_pb2.ListReferencedBlobsResponse()
+
+    inference.others.answers[retention_pb2.ListReferencedBlobsRequest] = answer
+    await collected.let_go("workspaces/broken", "a")
+    await collected.add(30, "b")
+    await collected.delete(days=7, dry_run=False)
+    assert "a" not in await released(inference, "b")
+    del inference.others.answers[retention_pb2.ListReferencedBlobsRequest]
+    await released(inference, "a")
 
 
 async def test_what_cannot_be_is_refused(inference: Inference, collected: Collected) -> None:

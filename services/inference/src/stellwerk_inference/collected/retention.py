@@ -47,8 +47,7 @@ class Retention:
             try:
                 await self.sweep()
             except Exception as error:
-                expected = as_platform_error(error) is not None
-                log.warning("Collected data is removed later: %s", error, exc_info=not expected)
+                _log_later("all", error)
             try:
                 async with asyncio.timeout(min(_SWEEP_SECONDS, self._grace.total_seconds())):
                     await self._awake.wait()
@@ -59,8 +58,12 @@ class Retention:
         """All that is due."""
         for endpoint in await self._store.endpoints_with_retention():
             last = domain.older(datetime.now(UTC) - timedelta(days=endpoint.data_retention_days))
-            while (await self._delete(Chosen(endpoint.name, "", "", last), "TOO_OLD")).more:
-                pass
+            try:
+                while (await self._delete(Chosen(endpoint.name, "", "", last), "TOO_OLD")).more:
+                    pass
+            except Exception as error:
+                # One that cannot be changed now must not hold up the others.
+                _log_later(endpoint.name, error)
         while True:
             workspace, digests = await self._collected.due_blobs()
             if not digests:
@@ -97,9 +100,18 @@ class Retention:
             later = await self._upstream.release_blobs(workspace, free) if free else ()
         except NotFound:
             later = ()  # the workspace is gone, and with it all of its blobs
+        except Exception as error:
+            # Others need not wait for what is wrong with these.
+            _log_later(workspace, error)
+            later = digests
         failpoints.hit("collected.released")
         again = datetime.now(UTC) + self._grace
         await self._collected.settle_blobs(workspace, digests, dict.fromkeys(later, again))
+
+
+def _log_later(what: str, error: Exception) -> None:
+    expected = as_platform_error(error) is not None
+    log.warning("Collected data of %s is removed later: %s", what, error, exc_info=not expected)
 
 
 def _text(chosen: Chosen, some: pb.DeleteCollectedDataResponse) -> str:
