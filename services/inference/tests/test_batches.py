@@ -242,6 +242,8 @@ async def test_what_cannot_be_is_refused_with_a_cure(
     assert await reason_of(inference.stub.CreateDeployment(request)) == "ENDPOINT_NOT_BATCH"
     job = pb.CreateBatchJobRequest(parent=online, input=INPUT)
     assert await reason_of(inference.batches.CreateBatchJob(job)) == "ENDPOINT_NOT_BATCH"
+    job.ClearField("input")
+    assert await reason_of(inference.batches.CreateBatchJob(job)) == "INPUT_MISSING"
 
     deployment, replica = await batch_deployment(inference, journal, scorer, "refusing")
     endpoint = deployment.rpartition("/deployments/")[0]

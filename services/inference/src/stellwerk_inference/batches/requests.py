@@ -34,6 +34,12 @@ def check_request(request: pb.CreateBatchJobRequest) -> None:
         names.check_id("jobs", request.job_id)
     if request.deployment:
         names.check_id("deployments", request.deployment)
+    if not request.input:
+        raise InvalidArgument(
+            "INPUT_MISSING",
+            "The job has no input.",
+            "Name a dataset version, like images:1, as `input`.",
+        )
     names.parse(_INPUT_PATTERN, request.input)
     if request.output_dataset:
         names.parse(_DATASET_PATTERN, request.output_dataset)
