@@ -27,12 +27,6 @@ class Started:
     socket: socket.socket
     claims: memoryview
 
-    def abandon(self) -> None:
-        """Ends it by force."""
-        self.socket.close()
-        self.process.kill()
-        self.process.wait()
-
 
 @dataclass(frozen=True, slots=True)
 class Launch:

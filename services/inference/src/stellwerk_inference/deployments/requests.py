@@ -130,12 +130,6 @@ def check_script(path: str, files: Sequence[File]) -> None:
 
 def check_without_script(request: pb.CreateDeploymentRequest, model: ModelVersion) -> None:
     """Raises `PlatformError` unless the model can be served by itself."""
-    if request.HasField("batch_settings"):
-        raise InvalidArgument(
-            "SCRIPT_MISSING",
-            "A batch endpoint scores files by run(mini_batch) of a scoring script.",
-            "Give the script and its folder.",
-        )
     paths = [file.path for file in model.files]
     if any(names.id_of(path) == "MLmodel" for path in paths):
         return

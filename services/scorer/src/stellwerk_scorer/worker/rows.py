@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 # The column of what has no name.
 COLUMN = "prediction"
-_JSON_LINES = (".jsonl", ".ndjson")
+_JSON_LINES = ".jsonl"
 # Of pandas, which writes them as nothing.
 _MISSING = ("NAType", "NaTType")
 _AS_TEXT = ("Decimal", "UUID", "Timedelta", "timedelta", "Path", "PosixPath")
