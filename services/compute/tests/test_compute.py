@@ -9,6 +9,7 @@ import pytest_asyncio
 
 from services.compute.tests.support import TRACEPARENT, Compute, local, running
 from stellwerk_compute.allocations import domain
+from stellwerk_compute.allocations.store import AllocationStore, Held
 from stellwerk_launcher.testing import Servers
 from stellwerk_platform.errors import from_rpc
 from stellwerk_protos.compute.v1 import computes_pb2
@@ -115,6 +116,28 @@ async def test_runs_wait_for_a_slot_in_turn_and_replicas_do_not(compute: Compute
         assert (await agent.hear("assignment", 2))[1].assignment.allocation.name == replica
         await agent.report(first, 1, domain.FAILED)
         assert (await agent.hear("assignment", 3))[2].assignment.allocation.name == second
+
+
+async def test_what_is_placed_while_its_node_announces_itself_is_sent_once(
+    compute: Compute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = await compute.workspace()
+    agent = compute.agent()
+    names: list[str] = []
+    on_node = AllocationStore.on_node
+
+    async def late(store: AllocationStore, node: str) -> list[Held]:
+        if not names:
+            names.append(await compute.submit(workspace, "a"))
+            await agent.assignment()
+        return await on_node(store, node)
+
+    monkeypatch.setattr(AllocationStore, "on_node", late)
+    async with agent.connected(slots=2):
+        await agent.beat((await agent.assignment()).allocation.name)
+        names.append(await compute.submit(workspace, "b"))
+        sent = await agent.hear("assignment", 2)
+    assert [response.assignment.allocation.name for response in sent] == names
 
 
 async def test_a_queued_run_is_canceled_at_once_and_a_running_one_by_its_node(compute: Compute) -> None:

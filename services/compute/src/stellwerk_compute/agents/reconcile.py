@@ -24,9 +24,13 @@ class Reconciler:
         self._wake = wake
 
     async def announced(self, session: Session, held: set[str]) -> None:
-        """After a connection began: every live allocation is sent again, with a new token."""
+        """After a connection began: every live allocation is sent again, with a new token.
+
+        But not one that was placed, and so sent, since the node announced itself: it would come twice.
+        """
         for item in await self._settle(session, held):
-            session.want(item.allocation.name)
+            if not session.has(item.allocation.name):
+                session.want(item.allocation.name)
 
     async def beat(self, session: Session, held: set[str], cpu_seconds: Mapping[str, float]) -> None:
         """At a heartbeat: sends what the node does not have, and new tokens before the old ones end."""

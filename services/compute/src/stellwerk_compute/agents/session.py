@@ -15,6 +15,7 @@ class Session:
         self.token_renew_times: dict[str, float] = {}
         self._wanted: asyncio.Queue[str] = asyncio.Queue()
         self._queued: set[str] = set()
+        self._in_hand = ""
         self._outbox: asyncio.Queue[agents_pb2.ConnectResponse | None] = asyncio.Queue()
         self.closed = False
 
@@ -25,10 +26,15 @@ class Session:
             self._wanted.put_nowait(allocation)
 
     async def next_wanted(self) -> str:
-        """The next allocation to send."""
-        allocation = await self._wanted.get()
-        self._queued.discard(allocation)
-        return allocation
+        """The next allocation to send; with the call after it, it counts as sent or let go."""
+        self._in_hand = ""
+        self._in_hand = await self._wanted.get()
+        self._queued.discard(self._in_hand)
+        return self._in_hand
+
+    def has(self, allocation: str) -> bool:
+        """Whether an allocation was sent on this connection or is just being sent."""
+        return allocation == self._in_hand or allocation in self.token_renew_times
 
     def send(self, response: agents_pb2.ConnectResponse) -> None:
         """Sends a message in turn."""
