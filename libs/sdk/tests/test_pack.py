@@ -48,7 +48,7 @@ _PATTERNS = st.one_of(
 )
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(files=st.sets(_PATHS, min_size=1, max_size=8), patterns=st.lists(_PATTERNS, max_size=4))
 def test_patterns_mean_what_git_says(
     files: set[str], patterns: list[str], tmp_path_factory: pytest.TempPathFactory

@@ -26,7 +26,7 @@ def bits(value: float) -> bytes:
     return struct.pack("<d", value)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(records=RECORDS, limit=st.integers(1, 600))
 def test_columns_hold_what_the_records_hold(
     records: "list[tuple[int, list[tuple[str, int, float]] | wal.Note]]",

@@ -21,7 +21,7 @@ from typing import Any
 import grpc
 import httpx
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from services.scorer.tests.support import BARE_PYTHON, Keys
@@ -481,7 +481,6 @@ async def test_the_results_are_put_together_in_the_order_of_the_input(started: R
     assert not list(started.folder.iterdir())
 
 
-@settings(deadline=None)
 @given(tables=TABLES)
 @example(tables=[[{"a": "long" * 50_000}], [{"a": "1", "b": "2"}]])
 def test_no_cell_is_lost_when_tables_are_put_together(tables: list[list[dict[str, str]]]) -> None:

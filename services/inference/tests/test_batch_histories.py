@@ -120,7 +120,7 @@ class History:
             self.rows[taken.name] = len(taken.files)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(steps=STEPS)
 async def test_each_file_ends_in_one_result(steps: Any, stores: tuple[Store, BatchStore]) -> None:
     store, batches = stores
