@@ -129,6 +129,47 @@ def test_a_long_transfer_shows_a_bar(
     assert capsys.readouterr().err == ""
 
 
+def test_a_redirect_takes_the_key_nowhere(platform: Platform) -> None:
+    seen: list[str] = []
+
+    class Redirects(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            seen.append(self.path)
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(307)
+            self.send_header("location", f"http://localhost:{server.server_port}/elsewhere")
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        do_GET = do_POST
+
+        def log_message(self, *arguments: object) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Redirects)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}"
+        with (
+            Client(grpc_address=platform.address, gateway_url=url, api_key=KEY) as client,
+            pytest.raises(StellwerkError),
+        ):
+            client._core.post("/here", b"{}")
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert seen == ["/here"]
+
+
+def test_a_key_that_others_may_read_on_the_way_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    for address in ("overheard.example:7400", "https://far.example:7400", "127.0.0.1:7400"):
+        Client(grpc_address=address, api_key=KEY).close()
+    (record,) = caplog.records
+    assert "overheard.example:7400 without TLS" in record.getMessage()
+
+
 class _Store(BaseHTTPRequestHandler):
     """A blob store: keeps what is put, with a bad moment now and then."""
 

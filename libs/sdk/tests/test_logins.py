@@ -10,10 +10,12 @@ from pathlib import Path
 
 import keyring
 import pytest
+from click.testing import CliRunner
 from keyring.backend import KeyringBackend
 from keyring.errors import KeyringLocked, PasswordDeleteError
 
 from stellwerk import logins
+from stellwerk.cli.main import main
 from stellwerk.errors import StellwerkError
 from stellwerk.logins import Login
 from stellwerk.settings import Flags, resolve
@@ -116,6 +118,15 @@ def test_a_login_comes_after_variables_and_before_the_stack(tmp_path: Path) -> N
     assert resolve(environment=variable, folder=tmp_path).api_key == "swk_variable"
     assert resolve(Flags(data_dir=stack), environment=environment, folder=tmp_path).api_key == "swk_owner"
     assert resolve(Flags(anonymous=True), environment=environment, folder=tmp_path).api_key == ""
+
+
+@pytest.mark.parametrize("way", [[], ["--key"], ["--invitation"]])
+def test_nobody_signs_in_where_only_a_project_says(way: list[str]) -> None:
+    Path(".stellwerk").mkdir()
+    Path(".stellwerk/config.json").write_text('{"grpc_address": "evil.example:1"}')
+    result = CliRunner().invoke(main, ["login", *way], input="swk_ada\n")
+    assert (result.exit_code, "error[ADDRESS_UNTRUSTED]" in result.stderr) == (4, True)
+    assert "stellwerk login --grpc-address evil.example:1" in result.stderr
 
 
 def test_a_damaged_file_is_named() -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from stellwerk import addresses
 from stellwerk.errors import StellwerkError
-from stellwerk.settings import Flags, resolve
+from stellwerk.settings import Flags, Settings, require, resolve
 
 
 @pytest.fixture
@@ -72,6 +73,86 @@ def test_a_project_sends_no_kept_key_to_a_door_of_its_own(
     assert settings.api_key == ("swk_ada" if "grpc_address" in config else "swk_owner")
     named = resolve(Flags(gateway_url="http://named"), environment=environment, folder=tmp_path)
     assert named.gateway_url == "http://named"
+
+
+HOSTILE = [
+    "evil.example:443",
+    "https://evil.example:443",
+    "127.0.0.1.evil.example:443",
+    "127.evil.example:443",
+    "localhost@evil.example:443",
+    "dns://127.0.0.1/evil.example:443",
+]
+
+
+def with_config(folder: Path, **config: str) -> Path:
+    """A project that comes with a `config.json`."""
+    (folder / ".stellwerk").mkdir(exist_ok=True)
+    (folder / ".stellwerk" / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("address", HOSTILE)
+@pytest.mark.parametrize("variable", ["STELLWERK_API_KEY", "STELLWERK_API_KEY_FILE", "STELLWERK_TOKEN_FILE"])
+def test_no_key_goes_to_an_address_that_only_a_project_names(
+    tmp_path: Path, address: str, variable: str
+) -> None:
+    (tmp_path / "key").write_text("swk_mine")
+    value = "swk_mine" if variable == "STELLWERK_API_KEY" else str(tmp_path / "key")
+    environment = {variable: value, "XDG_CONFIG_HOME": str(tmp_path), "STELLWERK_DATA_DIR": str(tmp_path)}
+    project = with_config(tmp_path, grpc_address=address)
+    settings = resolve(environment=environment, folder=project)
+    assert (settings.api_key, settings.token_file) == ("", None)
+    with pytest.raises(StellwerkError, match="ADDRESS_UNTRUSTED") as refused:
+        require(settings)
+    assert refused.value.code == "UNAUTHENTICATED"
+    assert "STELLWERK_GRPC_ADDRESS=" in refused.value.cure
+    assert resolve(Flags(api_key="swk_flag"), environment=environment, folder=project).api_key == ""
+
+    def sent(settings: Settings) -> bool:
+        return require(settings).api_key == "swk_mine"
+
+    named = environment | {"STELLWERK_GRPC_ADDRESS": address}
+    assert sent(resolve(environment=named, folder=project))
+    assert sent(resolve(Flags(grpc_address=address), environment=environment, folder=project))
+    # Where somebody has signed in once, the project's file will do.
+    kept = {"user": "users/ada", "key_name": "users/ada/keys/k", "origin": "session", "key": "swk_ada"}
+    (tmp_path / "stellwerk").mkdir()
+    (tmp_path / "stellwerk" / "credentials.json").write_text(json.dumps({"logins": {address: kept}}))
+    assert sent(resolve(environment=environment, folder=project))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:7400", "localhost:7400", "[::1]:7400", "https://127.1.2.3:1"])
+def test_this_machine_needs_no_word_of_its_own(tmp_path: Path, address: str) -> None:
+    environment = {"STELLWERK_API_KEY": "swk_mine", "STELLWERK_DATA_DIR": str(tmp_path)}
+    project = with_config(tmp_path, grpc_address=address)
+    assert require(resolve(environment=environment, folder=project)).api_key == "swk_mine"
+    assert not addresses.is_clear(address)
+
+
+@pytest.mark.parametrize(
+    ("url", "is_kept"),
+    [
+        ("https://evil.example", False),
+        ("http://far.example:8080", False),
+        ("https://far.example@evil.example", False),
+        ("https://far.example:8443/", True),
+        ("http://127.0.0.1:8080", True),
+    ],
+)
+def test_a_key_of_the_environment_goes_to_no_other_door(tmp_path: Path, url: str, is_kept: bool) -> None:
+    environment = {
+        "STELLWERK_API_KEY": "swk_mine",
+        "STELLWERK_GRPC_ADDRESS": "https://far.example:7400",
+        "STELLWERK_DATA_DIR": str(tmp_path),
+    }
+    settings = resolve(environment=environment, folder=with_config(tmp_path, gateway_url=url))
+    assert (settings.api_key, settings.gateway_url) == ("swk_mine", url if is_kept else "")
+
+
+def test_what_would_change_a_terminal_is_no_address(tmp_path: Path) -> None:
+    project = with_config(tmp_path, grpc_address="\x1b[2Jevil:1")
+    assert resolve(environment={"STELLWERK_DATA_DIR": str(tmp_path)}, folder=project).grpc_address == ""
 
 
 def test_a_data_folder_that_is_named_wins_over_variables(stack: Path, tmp_path: Path) -> None:

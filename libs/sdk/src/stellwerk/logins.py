@@ -54,6 +54,11 @@ def find(address: str, environment: Mapping[str, str] = os.environ) -> Login | N
     return replace(login, key=key)
 
 
+def is_known(address: str, environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether somebody has signed in at an address; no keyring is asked."""
+    return address in _read(environment)
+
+
 def save(address: str, login: Login, environment: Mapping[str, str] = os.environ) -> str:
     """Keeps a login in place of an earlier one; returns where its key lies."""
     kept = _keep_in_keyring(address, login.key)

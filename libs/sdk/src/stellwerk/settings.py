@@ -12,9 +12,8 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from stellwerk import logins
+from stellwerk import addresses, logins
 from stellwerk.errors import StellwerkError
 
 CONFIG_PATH = Path(".stellwerk") / "config.json"
@@ -58,6 +57,8 @@ class Settings:
     token_file: Path | None = None
     # Whether no key is to be shown.
     anonymous: bool = False
+    # Whether a key may go to `grpc_address`: not where only a project's file names it.
+    is_trusted: bool = True
 
 
 def default_data_dir(environment: Mapping[str, str] = os.environ) -> Path:
@@ -111,21 +112,25 @@ def resolve(
         ]
         # A data folder that was named explicitly is a flag too.
         places.insert(1 if flags.data_dir else 3, (str(stack_path), stack.get(key)))
-        origin, value = next(((o, v) for o, v in places if isinstance(v, str) and v), ("", ""))
+        named = ((o, v) for o, v in places if isinstance(v, str) and v and v.isprintable())
+        origin, value = next(named, ("", ""))
         values[key], origins[key] = value, origin
     values["workspace"] = values["workspace"].removeprefix("workspaces/")
-    # The key of the stack on this machine goes to no address that a project's file names.
-    own = origins["grpc_address"] != str(config_path) or values["grpc_address"] == stack.get("grpc_address")
-    owner = stack.get("owner_key_file") if own else None
+    address, is_named_here = values["grpc_address"], origins["grpc_address"] == str(config_path)
+    is_stack = address == stack.get("grpc_address")
+    is_trusted = not is_named_here or is_stack or addresses.is_loopback(address)
+    is_trusted = is_trusted or logins.is_known(address, environment)
+    # The key of the stack on this machine goes to no other address that a project's file names.
+    owner = stack.get("owner_key_file") if is_stack or not is_named_here else None
     api_key, origins["api_key"] = "", ""
-    if not flags.anonymous:
-        api_key, origins["api_key"] = _api_key(flags, environment, owner, values["grpc_address"])
-    # Nor does a key that nobody named go to another door than that of the address it is for.
-    kept = origins["api_key"].startswith(_LOGIN)
-    if (kept or origins["api_key"] == str(owner)) and origins["gateway_url"] == str(config_path):
-        known = values["gateway_url"] == stack.get("gateway_url")
-        if not known and not (kept and _host(values["gateway_url"]) == _host(values["grpc_address"])):
-            values["gateway_url"] = origins["gateway_url"] = ""
+    if is_trusted and not flags.anonymous:
+        api_key, origins["api_key"] = _api_key(flags, environment, owner, address)
+    # Nor does a key go to another door than that of the address it is for.
+    is_known = values["gateway_url"] == stack.get("gateway_url") or (
+        origins["api_key"] != str(owner) and _is_fit(values["gateway_url"], address)
+    )
+    if api_key and origins["gateway_url"] == str(config_path) and not is_known:
+        values["gateway_url"] = origins["gateway_url"] = ""
     token_file = Path(environment[_TOKEN_FILE]) if origins["api_key"] == _TOKEN_FILE else None
     return Settings(
         **values,
@@ -134,6 +139,7 @@ def resolve(
         data_dir=flags.data_dir,
         token_file=token_file,
         anonymous=flags.anonymous,
+        is_trusted=is_trusted,
     )
 
 
@@ -160,12 +166,9 @@ def _api_key(flags: Flags, environment: Mapping[str, str], owner: object, addres
     return "", ""
 
 
-def _host(address: str) -> str:
-    """Of a URL, or of `host:port`; "" for what is neither."""
-    try:
-        return urlsplit(f"//{address.partition('://')[2] or address}").hostname or ""
-    except ValueError:
-        return ""
+def _is_fit(gateway_url: str, address: str) -> bool:
+    """Whether a door that only a project's file names may get a key that is for the address."""
+    return addresses.is_loopback(gateway_url) or addresses.is_beside(gateway_url, address)
 
 
 def _read_key(path: Path) -> str:
@@ -195,6 +198,8 @@ def require(settings: Settings) -> Settings:
             "(STELLWERK_DATA_DIR, --data-dir) or its address (--grpc-address).",
             code="UNAVAILABLE",
         )
+    if not settings.anonymous:
+        require_trusted(settings)
     if not settings.api_key and not settings.anonymous:
         raise StellwerkError(
             "KEY_MISSING",
@@ -204,3 +209,18 @@ def require(settings: Settings) -> Settings:
             code="UNAUTHENTICATED",
         )
     return settings
+
+
+def require_trusted(settings: Settings) -> None:
+    """Raises `StellwerkError` when no key may go to the address."""
+    if settings.is_trusted:
+        return
+    address = shlex.quote(settings.grpc_address)
+    raise StellwerkError(
+        "ADDRESS_UNTRUSTED",
+        f"No key goes to {address}: only {settings.origins['grpc_address']} names it, and a project may "
+        "come from anybody.",
+        f"If it is yours, set STELLWERK_GRPC_ADDRESS={address}, or sign in once: "
+        f"stellwerk login --grpc-address {address}",
+        code="UNAUTHENTICATED",
+    )

@@ -5,6 +5,8 @@
 
 import asyncio
 import contextlib
+import functools
+import logging
 import os
 import tempfile
 import time
@@ -17,7 +19,7 @@ import grpc
 import httpx
 from google.protobuf.message import Message
 
-from stellwerk import git, tracing, transfer, translate
+from stellwerk import addresses, git, tracing, transfer, translate
 from stellwerk.blob_store import Calls
 from stellwerk.errors import StellwerkError
 from stellwerk.pack import LocalFile, pack
@@ -31,6 +33,7 @@ from stellwerk_protos.runs.v1 import runs_pb2
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
 
+log = logging.getLogger(__name__)
 DEADLINE_SECONDS = 10.0
 # A service looks each file up in the blob store.
 DEADLINE_SECONDS_PER_FILE = 0.05
@@ -47,10 +50,6 @@ _SAFE = (
     *("SetScaleSettings", "SetAuthMode", "Simulate"),
     *("SetTraffic", "SetRetentionRule", "CancelRun", "ArchiveRun", "RestoreRun", "RenewRun", "FinishRun"),
 )
-# An address that begins so is a door with a certificate; gRPC and httpx trust the system's authorities,
-# and those that GRPC_DEFAULT_SSL_ROOTS_FILE_PATH and SSL_CERT_FILE name.
-_TLS = "https://"
-_LOOPBACK = ("127.", "localhost", "[::1]")
 
 
 class AsyncCore:
@@ -58,7 +57,10 @@ class AsyncCore:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = require(settings)
-        local = settings.grpc_address.removeprefix(_TLS).startswith(_LOOPBACK)
+        local = addresses.is_loopback(settings.grpc_address)
+        if settings.token_file is None:
+            for address in filter(addresses.is_clear, (settings.grpc_address, settings.gateway_url)):
+                _warn_of_clear(address)
         self.channel = _channel(settings.grpc_address, _options(local))
         self._api_key, self._key_mtime_ns = settings.api_key, 0
         self._http = httpx.AsyncClient(
@@ -336,10 +338,18 @@ def _files(request: Message) -> int:
     return sum(len(getattr(request, name)) for name in names)
 
 
+@functools.cache
+def _warn_of_clear(address: str) -> None:
+    """Once a process. No error: something in front may encrypt what the address does not show."""
+    log.warning("The key goes to %s without TLS, and who is on the way can read it: use https://.", address)
+
+
 def _channel(address: str, options: list[tuple[str, Any]]) -> grpc.aio.Channel:
-    if address.startswith(_TLS):
+    """With `https://` to a door with a certificate; gRPC and httpx trust the system's authorities, and
+    those that GRPC_DEFAULT_SSL_ROOTS_FILE_PATH and SSL_CERT_FILE name."""
+    if address.startswith(addresses.TLS):
         credentials = grpc.ssl_channel_credentials()
-        return grpc.aio.secure_channel(address.removeprefix(_TLS), credentials, options=options)
+        return grpc.aio.secure_channel(address.removeprefix(addresses.TLS), credentials, options=options)
     return grpc.aio.insecure_channel(address, options=options)
 
 

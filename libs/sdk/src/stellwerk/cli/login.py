@@ -40,7 +40,7 @@ def login(session: Session, invitation: bool, key: bool, name: str) -> None:
     """
     if invitation and key:
         raise click.UsageError("Give --invitation or --key, not both.")
-    address = _address(session)
+    address = _address(session, for_key=True)
     if key:
         found = _with_key(session)
     elif invitation:
@@ -149,10 +149,13 @@ def whoami(session: Session) -> None:
     )
 
 
-def _address(session: Session) -> str:
-    from stellwerk.settings import require
+def _address(session: Session, *, for_key: bool = False) -> str:
+    from stellwerk.settings import require, require_trusted
 
-    return require(session.settings_without_key()).grpc_address
+    settings = require(session.settings_without_key())
+    if for_key:
+        require_trusted(settings)
+    return settings.grpc_address
 
 
 def _secret(what: str) -> str:
