@@ -11,7 +11,7 @@ import hashlib
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -42,7 +42,7 @@ from stellwerk_scorer.worker import rows
 pytestmark = pytest.mark.timeout(60)
 REPLICA = "workspaces/demo/endpoints/digits/deployments/blue/replicas/r1"
 JOB = "workspaces/demo/endpoints/digits/jobs/one"
-LEASE_SECONDS = 3
+LEASE_SECONDS = 30
 CELL = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=5)
 TABLES = st.lists(
     st.lists(st.dictionaries(CELL, CELL, min_size=1, max_size=3), min_size=1, max_size=3), max_size=4
@@ -146,8 +146,10 @@ class Inference(batches_pb2_grpc.BatchServiceServicer):
             await self.changed.wait_for(holds)
 
     async def lose(self, item: Item) -> None:
-        """Somebody else has it."""
-        item.lease.lease_id, item.is_open = "another's", False
+        """Nobody wants it any more."""
+        async with self.changed:
+            item.lease.lease_id, item.is_open = "another's", False
+            self.changed.notify_all()
 
     def _next(self, held: Sequence[str]) -> Item | None:
         waiting = (item for item in self.items if item.is_open)
@@ -182,7 +184,13 @@ class Inference(batches_pb2_grpc.BatchServiceServicer):
     async def RenewMiniBatch(
         self, request: pb.RenewMiniBatchRequest, context: Any
     ) -> pb.RenewMiniBatchResponse:
-        return pb.RenewMiniBatchResponse(expire_time=(await self._item(request, context)).lease.expire_time)
+        item = await self._item(request, context)
+        async with self.changed:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(request.wait_seconds):
+                    await self.changed.wait_for(lambda: item.lease.lease_id != request.lease_id)
+        await self._item(request, context)
+        return pb.RenewMiniBatchResponse(expire_time=item.lease.expire_time)
 
     async def FinishMiniBatch(
         self, request: pb.FinishMiniBatchRequest, context: Any

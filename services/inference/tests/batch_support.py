@@ -96,9 +96,11 @@ class Worker:
         """Says that it failed."""
         await self.finish(lease, failure=Reason(code="SCRIPT_ERROR", message=message))
 
-    async def renew(self, lease: pb.MiniBatchLease) -> None:
+    async def renew(self, lease: pb.MiniBatchLease, wait_seconds: int = 0) -> None:
         """Keeps the lease."""
-        request = pb.RenewMiniBatchRequest(name=lease.name, lease_id=lease.lease_id, replica=self.replica)
+        request = pb.RenewMiniBatchRequest(
+            name=lease.name, lease_id=lease.lease_id, replica=self.replica, wait_seconds=wait_seconds
+        )
         await self.stub.RenewMiniBatch(request, timeout=30)
 
     async def work(self) -> list[str]:

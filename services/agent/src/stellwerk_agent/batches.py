@@ -25,7 +25,9 @@ from stellwerk_protos.inference.v1 import batches_pb2_grpc
 log = logging.getLogger(__name__)
 FOLDER = "batch"
 # Of the time of a lease a third, within these, whatever the clocks say.
-_SOONEST_RENEWAL_SECONDS, _LATEST_RENEWAL_SECONDS = 1.0, 10.0
+_SHORTEST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 1, 10
+# What is done sooner is not renewed at all.
+_PAUSE_BEFORE_RENEWAL_SECONDS = 1.0
 # An answer without work comes after 20 s; a service that answers at once is not asked all the time.
 _PAUSE_SECONDS = 1.0
 _REFUSED_SECONDS = 5.0
@@ -127,13 +129,13 @@ class Batches:
             await asyncio.gather(renewing, working, return_exceptions=True)
 
     async def _renew(self, lease: pb.MiniBatchLease) -> None:
-        """Returns when the lease is lost."""
+        """Returns when the lease is lost; a call that waits hears at once of a job that is to stop."""
         request = pb.RenewMiniBatchRequest(name=lease.name, lease_id=lease.lease_id, replica=self._replica)
-        expire_time = lease.expire_time
+        request.wait_seconds = _wait_seconds(lease.expire_time)
         while True:
-            await asyncio.sleep(_renewal_seconds(expire_time))
+            await asyncio.sleep(_PAUSE_BEFORE_RENEWAL_SECONDS)
             try:
-                expire_time = (await call(self._service.RenewMiniBatch, request)).expire_time
+                await call(self._service.RenewMiniBatch, request)
             except PlatformError as error:
                 log.info("%s is dropped: %s", lease.name, error)
                 return
@@ -188,9 +190,9 @@ class Batches:
             await self._tell(finish)
 
 
-def _renewal_seconds(expire_time: Timestamp) -> float:
+def _wait_seconds(expire_time: Timestamp) -> int:
     remaining = expire_time.ToMilliseconds() / 1000 - time.time()
-    return min(max(remaining / 3, _SOONEST_RENEWAL_SECONDS), _LATEST_RENEWAL_SECONDS)
+    return round(min(max(remaining / 3, _SHORTEST_WAIT_SECONDS), _LONGEST_WAIT_SECONDS))
 
 
 def concurrency(settings: workloads_pb2.BatchSettings) -> int:

@@ -18,7 +18,8 @@ _POLL_SECONDS = 2.0
 class Waiter:
     """One that waits. Call `next` before looking at the state."""
 
-    def __init__(self) -> None:
+    def __init__(self, resource: str) -> None:
+        self.resource = resource
         self.event = asyncio.Event()
         self.event.set()
 
@@ -44,19 +45,20 @@ class Changes:
         )
 
     @contextlib.contextmanager
-    def watch(self) -> Iterator[Waiter]:
-        """Something that is woken by every change."""
-        waiter = Waiter()
+    def watch(self, resource: str = "") -> Iterator[Waiter]:
+        """Something that every change wakes, or events of one kind of resource alone (`batch_job`)."""
+        waiter = Waiter(resource)
         self._waiters.add(waiter)
         try:
             yield waiter
         finally:
             self._waiters.discard(waiter)
 
-    async def _wake(self, _message: Msg) -> None:
-        self.wake()
+    async def _wake(self, message: Msg) -> None:
+        self.wake(message.subject.split(".")[-2])
 
-    def wake(self) -> None:
-        """Wakes all that wait in this process, for a change that is no event."""
+    def wake(self, resource: str = "") -> None:
+        """Wakes those that wait in this process, without a `resource` for a change that is no event."""
         for waiter in self._waiters:
-            waiter.event.set()
+            if waiter.resource in ("", resource):
+                waiter.event.set()

@@ -124,11 +124,17 @@ class Leases:
         return False
 
     async def renew(self, request: pb.RenewMiniBatchRequest) -> pb.RenewMiniBatchResponse:
-        """Keeps a lease; raises `Aborted`."""
-        await self._check_wanted(request.name, request.lease_id)
-        expire = await self._batches.mini_batches.renew(request.name, request.lease_id, request.replica)
-        if expire is None:
-            raise lost(request.name)
+        """Keeps a lease, and stays as long as the request says; raises `Aborted`, then too."""
+        until = time.monotonic() + min(request.wait_seconds, _WAIT_SECONDS)
+        with self._changes.watch("batch_job") as waiter:
+            await waiter.next()
+            await self._check_wanted(request.name, request.lease_id)
+            expire = await self._batches.mini_batches.renew(request.name, request.lease_id, request.replica)
+            if expire is None:
+                raise lost(request.name)
+            while (remaining := until - time.monotonic()) > 0:
+                await waiter.next(remaining)
+                await self._check_wanted(request.name, request.lease_id)
         return pb.RenewMiniBatchResponse(expire_time=timestamp(expire))
 
     async def finish(self, request: pb.FinishMiniBatchRequest) -> None:

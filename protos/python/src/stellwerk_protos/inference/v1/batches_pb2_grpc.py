@@ -136,8 +136,9 @@ class BatchServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RenewMiniBatch(self, request, context):
-        """For nodes: keeps a lease, every third of its time. ABORTED (LEASE_LOST) when it is somebody else's
-        or the job has ended: the work is to be dropped.
+        """For nodes: keeps a lease, every third of its time, and waits for a while to tell that the work is not
+        wanted any more. ABORTED (LEASE_LOST) when the lease is somebody else's or the job has ended or is to stop:
+        the work is to be dropped.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

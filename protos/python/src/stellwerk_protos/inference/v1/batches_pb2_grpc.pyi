@@ -48,8 +48,9 @@ class BatchServiceStub:
     LeaseMiniBatch: _grpc.UnaryUnaryMultiCallable[_batches_pb2.LeaseMiniBatchRequest, _batches_pb2.LeaseMiniBatchResponse]
     """For nodes: the next piece of work for a replica. Waits up to 20 seconds for one."""
     RenewMiniBatch: _grpc.UnaryUnaryMultiCallable[_batches_pb2.RenewMiniBatchRequest, _batches_pb2.RenewMiniBatchResponse]
-    """For nodes: keeps a lease, every third of its time. ABORTED (LEASE_LOST) when it is somebody else's
-    or the job has ended: the work is to be dropped.
+    """For nodes: keeps a lease, every third of its time, and waits for a while to tell that the work is not
+    wanted any more. ABORTED (LEASE_LOST) when the lease is somebody else's or the job has ended or is to stop:
+    the work is to be dropped.
     """
     FinishMiniBatch: _grpc.UnaryUnaryMultiCallable[_batches_pb2.FinishMiniBatchRequest, _batches_pb2.FinishMiniBatchResponse]
     """For nodes: what came out of a piece of work. Again, nothing changes; ABORTED as for RenewMiniBatch."""
@@ -74,8 +75,9 @@ class BatchServiceAsyncStub(BatchServiceStub):
     LeaseMiniBatch: _aio.UnaryUnaryMultiCallable[_batches_pb2.LeaseMiniBatchRequest, _batches_pb2.LeaseMiniBatchResponse]  # type: ignore[assignment]
     """For nodes: the next piece of work for a replica. Waits up to 20 seconds for one."""
     RenewMiniBatch: _aio.UnaryUnaryMultiCallable[_batches_pb2.RenewMiniBatchRequest, _batches_pb2.RenewMiniBatchResponse]  # type: ignore[assignment]
-    """For nodes: keeps a lease, every third of its time. ABORTED (LEASE_LOST) when it is somebody else's
-    or the job has ended: the work is to be dropped.
+    """For nodes: keeps a lease, every third of its time, and waits for a while to tell that the work is not
+    wanted any more. ABORTED (LEASE_LOST) when the lease is somebody else's or the job has ended or is to stop:
+    the work is to be dropped.
     """
     FinishMiniBatch: _aio.UnaryUnaryMultiCallable[_batches_pb2.FinishMiniBatchRequest, _batches_pb2.FinishMiniBatchResponse]  # type: ignore[assignment]
     """For nodes: what came out of a piece of work. Again, nothing changes; ABORTED as for RenewMiniBatch."""
@@ -145,8 +147,9 @@ class BatchServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _batches_pb2.RenewMiniBatchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_batches_pb2.RenewMiniBatchResponse, _abc.Awaitable[_batches_pb2.RenewMiniBatchResponse]]:
-        """For nodes: keeps a lease, every third of its time. ABORTED (LEASE_LOST) when it is somebody else's
-        or the job has ended: the work is to be dropped.
+        """For nodes: keeps a lease, every third of its time, and waits for a while to tell that the work is not
+        wanted any more. ABORTED (LEASE_LOST) when the lease is somebody else's or the job has ended or is to stop:
+        the work is to be dropped.
         """
 
     @_abc_1.abstractmethod
