@@ -72,6 +72,14 @@ def test_every_file_is_in_the_results_once_and_in_order(cli: Cli, tmp_path: Path
     assert (shown["progress"]["miniBatchCount"], shown["progress"]["rowCount"]) == (14, str(PAGES))
     cli.ok("dataset", "download", "reader-results:1", "--to", tmp_path / "again")
     assert rows(tmp_path / "again") == rows(tmp_path)
+    # What somebody has written there stays, unless told otherwise.
+    cli.ok("batch", "download", "reader", "all", "--to", tmp_path)
+    (tmp_path / "rows.jsonl").write_text("mine")
+    download = ("batch", "download", "reader", "all", "--to", tmp_path)
+    cli.run(*download).check_clear("LOCAL_FILES_DIFFER", 1, "rows.jsonl", "--overwrite")
+    assert (tmp_path / "rows.jsonl").read_text() == "mine"
+    cli.ok(*download, "--overwrite")
+    assert rows(tmp_path / "again") == rows(tmp_path)
     listed = cli.json("batch", "mini-batches", "reader", "all")
     assert [item["fileCount"] for item in listed] == [4] * 13 + [1]
     assert "results are datasets/reader-results/versions/1" in cli.ok("why", "endpoints/reader/jobs/all")
@@ -108,6 +116,9 @@ def test_curl_starts_a_job_and_stops_it(cli: Cli, stack: dict[str, Any], owner_k
     assert curl(f"{url}/stuck")["input"].endswith("/datasets/pages/versions/1")
     busy = cli.run("deployment", "delete", "blue", "--endpoint", "reader")
     assert busy.code == 1, busy
+    asked = cli.run("endpoint", "delete", "reader")
+    asked.check_clear("CONFIRMATION_MISSING", 2, "not over are canceled: stuck (", "--yes")
+    assert [job["name"].rsplit("/", 1)[-1] for job in cli.json("batch", "list", "--open")] == ["stuck"]
     curl("-X", "POST", f"{url}/stuck/cancel")
     watched = cli.run("batch", "watch", "reader", "stuck")
     assert (watched.code, "Canceled" in watched.out) == (1, True), watched

@@ -97,10 +97,13 @@ async def download(
     files: Sequence[common_pb2.File],
     folder: Path,
     advance: Advance,
+    *,
+    overwrite: bool = True,
 ) -> None:
     """Writes the files below `folder`; each appears whole and verified, or not at all.
 
-    What is there already with the right content is not fetched again. Links are made at the end.
+    What is there already with the right content is not fetched again. Without `overwrite` nothing is
+    written if some file is there with another content (`LOCAL_FILES_DIFFER`). Links are made at the end.
     """
 
     async def get(file: common_pb2.File, url: str) -> None:
@@ -131,6 +134,8 @@ async def download(
     links = [file for file in files if file.link_target]
     wanted = [file for file in files if not file.link_target]
     there = await asyncio.to_thread(lambda: {file.path for file in wanted if _is_there(file, folder)})
+    if not overwrite:
+        await asyncio.to_thread(_check_free, [file for file in wanted if file.path not in there], folder)
     advance(sum(file.size_bytes for file in wanted if file.path in there))
 
     async def get_pack(
@@ -197,6 +202,19 @@ def _is_there(file: common_pb2.File, folder: Path) -> bool:
         return same
     except OSError:
         return False
+
+
+def _check_free(files: Sequence[common_pb2.File], folder: Path) -> None:
+    """Raises `StellwerkError` for files whose place is taken."""
+    taken = [file.path for file in files if os.path.lexists(folder / safe_path(file.path))]
+    if taken:
+        more = f" and {len(taken) - 1:,} more" if len(taken) > 1 else ""
+        raise StellwerkError(
+            "LOCAL_FILES_DIFFER",
+            f"{folder / taken[0]}{more} would be overwritten: what is there is something else.",
+            "Choose another folder, or overwrite them (`--overwrite`, in Python `overwrite=True`).",
+            code="ALREADY_EXISTS",
+        )
 
 
 def _link(file: common_pb2.File, folder: Path) -> None:

@@ -234,10 +234,14 @@ class AsyncCore:
                 facts["patch"] = (await self.upload(workspace, place))[0].sha256
         return facts
 
-    async def download(self, workspace: str, files: Sequence[common_pb2.File], folder: Path) -> None:
-        """Writes the files below `folder`, verified."""
+    async def download(
+        self, workspace: str, files: Sequence[common_pb2.File], folder: Path, *, overwrite: bool = True
+    ) -> None:
+        """Writes the files below `folder`, verified; without `overwrite` it may raise LOCAL_FILES_DIFFER."""
         with bar("Downloading", sum(file.size_bytes for file in files)) as advance:
-            await transfer.download(self._http, self._prepare_downloads, workspace, files, folder, advance)
+            await transfer.download(
+                self._http, self._prepare_downloads, workspace, files, folder, advance, overwrite=overwrite
+            )
 
     async def read_blob(self, workspace: str, sha256: str) -> bytes:
         """The bytes of one blob, verified."""

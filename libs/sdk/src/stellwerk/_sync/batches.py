@@ -57,10 +57,12 @@ class Batches:
         request = batches_pb2.GetBatchJobRequest(name=name)
         return BatchJob(self._core, self._core.call(self._stub.GetBatchJob, request))
 
-    def list(self, endpoint: str = "-", *, limit: int | None = None) -> Sequence["BatchJob"]:
-        """The jobs of one endpoint, or of all, newest first."""
+    def list(
+        self, endpoint: str = "-", *, open_only: bool = False, limit: int | None = None
+    ) -> Sequence["BatchJob"]:
+        """The jobs of one endpoint, or of all, newest first; with `open_only` those that are not over."""
         parent = names.resource(self._parent, "endpoints", endpoint)
-        request = batches_pb2.ListBatchJobsRequest(parent=parent)
+        request = batches_pb2.ListBatchJobsRequest(parent=parent, open_only=open_only)
         pages = self._core.pages(self._stub.ListBatchJobs, request, limit)
         return [BatchJob(self._core, job) for page in pages for job in page.batch_jobs]
 
@@ -152,11 +154,15 @@ class BatchJob:
         request = datasets_pb2.GetDatasetVersionRequest(name=self.message.output)
         return self._core.call(stub.GetDatasetVersion, request)
 
-    def download(self, folder: str | Path = ".") -> Sequence[common_pb2.File]:
-        """Writes the results below `folder` and returns their files; raises as `results`."""
+    def download(self, folder: str | Path = ".", *, overwrite: bool = False) -> Sequence[common_pb2.File]:
+        """Writes the results below `folder` and returns their files.
+
+        What is there already as it should be is left alone. Raises as `results`, and LOCAL_FILES_DIFFER,
+        without having written anything, if files of that name are there that differ; not with `overwrite`.
+        """
         version = self.results()
         workspace = "/".join(self.name.split("/")[:2])
-        self._core.download(workspace, version.files, Path(folder))
+        self._core.download(workspace, version.files, Path(folder), overwrite=overwrite)
         return version.files
 
     def _no_results(self) -> StellwerkError:

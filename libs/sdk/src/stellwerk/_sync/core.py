@@ -122,9 +122,11 @@ class Core:
         """See `AsyncCore.git`."""
         return self._run(self._core.git(folder, workspace))
 
-    def download(self, workspace: str, files: Sequence[common_pb2.File], folder: Path) -> None:
+    def download(
+        self, workspace: str, files: Sequence[common_pb2.File], folder: Path, *, overwrite: bool = True
+    ) -> None:
         """See `AsyncCore.download`."""
-        self._run(self._core.download(workspace, files, folder))
+        self._run(self._core.download(workspace, files, folder, overwrite=overwrite))
 
     def read_blob(self, workspace: str, sha256: str) -> bytes:
         """See `AsyncCore.read_blob`."""

@@ -59,13 +59,15 @@ def submit(
 
 @batch.command("list", example="stellwerk batch list digits-batch")
 @click.argument("endpoint", default="-", metavar="[ENDPOINT]")
+@click.option("--open", "open_only", is_flag=True, help="Only those that are not over.")
 @_limit
-def list_(session: Session, endpoint: str, limit: int) -> None:
+def list_(session: Session, endpoint: str, open_only: bool, limit: int) -> None:
     """List the jobs of an endpoint, or of all, newest first."""
     from stellwerk import states
 
+    jobs = session.workspace().batches.list(endpoint, open_only=open_only, limit=limit)
     output.listing(
-        (job.message for job in session.workspace().batches.list(endpoint, limit=limit)),
+        (job.message for job in jobs),
         session.json,
         ("ENDPOINT", "JOB", "STATE", "INPUT", "FILES", "FAILED", "CREATED", "RESULTS"),
         lambda item: (
@@ -143,10 +145,15 @@ def mini_batches(session: Session, endpoint: str, job: str, state: str | None, l
 @_endpoint
 @_job
 @click.option("--to", "folder", type=click.Path(path_type=Path), default=Path(), help="Folder.  [default: .]")
-def download(session: Session, endpoint: str, job: str, folder: Path) -> None:
-    """Write the results of a job into a folder."""
+@click.option("--overwrite", is_flag=True, help="Also files that are there and differ.")
+def download(session: Session, endpoint: str, job: str, folder: Path, overwrite: bool) -> None:
+    """Write the results of a job into a folder.
+
+    Files that are there and differ, because somebody edited them or they are of another job, are not
+    overwritten unless you say so.
+    """
     found = session.workspace().batches.get(endpoint, job)
-    files = found.download(folder)
+    files = found.download(folder, overwrite=overwrite)
     summary = {
         "job": found.name,
         "dataset": names.short_version(found.message.output),

@@ -13,6 +13,8 @@ from stellwerk.cli.base import Group, Session, traced
 from stellwerk.cli.confirm import confirm
 from stellwerk.errors import StellwerkError
 
+_SHOWN_JOBS = 20
+
 
 @click.group(cls=Group)
 def endpoint() -> None:
@@ -137,16 +139,26 @@ def _percents(given: tuple[str, ...], what: str) -> dict[str, int]:
 
 @endpoint.command("delete", example="stellwerk endpoint delete digits")
 @click.argument("name")
-@click.option("-y", "--yes", is_flag=True, help="Do not ask about its deployments.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask about its deployments and jobs.")
 @traced
 def endpoint_delete(session: Session, name: str, yes: bool) -> None:
-    """Delete an endpoint with its deployments."""
+    """Delete an endpoint with its deployments.
+
+    Batch jobs of it that are not over are canceled. Lists both first, and asks.
+    """
     workspace = session.workspace()
-    existing = [names.last(item.name) for item in workspace.deployments.list(name)]
-    if existing and not yes:
+    existing = [] if yes else [names.last(item.name) for item in workspace.deployments.list(name)]
+    if existing:
+        jobs = workspace.batches.list(name, open_only=True)
         text = f"{name} has deployments that go with it: {', '.join(existing)}."
+        text += f" Jobs that are not over are canceled: {_some(jobs)}." if jobs else ""
         confirm(text, f"{text} Delete them all?")
     _show_endpoint(session, workspace.endpoints.delete(name))
+
+
+def _some(jobs: Any) -> str:
+    shown = ", ".join(f"{job.id} ({job.state})" for job in jobs[:_SHOWN_JOBS])
+    return f"{shown} and {len(jobs) - _SHOWN_JOBS:,} more" if len(jobs) > _SHOWN_JOBS else shown
 
 
 @endpoint.command("score", example="stellwerk endpoint score digits --file request.json")

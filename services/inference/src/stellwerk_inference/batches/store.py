@@ -92,6 +92,8 @@ class BatchStore:
         where: Document = {"parent": request.parent}
         if endpoint == names.WILDCARD:
             where = begins_with("parent", f"{workspace}/endpoints/")
+        if request.open_only:
+            where["state"] = _any_of(domain.OPEN)
         jobs, token = await self.jobs.page(
             where, request.page_size, request.page_token, key="create_time", descending=True
         )
@@ -135,19 +137,17 @@ class BatchStore:
         session: Session | None,
         where: Mapping[str, str],
     ) -> list[pb.BatchJob]:
-        wanted = {"$in": sorted(domain.State.Name(state) for state in states)}
-        found = await self.jobs.all({**where, "state": wanted}, session)
+        found = await self.jobs.all({**where, "state": _any_of(states)}, session)
         return sorted(found, key=lambda job: (job.create_time.ToDatetime(), job.name))
 
     async def _count_open(self, endpoint: str, session: Session) -> int:
-        states = {"$in": [domain.State.Name(state) for state in domain.OPEN]}
-        where = {"parent": endpoint, "state": states}
+        where = {"parent": endpoint, "state": _any_of(domain.OPEN)}
         return int(await self.jobs.raw.count_documents(where, session=session))
 
     async def open_names(self, workspace: str) -> list[str]:
         """The names of the jobs of a workspace that have not ended."""
-        states = {"$in": [domain.State.Name(state) for state in domain.OPEN]}
-        found = self.jobs.raw.find({**begins_with("_id", f"{workspace}/"), "state": states}, {"_id": 1})
+        where = {**begins_with("_id", f"{workspace}/"), "state": _any_of(domain.OPEN)}
+        found = self.jobs.raw.find(where, {"_id": 1})
         return [document["_id"] async for document in found]
 
     async def last_end(self, deployment: str) -> datetime | None:
@@ -168,3 +168,7 @@ class BatchStore:
             await self.jobs.update_in(
                 tx, job.name, lambda j: domain.cancel(j, "ENDPOINT_DELETED", "Its endpoint is deleted.")
             )
+
+
+def _any_of(states: Container[domain.State.ValueType]) -> Document:
+    return {"$in": sorted(domain.State.Name(state) for state in states)}
