@@ -256,7 +256,13 @@ class InteractiveRun(Recorder):
         self.message = await interactive_folder.finish(core, home)
 
     def __enter__(self) -> "InteractiveRun":
-        return self.start()
+        try:
+            return self.start()
+        except KeyboardInterrupt as interrupt:
+            # Nobody else would end a run that was asked to stop before its block began.
+            if self.cancel_requested:
+                self.__exit__(KeyboardInterrupt, interrupt, interrupt.__traceback__)
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
