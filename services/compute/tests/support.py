@@ -7,7 +7,7 @@ lies, dies or comes back; the real agent is tested beside it and in tests/system
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -35,7 +35,7 @@ from stellwerk_registry.config import RegistrySettings
 from stellwerk_registry.main import compose as compose_registry
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-_WAIT_SECONDS = 20
+_WAIT_SECONDS = 60
 
 
 class Journal:
@@ -117,6 +117,12 @@ class Agent:
     async def assignment(self) -> agents_pb2.Assignment:
         """The first assignment."""
         return (await self.hear("assignment"))[0].assignment
+
+    async def assigned(self, *names: str, held: Sequence[str] = ()) -> None:
+        """Returns when these were assigned; heartbeats keep the node alive until then."""
+        async with asyncio.timeout(_WAIT_SECONDS):
+            while not set(names) <= {heard.assignment.allocation.name for heard in self._of("assignment")}:
+                await self.beat(*held)
 
     async def refusal(self) -> None:
         """Returns or raises what ended the connection."""

@@ -43,7 +43,6 @@ async def compose(process: app.App, settings: Settings) -> None:
         nodes, allocations, sessions, tokens_pb2_grpc.TokenServiceStub(secrets), placer.wake
     )
     process.background(placer.run())
-    process.background(LeaseJudge(service.database, nodes, allocations).run())
     process.background(service.bus.consume("compute-workloads", [*CREATED, *STOPPED], workloads.handle))
     process.background(
         service.bus.consume(
@@ -67,6 +66,7 @@ async def compose(process: app.App, settings: Settings) -> None:
             ),
         ],
     )
+    process.background(LeaseJudge(service.database, nodes, allocations).run())
     process.defer(sessions.close)
 
 

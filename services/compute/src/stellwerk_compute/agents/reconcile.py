@@ -29,8 +29,7 @@ class Reconciler:
         But not one that was placed, and so sent, since the node announced itself: it would come twice.
         """
         for item in await self._settle(session, held):
-            if not session.has(item.allocation.name):
-                session.want(item.allocation.name)
+            session.want_once(item.allocation.name)
 
     async def beat(self, session: Session, held: set[str], cpu_seconds: Mapping[str, float]) -> None:
         """At a heartbeat: sends what the node does not have, and new tokens before the old ones end."""
@@ -56,6 +55,8 @@ class Reconciler:
             is_there = name in held or name in session.token_renew_times
             allocation = await self._settle_one(item, name in held, is_there)
             if allocation.node != session.node or allocation.state in domain.TERMINAL:
+                # Placed here once more, it is to be sent once more.
+                session.token_renew_times.pop(name, None)
                 self._wake()
                 continue
             remaining.append(item)

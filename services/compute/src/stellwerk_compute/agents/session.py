@@ -20,8 +20,8 @@ class Session:
         self.closed = False
 
     def want(self, allocation: str) -> None:
-        """Has an allocation sent here in turn; nothing changes for one that waits for that already."""
-        if allocation not in self._queued:
+        """Has an allocation sent here in turn, unless it waits for that or is being sent."""
+        if allocation not in self._queued and allocation != self._in_hand:
             self._queued.add(allocation)
             self._wanted.put_nowait(allocation)
 
@@ -32,9 +32,10 @@ class Session:
         self._queued.discard(self._in_hand)
         return self._in_hand
 
-    def has(self, allocation: str) -> bool:
-        """Whether an allocation was sent on this connection or is just being sent."""
-        return allocation == self._in_hand or allocation in self.token_renew_times
+    def want_once(self, allocation: str) -> None:
+        """The same, unless it was sent: several notice that it is to go, in any order."""
+        if allocation not in self.token_renew_times:
+            self.want(allocation)
 
     def send(self, response: agents_pb2.ConnectResponse) -> None:
         """Sends a message in turn."""
@@ -72,7 +73,7 @@ class Sessions:
     def assign(self, node: str, allocation: str) -> None:
         """Has an allocation sent to its node, now or when its agent announces itself."""
         if (session := self._by_node.get(node)) is not None:
-            session.want(allocation)
+            session.want_once(allocation)
 
     def cancel(self, node: str, cancellation: agents_pb2.Cancellation) -> None:
         """Asks a node to stop an allocation, now or when it announces itself."""

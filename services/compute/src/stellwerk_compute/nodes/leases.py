@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from datetime import UTC, datetime, timedelta
 
@@ -27,8 +28,11 @@ class LeaseJudge:
         self._watched_since = time.monotonic()
 
     async def run(self) -> None:
-        """For ever; trouble with the store is waited out."""
-        sleep_seconds, done_time = 0.0, time.monotonic()
+        """For ever; trouble with the store is waited out.
+
+        Begins with one full lease for every node: until now nobody could renew one.
+        """
+        sleep_seconds, done_time = 0.0, -math.inf
         while True:
             try:
                 expired = await self._nodes.expired()

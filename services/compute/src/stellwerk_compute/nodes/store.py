@@ -29,9 +29,8 @@ class NodeStore:
         self.lease_seconds = lease_seconds
 
     async def open(self) -> None:
-        """Creates the collection and gives every node one full lease: nobody could renew one till now."""
+        """Creates the collection."""
         await self._collection.open()
-        await self.grant()
 
     async def grant(self) -> None:
         """Gives every node one full lease: for a time in which nobody could renew one."""
