@@ -26,17 +26,18 @@ class Node:
     platform: Platform
     folder: Path
     grpc_address: str
+    gateway_url: str
     vault_secret_id: str
 
     @asynccontextmanager
-    async def agent(self, failpoint: str = "") -> AsyncIterator[asyncio.subprocess.Process]:
+    async def agent(self, failpoint: str = "", **variables: str) -> AsyncIterator[asyncio.subprocess.Process]:
         """An agent; with a failpoint it kills itself there. Ended with SIGTERM, which leaves commands."""
         log = (self.folder.parent / "agent.log").open("ab")
         (self.folder / "ready").unlink(missing_ok=True)
         with log:
             process = await asyncio.create_subprocess_exec(
                 *plaintext_command("agent", "Settings"),
-                env=self._environment(failpoint),
+                env={**self._environment(failpoint), **variables},
                 stdout=log,
                 stderr=log,
             )
@@ -71,22 +72,24 @@ class Node:
 async def running(servers: Servers, folder: Path) -> AsyncIterator[Node]:
     """Real services and a gateway in this process."""
     async with running_services(servers) as platform:
-        address = f"127.0.0.1:{ports.choose(['gateway'], {})['gateway']}"
+        chosen = ports.choose(["gateway", "http"], {})
+        address, http = (f"127.0.0.1:{port}" for port in chosen.values())
         of_runs = platform.settings
         gateway = App("gateway")
         settings = GatewaySettings(
             namespace=of_runs.namespace,
             listen=address,
+            http_listen=http,
             registry_address=of_runs.registry_address,
             runs_address=of_runs.listen,
             compute_address=of_runs.compute_address,
             secrets_address=of_runs.secrets_address,
-            inference_address="127.0.0.1:9",
+            inference_address=platform.inference_address,
             telemetry_address="127.0.0.1:9",
             vault_role_id="gateway",
             vault_secret_id=servers.secret_id("gateway"),
         )
-        node = Node(platform, folder / "an agent", address, servers.secret_id("agent"))
+        node = Node(platform, folder / "an agent", address, f"http://{http}", servers.secret_id("agent"))
         node.folder.mkdir()
         try:
             await compose_gateway(gateway, settings)

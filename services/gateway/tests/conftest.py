@@ -45,7 +45,7 @@ async def issue(endpoint: str) -> str:
 
 @pytest.fixture
 async def table() -> AsyncIterator[RouteTable]:
-    table = RouteTable(patience_seconds=0.05, default_timeout_seconds=5)
+    table = RouteTable(issue, patience_seconds=0.05, default_timeout_seconds=5)
     yield table
     await table.close()
 

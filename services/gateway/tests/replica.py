@@ -1,6 +1,7 @@
 """Stands for a scorer where the real one is not needed: says who it is and what it was sent."""
 
 import asyncio
+import ssl
 from collections.abc import Callable
 from typing import Any
 
@@ -26,12 +27,18 @@ class FakeReplica:
         self.ready = True
         # What it says that it uses.
         self.usage = ""
+        # What those showed who asked for its health.
+        self.probes: list[str] = []
         # Clear, it holds all requests up until it is set.
         self.gate = asyncio.Event()
         self.gate.set()
         # Requests that have come, whether or not they were answered.
         self.arrived = 0
         self.http_port = 0
+        # Where it listens, what it shows there, and the certificate (PEM) that is announced of it.
+        self.host = "127.0.0.1"
+        self.secured: ssl.SSLContext | None = None
+        self.certificate = ""
         application = web.Application(client_max_size=10_000_000)
         application.router.add_get("/v2/health/ready", self._ready)
         application.router.add_post("/inference.GRPCInferenceService/ModelInfer", self._infer)
@@ -40,7 +47,7 @@ class FakeReplica:
 
     async def start(self, port: int = 0) -> None:
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", port)
+        site = web.TCPSite(self._runner, self.host, port, ssl_context=self.secured)
         await site.start()
         self.http_port = self._runner.addresses[0][1]
 
@@ -50,10 +57,12 @@ class FakeReplica:
     def message(self, deployment: str) -> pb.Replica:
         return pb.Replica(
             name=f"{ENDPOINT}/deployments/{deployment}/replicas/{self.name}",
-            http_address=f"127.0.0.1:{self.http_port}",
+            http_address=f"{self.host}:{self.http_port}",
+            certificate=self.certificate,
         )
 
     async def _ready(self, request: web.Request) -> web.Response:
+        self.probes.append(request.headers.get("authorization", ""))
         headers = {"x-stellwerk-usage": self.usage} if "x-stellwerk-usage" in request.headers else {}
         return web.json_response({"ready": self.ready}, status=200 if self.ready else 503, headers=headers)
 

@@ -135,6 +135,7 @@ class Platform:
     client: Client
     registry: grpc.aio.Channel
     settings: RunsSettings
+    inference_address: str
 
     @asynccontextmanager
     async def as_service(self) -> AsyncIterator[Client]:
@@ -297,7 +298,8 @@ async def running(servers: Servers) -> AsyncIterator[Platform]:
             )
             for name in ("registry", "runs")
         ]
-        yield Platform(servers, secrets, bus, Client(channels[1]), channels[0], settings)
+        inference = f"127.0.0.1:{chosen['inference']}"
+        yield Platform(servers, secrets, bus, Client(channels[1]), channels[0], settings, inference)
 
 
 def settings_of(servers: Servers, secrets: Secrets, chosen: dict[str, int]) -> RunsSettings:

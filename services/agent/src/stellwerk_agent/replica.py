@@ -2,15 +2,16 @@
 
 import asyncio
 import logging
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 
 from stellwerk.shipping import MetricFolder
+from stellwerk_agent import replica_place
 from stellwerk_agent.batches import FOLDER, Batches, batch_variables
 from stellwerk_agent.collected import Collected, collection_variables
 from stellwerk_agent.command import Exit
@@ -20,9 +21,10 @@ from stellwerk_agent.files import tail
 from stellwerk_agent.folder import STD_LOG
 from stellwerk_agent.ingest import Shipper
 from stellwerk_agent.logs import LogFolder
+from stellwerk_agent.replica_place import Place
 from stellwerk_agent.scoring import Scoring
 from stellwerk_agent.worker import CANCELED, FAILED, PREPARING, RUNNING, Outcome, Worker
-from stellwerk_platform import names, telemetry
+from stellwerk_platform import names, replica_tls, telemetry
 from stellwerk_protos.common.v1 import common_pb2
 from stellwerk_protos.compute.v1 import workloads_pb2
 
@@ -33,8 +35,6 @@ _SCORER_MORE_SECONDS = 5
 _READY_PATH = "/v2/health/ready"
 # A request may wait for the server; one that loads for minutes need not be asked all the time.
 _FIRST_POLL_SECONDS, _LONGEST_POLL_SECONDS = 0.02, 0.25
-# Of Linux, less the zero at the end.
-_MAX_SOCKET_PATH_BYTES = 107
 
 
 class ReplicaWorker(Worker):
@@ -100,16 +100,15 @@ class ReplicaWorker(Worker):
     @asynccontextmanager
     async def _scoring_batches(self) -> AsyncIterator[None]:
         """Works on mini-batches once the server is ready, if that is what the replica is for."""
-        ports = self.folder.noted("ports")
-        if not self.workload.HasField("batch_settings") or ports is None:
+        place = replica_place.noted(self.folder)
+        if not self.workload.HasField("batch_settings") or place is None:
             yield
             return
-        address = _url(ports["http_address"])
-        async with httpx.AsyncClient(trust_env=False, base_url=address) as server:
+        async with _client(place) as server:
             folder, service = self.folder.path / FOLDER, self.node.batches
             scoring = Scoring(folder, self.node.blobs, service, server, lambda: self.command.has_ended)
             batches = Batches(self.allocation.owner, self.workload.batch_settings, folder, service, scoring)
-            leasing = asyncio.create_task(self._lease(ports["http_address"], batches))
+            leasing = asyncio.create_task(self._lease(place, batches))
             try:
                 yield
             finally:
@@ -118,8 +117,8 @@ class ReplicaWorker(Worker):
                 # Of an agent that ends, the next one goes on.
                 await (batches.finish() if self.command.has_ended else batches.drop())
 
-    async def _lease(self, http_address: str, batches: Batches) -> None:
-        await _until_ready(http_address)
+    async def _lease(self, place: Place, batches: Batches) -> None:
+        await _until_ready(place)
         with suppress(Stopped):
             await self.unless_stopped(batches.run())
 
@@ -132,19 +131,12 @@ class ReplicaWorker(Worker):
         return environment
 
     async def _start(self, environment: Environment) -> None:
-        ports = self.folder.noted("ports")
-        if ports is None:
-            http, grpc = free_ports()
-            ports = {
-                "http_address": f"127.0.0.1:{http}{_socket(self.folder.path)}",
-                "grpc_address": f"127.0.0.1:{grpc}",
-            }
-            self.folder.note("ports", ports)
+        place = replica_place.noted(self.folder) or replica_place.choose(self.folder, self.node.settings)
         argv = [sys.executable, "-m", "stellwerk_scorer"]
-        variables = self._variables(environment, ports["http_address"], ports["grpc_address"])
+        variables = self._variables(environment, place)
         await self.command.start(argv, self.folder.work, variables, self.folder.path / STD_LOG)
 
-    def _variables(self, environment: Environment, http_address: str, grpc_address: str) -> dict[str, str]:
+    def _variables(self, environment: Environment, place: Place) -> dict[str, str]:
         settings = self.node.settings
         traceparent = telemetry.traceparent()
         return {
@@ -160,8 +152,7 @@ class ReplicaWorker(Worker):
             "STELLWERK_SECRETS_ADDRESS": settings.grpc_address,
             "STELLWERK_OTLP_ENDPOINT": settings.otlp_endpoint,
             "STELLWERK_OTLP_KEY": settings.otlp_key,
-            "STELLWERK_SCORER_HTTP_LISTEN": http_address,
-            "STELLWERK_SCORER_GRPC_LISTEN": grpc_address,
+            **place.variables(self.folder),
             "STELLWERK_SCORER_PYTHON": str(environment.python),
             "STELLWERK_SCORER_SCRIPT": self._script(),
             "STELLWERK_SCORER_DRAIN_SECONDS": str(max(int(self.grace_seconds) - _SCORER_MORE_SECONDS, 1)),
@@ -208,17 +199,23 @@ class ReplicaWorker(Worker):
 
     async def _announce(self) -> None:
         """Reports Running once the server answers, unless that was reported before a restart."""
-        ports = self.folder.noted("ports")
-        if ports is None or self._state.state == RUNNING:
+        place = replica_place.noted(self.folder)
+        if place is None or self._state.state == RUNNING:
             return
-        await _until_ready(ports["http_address"])
-        self._state.http_address = ports["http_address"]
-        self._state.grpc_address = ports["grpc_address"]
+        await _until_ready(place)
+        self._state.http_address = place.http_address
+        self._state.grpc_address = place.grpc_address
+        self._state.certificate = place.certificate
         self.report(RUNNING, common_pb2.Reason(code="REPLICA_READY", message="The scoring server answers."))
 
 
-async def _until_ready(http_address: str) -> None:
-    async with httpx.AsyncClient(trust_env=False, base_url=_url(http_address), timeout=5) as client:
+def _client(place: Place, **options: Any) -> httpx.AsyncClient:
+    trust = replica_tls.context_of(place.certificate)
+    return httpx.AsyncClient(trust_env=False, base_url=place.url, verify=trust, **options)
+
+
+async def _until_ready(place: Place) -> None:
+    async with _client(place, timeout=5) as client:
         # Another process cannot set an event of ours.
         pause = _FIRST_POLL_SECONDS
         while not await _is_ready(client):
@@ -226,27 +223,11 @@ async def _until_ready(http_address: str) -> None:
             pause = min(pause * 1.05, _LONGEST_POLL_SECONDS)
 
 
-def _url(http_address: str) -> str:
-    return f"http://{http_address.partition(',')[0]}"
-
-
 async def _is_ready(client: httpx.AsyncClient) -> bool:
     try:
         return (await client.get(_READY_PATH)).is_success
     except httpx.HTTPError:
         return False
-
-
-def _socket(folder: Path) -> str:
-    """A second address for who is on this node too, cheaper than loopback; none where it is too long."""
-    path = folder / "http.sock"
-    return f",unix:{path}" if len(str(path).encode()) <= _MAX_SOCKET_PATH_BYTES else ""
-
-
-def free_ports() -> tuple[int, int]:
-    """Two loopback ports that nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
-        return int(first.getsockname()[1]), int(second.getsockname()[1])
 
 
 def failure_of(ended: Exit, log_tail: str) -> common_pb2.Reason:

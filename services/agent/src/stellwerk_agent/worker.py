@@ -117,6 +117,7 @@ class Worker(ABC):
             outcome = Outcome(FAILED, reason_of(error))
         self._state.ClearField("http_address")
         self._state.ClearField("grpc_address")
+        self._state.ClearField("certificate")
         if outcome.exit_code is not None:
             self._state.exit_code = outcome.exit_code
         self.report(outcome.state, outcome.reason)

@@ -50,7 +50,7 @@ async def compose(process: app.App, settings: Settings) -> None:
     if settings.nats_url:
         process.background(app.follow_apart(lambda: _bus(process, settings), memberships, revocations))
     guard = Guard(TokenVerifier(secrets, revocations).verify, memberships, revocations)
-    routes = RouteTable(default_timeout_seconds=settings.scoring_timeout_seconds)
+    routes = RouteTable(tokens.issue, default_timeout_seconds=settings.scoring_timeout_seconds)
     admission = Access(guard, tokens.issue, routes)
     routes.on_lock_change(admission.forget)
     process.defer(routes.close)

@@ -6,6 +6,7 @@ second one, goes on where another stopped; an answer that comes twice changes no
 
 import asyncio
 import logging
+import ssl
 from datetime import UTC, datetime
 
 import aiohttp
@@ -18,7 +19,7 @@ from stellwerk_inference.replicas import domain
 from stellwerk_inference.samples import NotNow, Result, Samples
 from stellwerk_inference.states import CREATING
 from stellwerk_inference.store import Store
-from stellwerk_platform import failpoints
+from stellwerk_platform import failpoints, replica_tls
 from stellwerk_platform.journal import Fact
 from stellwerk_protos.inference.v1 import endpoints_pb2 as pb
 
@@ -77,7 +78,7 @@ class Prober:
         pause = _FIRST_PAUSE_SECONDS
         while True:
             try:
-                if await self._is_ready(replica.http_address):
+                if await self._is_ready(replica):
                     return await self._score(replica)
             except (NotNow, aiohttp.ClientError, TimeoutError) as error:
                 log.info("%s does not answer its sample request yet: %s", replica.name, error)
@@ -121,12 +122,15 @@ class Prober:
         if fact is not None:
             self._starts.ready(replica)
 
-    async def _is_ready(self, address: str) -> bool:
+    async def _is_ready(self, replica: pb.Replica) -> bool:
         try:
             timeout = aiohttp.ClientTimeout(total=_ANSWER_SECONDS)
-            # The first address is host:port; a unix socket may follow.
-            url = f"http://{address.partition(',')[0]}{_PATH}"
-            async with self._session.get(url, timeout=timeout) as answer:
+            url = f"{replica_tls.url_of(replica.http_address)}{_PATH}"
+            trust = replica_tls.context_of(replica.certificate)
+            async with self._session.get(url, timeout=timeout, ssl=trust) as answer:
                 return answer.status == 200
+        except (aiohttp.ClientSSLError, ssl.SSLError) as error:
+            log.warning("%s does not show the certificate of its node: %s", replica.name, error)
+            return False
         except (aiohttp.ClientError, TimeoutError, ValueError):
             return False

@@ -12,7 +12,7 @@ import grpc
 
 from stellwerk_inference.deployments import rollouts
 from stellwerk_inference.replicas.domain import SAMPLE_FAILED_CODE, deployment_of
-from stellwerk_platform import names
+from stellwerk_platform import names, replica_tls
 from stellwerk_platform.errors import PlatformError
 from stellwerk_protos.common.v1.common_pb2 import Reason
 from stellwerk_protos.inference.v1 import endpoints_pb2 as pb
@@ -77,7 +77,7 @@ class Samples:
         issued = await self._tokens.IssueWorkloadToken(
             tokens_pb2.IssueWorkloadTokenRequest(owner=owner), timeout=10
         )
-        url = f"http://{replica.http_address.partition(',')[0]}"
+        url = replica_tls.url_of(replica.http_address)
         headers = {
             "authorization": f"Bearer {issued.token}",
             "content-type": "application/json",
@@ -85,15 +85,14 @@ class Samples:
             "x-stellwerk-sample": "true",
             "x-request-id": f"sample-{names.id_of(replica.name)}",
         }
-        origin, body = await self._sample(url, headers, replica, rollout)
+        options: dict[str, Any] = {"headers": headers, "ssl": replica_tls.context_of(replica.certificate)}
+        origin, body = await self._sample(url, options, replica, rollout)
         if body is None:
             return Result(note=_NONE if rollout.workload.command else _NONE_OF_MODEL)
         timeout = aiohttp.ClientTimeout(total=(rollout.request_settings.timeout_ms or _TIMEOUT_MS) / 1000)
         began = time.monotonic()
         try:
-            async with self._session.post(
-                f"{url}/score", data=body, headers=headers, timeout=timeout
-            ) as answer:
+            async with self._session.post(f"{url}/score", data=body, timeout=timeout, **options) as answer:
                 status, text = answer.status, await answer.text(errors="replace")
         except TimeoutError:
             return await self._failed(replica, origin, f"was not answered within {timeout.total:g} s")
@@ -105,10 +104,10 @@ class Samples:
         return Result(note=f"The sample request ({origin}) was answered in {milliseconds:.0f} ms.")
 
     async def _sample(
-        self, url: str, headers: dict[str, str], replica: pb.Replica, rollout: pb.Rollout
+        self, url: str, options: dict[str, Any], replica: pb.Replica, rollout: pb.Rollout
     ) -> tuple[str, bytes | None]:
         """Where the sample comes from, and the request; None if there is none."""
-        if not rollout.sample_chosen and (found := await self._of_schema(url, headers)) is not None:
+        if not rollout.sample_chosen and (found := await self._of_schema(url, options)) is not None:
             return "@input_schema", found
         if not rollout.sample:
             return "", None
@@ -120,8 +119,8 @@ class Samples:
             answer.raise_for_status()
             return rollout.sample, await answer.read()
 
-    async def _of_schema(self, url: str, headers: dict[str, str]) -> bytes | None:
-        async with self._session.get(f"{url}/swagger.json", headers=headers) as answer:
+    async def _of_schema(self, url: str, options: dict[str, Any]) -> bytes | None:
+        async with self._session.get(f"{url}/swagger.json", **options) as answer:
             if answer.status in _ASK_AGAIN:
                 raise NotNow(f"{answer.status} for the swagger document")
             if answer.status != 200:

@@ -36,6 +36,8 @@ class HttpSettings:
     cors_origins: frozenset[str] = frozenset()
     server_version: str = ""
     max_body_bytes: int = 100_000_000
+    # Whether everybody who may ask for readiness may ask for the usage; else it takes a key.
+    usage_is_open: bool = True
 
 
 class Call:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -37,6 +37,9 @@ class Settings(PlatformSettings):
     scorer_python: str
     # Empty serves the model's folder without a script.
     scorer_script: str = ""
+    # PEM files; with them `host:port` is TLS 1.2 or newer, without them it has to be this machine's loopback.
+    scorer_certificate: str = ""
+    scorer_key: str = ""
     # Missing only if `scorer_local`: then everybody may score, and addresses must be loopback.
     secrets_address: str = ""
     scorer_local: bool = False
@@ -80,6 +83,7 @@ class Settings(PlatformSettings):
         addresses = [*self.scorer_http_listen.split(","), self.scorer_grpc_listen]
         if self.scorer_local and not all(item.strip().startswith(_LOOPBACK) for item in addresses):
             raise SettingsError(f"STELLWERK_SCORER_LOCAL=1 needs addresses on loopback, not {addresses}")
+        self._check_certificate(addresses)
         if self.scorer_debug_port and not self.scorer_local:
             raise SettingsError("STELLWERK_SCORER_DEBUG_PORT needs STELLWERK_SCORER_LOCAL=1")
         if not self.scorer_local and not self.secrets_address:
@@ -100,6 +104,15 @@ class Settings(PlatformSettings):
             if not low <= value <= high:
                 variable = f"STELLWERK_SCORER_{name.upper()}"
                 raise SettingsError(f"{variable}={value} is not between {low} and {high}")
+
+    def _check_certificate(self, addresses: Sequence[str]) -> None:
+        """Keys and data go through a network encrypted or not at all."""
+        if bool(self.scorer_certificate) != bool(self.scorer_key):
+            raise SettingsError("STELLWERK_SCORER_CERTIFICATE and STELLWERK_SCORER_KEY belong together")
+        reached = [item for item in addresses if not item.strip().startswith(_LOOPBACK)]
+        if reached and not self.scorer_certificate:
+            where = " and ".join(reached)
+            raise SettingsError(f"{where} needs STELLWERK_SCORER_CERTIFICATE and STELLWERK_SCORER_KEY")
 
 
 def configuration_file(environment: Mapping[str, str]) -> dict[str, str]:

@@ -20,6 +20,7 @@ from stellwerk_protos.open_inference import grpc_predict_v2_pb2 as pb
 from stellwerk_protos.open_inference import grpc_predict_v2_pb2_grpc as pb_grpc
 from stellwerk_scorer import errors, grpc_tensors, proto_calls
 from stellwerk_scorer.auth import Gate
+from stellwerk_scorer.certificate import Certificate
 from stellwerk_scorer.data_plane import DataPlane
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
@@ -40,7 +41,14 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 class GrpcServer:
     """The server with its health; `set_ready` is told whenever the worker comes or goes."""
 
-    def __init__(self, listen: str, plane: DataPlane, gate: Gate, max_body_bytes: int) -> None:
+    def __init__(
+        self,
+        listen: str,
+        plane: DataPlane,
+        gate: Gate,
+        max_body_bytes: int,
+        certificate: Certificate | None = None,
+    ) -> None:
         limit = max_body_bytes + _ENVELOPE_BYTES
         options = [
             ("grpc.max_receive_message_length", limit),
@@ -54,7 +62,10 @@ class GrpcServer:
         self._health = health_aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection([_SERVICE, _HEALTH, reflection.SERVICE_NAME], self._server)
-        self.port = self._server.add_insecure_port(listen)
+        if certificate is None:
+            self.port = self._server.add_insecure_port(listen)
+        else:
+            self.port = self._server.add_secure_port(listen, certificate.of_grpc())
 
     async def start(self) -> None:
         """Starts to answer; not ready yet."""

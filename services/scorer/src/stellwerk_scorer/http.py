@@ -5,6 +5,7 @@ sends what has to be unpacked, waits.
 """
 
 import asyncio
+import contextlib
 import re
 from typing import Any
 
@@ -22,6 +23,8 @@ from stellwerk_scorer.domain import (
 from stellwerk_scorer.http_server import Exchange
 from stellwerk_scorer.job import Answer
 
+# So long a probe waits for whether its key is good.
+_GATE_SECONDS = 1.0
 _LIVE, _READY = b"/v2/health/live", b"/v2/health/ready"
 _MODEL = re.compile(r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?(?:/(?P<verb>ready|infer))?")
 
@@ -44,7 +47,10 @@ class HttpApp:
         target = exchange.target
         if target in (_LIVE, _READY):
             # Probes come every second: no key, no span.
-            self._health(exchange)
+            if self._shows_usage(exchange):
+                self._health(exchange)
+            else:
+                self._start(self._usage(exchange))
             return
         call = Call(exchange, self._settings, self._extra)
         if b"traceparent" in exchange.headers:
@@ -113,6 +119,20 @@ class HttpApp:
         else:
             self._model(call)
 
+    def _shows_usage(self, exchange: Exchange) -> bool:
+        """Whether this caller may see the usage, or does not ask for it."""
+        headers = exchange.headers
+        if self._settings.usage_is_open or b"x-stellwerk-usage" not in headers:
+            return True
+        return self._gate.knows(headers.get(b"authorization"))
+
+    async def _usage(self, exchange: Exchange) -> None:
+        """Health of a replica in a network, whose usage is for those with a key; the rest is not held up."""
+        with contextlib.suppress(PlatformError, TimeoutError):
+            async with asyncio.timeout(_GATE_SECONDS):
+                await self._gate.admit(exchange.headers.get(b"authorization"))
+        self._health(exchange)
+
     def _health(self, exchange: Exchange) -> None:
         call = Call(exchange, self._settings, self._extra, names_request=False)
         try:
@@ -124,7 +144,8 @@ class HttpApp:
             call.answer_json({"live": True})
         else:
             ready = self._plane.ready
-            head = JSON + self._plane.usage() if b"x-stellwerk-usage" in exchange.headers else JSON
+            wanted = b"x-stellwerk-usage" in exchange.headers and self._shows_usage(exchange)
+            head = JSON + self._plane.usage() if wanted else JSON
             call.answer(200 if ready else 503, head, b'{"ready":true}' if ready else b'{"ready":false}')
 
     def _score(self, call: Call) -> None:

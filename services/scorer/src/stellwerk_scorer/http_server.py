@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import ssl
 import stat
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -18,6 +19,9 @@ from typing import Any, cast
 import httptools
 
 _LINGER_SECONDS = 2.0
+# Of TLS: who says nothing is gone, and nobody waits for a last word.
+_HANDSHAKE_SECONDS = 30.0
+_SHUTDOWN_SECONDS = 1.0
 KEEP_ALIVE_SECONDS = 75.0
 # A request must be complete within this time.
 _READ_SECONDS = 300.0
@@ -267,9 +271,11 @@ class Connection(asyncio.Protocol):
 
 
 class HttpServer:
-    """Listens on one or several addresses: `host:port`, `unix:/path`."""
+    """Listens on one or several addresses: `host:port`, with `secured` over TLS, and `unix:/path`."""
 
-    def __init__(self, handle: Callable[[Exchange], None], max_body_bytes: int) -> None:
+    def __init__(
+        self, handle: Callable[[Exchange], None], max_body_bytes: int, secured: ssl.SSLContext | None = None
+    ) -> None:
         loop = asyncio.get_running_loop()
         self.handle = handle
         self.max_body_bytes = max_body_bytes
@@ -277,6 +283,7 @@ class HttpServer:
         self.is_draining = False
         self.now = loop.time
         self._loop = loop
+        self._secured = secured
         self._servers: list[asyncio.Server] = []
         self._paths: list[Path] = []
         self._sweeper: asyncio.TimerHandle | None = None
@@ -293,13 +300,23 @@ class HttpServer:
             found = address
         else:
             host, _, port = address.rpartition(":")
-            bound = socket.create_server((host, int(port)), backlog=2048)
-            listener = await self._loop.create_server(lambda: Connection(self), sock=bound)
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            bound = socket.create_server((host.strip("[]"), int(port)), family=family, backlog=2048)
+            listener = await self._loop.create_server(lambda: Connection(self), sock=bound, **self._tls())
             found = f"{host}:{bound.getsockname()[1]}"
         self._servers.append(listener)
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(KEEP_ALIVE_SECONDS / 10, self._sweep)
         return found
+
+    def _tls(self) -> dict[str, Any]:
+        if self._secured is None:
+            return {}
+        return {
+            "ssl": self._secured,
+            "ssl_handshake_timeout": _HANDSHAKE_SECONDS,
+            "ssl_shutdown_timeout": _SHUTDOWN_SECONDS,
+        }
 
     async def stop(self, drain_seconds: float) -> None:
         """Takes no more requests, lets those under way end, hangs up.

@@ -15,8 +15,11 @@ from pathlib import Path
 from stellwerk_scorer.config import Settings
 from stellwerk_scorer.worker import frames
 
-# What the front has and user code must not get: a secret, and a setting of ours.
-_HIDDEN_VARIABLES = ("STELLWERK_OTLP_KEY", "GRPC_ENABLE_FORK_SUPPORT")
+# What the front has and user code must not get: secrets, where they lie, and a setting of ours.
+_HIDDEN_VARIABLES = (
+    *("STELLWERK_OTLP_KEY", "STELLWERK_SCORER_CERTIFICATE", "STELLWERK_SCORER_KEY"),
+    "GRPC_ENABLE_FORK_SUPPORT",
+)
 
 
 @dataclass(frozen=True, slots=True)

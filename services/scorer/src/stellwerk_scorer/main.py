@@ -13,6 +13,7 @@ from stellwerk_platform.errors import Unavailable
 from stellwerk_platform.grpc_client import connect
 from stellwerk_scorer.auth import Gate, Verify, anybody, invoker
 from stellwerk_scorer.call import HttpSettings
+from stellwerk_scorer.certificate import Certificate
 from stellwerk_scorer.collection import Collection
 from stellwerk_scorer.config import Settings
 from stellwerk_scorer.data_plane import DataPlane
@@ -51,13 +52,15 @@ async def compose(process: app.App, settings: Settings, started: Started | None 
     process.defer(lambda: asyncio.to_thread(collection.close))
     app_class = BatchApp if settings.scorer_batch_folder else HttpApp
     http_app = app_class(plane, gate, _http_settings(settings), collection)
-    http_server = HttpServer(http_app.handle, limit)
     addresses = []
+    certificate = Certificate.of(settings)
+    secured = certificate.of_http() if certificate is not None else None
+    http_server = HttpServer(http_app.handle, limit, secured)
     for address in settings.scorer_http_listen.split(","):
         with _listening(address):
             addresses.append(await http_server.listen(address.strip()))
     with _listening(settings.scorer_grpc_listen):
-        grpc_server = GrpcServer(settings.scorer_grpc_listen, plane, gate, limit)
+        grpc_server = GrpcServer(settings.scorer_grpc_listen, plane, gate, limit, certificate)
     await grpc_server.start()
     supervisor = asyncio.create_task(pool.run())
 
@@ -106,6 +109,7 @@ def _http_settings(settings: Settings) -> HttpSettings:
         cors_origins=frozenset(origin for origin in origins if origin),
         server_version=settings.scorer_server_version,
         max_body_bytes=settings.scorer_max_body_bytes,
+        usage_is_open=not settings.scorer_certificate,
     )
 
 

@@ -41,6 +41,7 @@ _REPORTED = frozenset({PREPARING, RUNNING, FINALIZING, *TERMINAL})
 _READABLE_LENGTH = 40
 # 30,000 years.
 _MOST_CPU_SECONDS = 1e12
+_MOST_CERTIFICATE_CHARACTERS = 8_192
 
 
 def name_for(owner: str) -> str:
@@ -100,6 +101,8 @@ def report(allocation: computes_pb2.Allocation, node: str, said: agents_pb2.Repo
     if said.HasField("exit_code"):
         allocation.exit_code = said.exit_code
     allocation.http_address, allocation.grpc_address = said.http_address, said.grpc_address
+    # What is longer is none, and nobody will trust the rest of it.
+    allocation.certificate = said.certificate[:_MOST_CERTIFICATE_CHARACTERS]
     return _move(allocation, said.state, said.reason)
 
 

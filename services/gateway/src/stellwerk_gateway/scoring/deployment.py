@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
+from stellwerk_gateway.scoring.access import Issue
 from stellwerk_gateway.scoring.counters import Counters
 from stellwerk_gateway.scoring.health import watch
 from stellwerk_gateway.scoring.replica import Replica
@@ -37,7 +38,8 @@ class Deployment:
         self,
         name: str,
         default_timeout_seconds: float,
-        wake: "Callable[[Deployment], None]" = lambda _: None,
+        wake: "Callable[[Deployment], None]",
+        issue: Issue,
     ) -> None:
         self.name = name
         self.id = name.rsplit("/", 1)[1]
@@ -47,6 +49,7 @@ class Deployment:
         # No replica runs, because nobody asked; the first request starts one.
         self.is_asleep = False
         self._wake_up = wake
+        self._issue = issue
         self.timeout_seconds = default_timeout_seconds
         self.max_concurrent = MAX_CONCURRENT
         self.max_queued = MAX_QUEUED
@@ -96,10 +99,10 @@ class Deployment:
         self.wake()
 
     def _set_replicas(self, wanted: Sequence[pb.Replica]) -> None:
-        known = {(replica.name, replica.address): replica for replica in self.replicas}
+        known = {(replica.name, replica.address, replica.certificate): replica for replica in self.replicas}
         self.replicas = [
-            known.get((replica.name, replica.http_address))
-            or Replica(replica.name, replica.http_address, self.counters, self.wake)
+            known.get((replica.name, replica.http_address, replica.certificate))
+            or Replica(replica, self.counters, self.wake, self._issue)
             for replica in wanted
         ]
         for gone in set(known.values()) - set(self.replicas):

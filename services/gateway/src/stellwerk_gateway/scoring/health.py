@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # The second header asks for what the replica uses, in a header of the answer.
 _REQUEST = (
-    b"GET /v2/health/ready HTTP/1.1\r\nhost: replica\r\nx-stellwerk-usage: 1\r\ncontent-length: 0\r\n\r\n"
+    b"GET /v2/health/ready HTTP/1.1\r\nhost: replica\r\nx-stellwerk-usage: 1\r\ncontent-length: 0\r\n%b\r\n"
 )
 _INTERVAL_SECONDS = 2.0
 _ANSWER_SECONDS = 2.0
@@ -62,11 +62,13 @@ async def _until_back(replica: "Replica") -> None:
 async def ask(replica: "Replica") -> int | None:
     """The status of one question for readiness; None without an answer."""
     connection: Connection | None = None
+    authorization = await replica.authorization()
+    shown = f"authorization: {authorization}\r\n" if authorization else ""
     try:
         async with asyncio.timeout(_ANSWER_SECONDS):
             connection = replica.idle() or await replica.connect()
             asker = _Asker()
-            connection.ask(asker, _REQUEST, is_whole=True)
+            connection.ask(asker, _REQUEST % shown.encode(), is_whole=True)
             status = await asker.status
             replica.usage = asker.usage or replica.usage
             return status

@@ -2,17 +2,31 @@
 
 import asyncio
 import contextlib
+import functools
+import logging
 import os
+import ssl
 import time
 from collections.abc import Callable, Iterator
 
+import grpc
+
+from stellwerk_gateway.scoring.access import Issue
 from stellwerk_gateway.scoring.connection import Connection
 from stellwerk_gateway.scoring.counters import Counters
 from stellwerk_gateway.scoring.usage import Usage
+from stellwerk_platform import names, replica_tls
+from stellwerk_platform.errors import PlatformError
+from stellwerk_protos.inference.v1 import endpoints_pb2 as pb
 
+log = logging.getLogger(__name__)
 # Less than the scorer's, so that it is never the one that closes.
 _KEEP_ALIVE_SECONDS = 60.0
 _CONNECT_SECONDS = 2.0
+# With TLS the replica has to answer, which may have something else to do.
+_HANDSHAKE_SECONDS = 5.0
+# So long the health of a replica waits for the token that shows its usage.
+_TOKEN_SECONDS = 1.0
 # So many failures in a row, of which none was a refused connection, take a replica out.
 _FAILURES = 3
 _FIRST_EJECTION_SECONDS, _LONGEST_EJECTION_SECONDS = 1.0, 30.0
@@ -21,11 +35,14 @@ _FORGIVEN_SECONDS = 60.0
 
 
 class Replica:
-    """A replica as this process sees it; `address` as in `pb.Replica.http_address`."""
+    """A replica as this process sees it; `issue` gives the token of its endpoint."""
 
-    def __init__(self, name: str, address: str, counters: Counters, changed: Callable[[], None]) -> None:
-        self.name = name
-        self.address = address
+    def __init__(
+        self, message: pb.Replica, counters: Counters, changed: Callable[[], None], issue: Issue
+    ) -> None:
+        self.name = message.name
+        self.address = message.http_address
+        self.certificate = message.certificate
         self.in_flight = 0
         # As it said last.
         self.usage = Usage()
@@ -38,6 +55,8 @@ class Replica:
         self._failures = 0
         self._ejections = 0
         self._left = False
+        self._issue = issue
+        self._was_refused = False
         self._idle: list[Connection] = []
         self._all: set[Connection] = set()
 
@@ -54,23 +73,57 @@ class Replica:
 
     async def connect(self) -> Connection:
         """A new connection; raises `OSError`."""
-        loop = asyncio.get_running_loop()
         last: OSError = ConnectionRefusedError(f"{self.name} has no address")
         for place in _places(self.address):
             try:
-                async with asyncio.timeout(_CONNECT_SECONDS):
-                    if isinstance(place, str):
-                        _, connection = await loop.create_unix_connection(lambda: Connection(self), place)
-                    else:
-                        _, connection = await loop.create_connection(lambda: Connection(self), *place)
-            except TimeoutError:
-                last = ConnectionError(f"{self.address} takes no connection")
+                connection = await self._open(place)
             except OSError as error:
                 last = error
             else:
                 self._all.add(connection)
                 return connection
         raise last
+
+    async def _open(self, place: str | tuple[str, int]) -> Connection:
+        loop = asyncio.get_running_loop()
+        try:
+            if isinstance(place, str):
+                async with asyncio.timeout(_CONNECT_SECONDS):
+                    return (await loop.create_unix_connection(lambda: Connection(self), place))[1]
+            if replica_tls.is_in_clear(place[0]):
+                async with asyncio.timeout(_CONNECT_SECONDS):
+                    return (await loop.create_connection(lambda: Connection(self), *place))[1]
+            async with asyncio.timeout(_HANDSHAKE_SECONDS):
+                return await self._open_secured(place)
+        except TimeoutError:
+            raise ConnectionError(f"{self.address} takes no connection") from None
+
+    async def _open_secured(self, place: tuple[str, int]) -> Connection:
+        """Over TLS with the one certificate that its node has announced, or not at all."""
+        loop = asyncio.get_running_loop()
+        try:
+            _, connection = await loop.create_connection(lambda: Connection(self), *place, ssl=self._trust)
+        except ssl.SSLError as error:
+            if not self._was_refused:
+                # Once, for it is asked again all the time.
+                log.warning("%s at %s does not show its certificate: %s", self.name, self.address, error)
+            self._was_refused = True
+            raise
+        self._was_refused = False
+        return connection
+
+    @functools.cached_property
+    def _trust(self) -> ssl.SSLContext:
+        return replica_tls.context_of(self.certificate)
+
+    async def authorization(self) -> str:
+        """What opens the usage of a replica in a network; empty where nothing is needed, or now to be had."""
+        if not self.certificate:
+            return ""
+        with contextlib.suppress(TimeoutError, PlatformError, grpc.RpcError):
+            async with asyncio.timeout(_TOKEN_SECONDS):
+                return f"Bearer {await self._issue(names.parent_of(self.name, 2))}"
+        return ""
 
     def freed(self, connection: Connection) -> None:
         """Keeps a connection for the next request."""

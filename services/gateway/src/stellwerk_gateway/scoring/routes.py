@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import grpc
 
-from stellwerk_gateway.scoring.access import Lock
+from stellwerk_gateway.scoring.access import Issue, Lock
 from stellwerk_gateway.scoring.balance import Copies, Split
 from stellwerk_gateway.scoring.counters import Counters
 from stellwerk_gateway.scoring.deployment import Deployment
@@ -25,9 +25,10 @@ _PATIENCE_SECONDS = 0.5
 class Endpoint:
     """One endpoint: its deployments and whose turn it is."""
 
-    def __init__(self, name: str, wake: Callable[[Deployment], None] = lambda _: None) -> None:
+    def __init__(self, name: str, wake: Callable[[Deployment], None], issue: Issue) -> None:
         self.name = name
         self._wake = wake
+        self._issue = issue
         self.deployments: dict[str, Deployment] = {}
         self.sticky_header = b""
         self.lock = Lock()
@@ -43,7 +44,9 @@ class Endpoint:
             self.deployments.pop(gone).close()
         for name, target in targets.items():
             if name not in self.deployments:
-                self.deployments[name] = Deployment(target.deployment, default_timeout_seconds, self._wake)
+                self.deployments[name] = Deployment(
+                    target.deployment, default_timeout_seconds, self._wake, self._issue
+                )
             self.deployments[name].update(target)
         self.lock = Lock(tuple(route.key_digests), route.auth_mode)
         self.sticky_header = route.sticky_header.lower().encode("latin-1")
@@ -93,12 +96,16 @@ class Endpoint:
 
 
 class RouteTable:
-    """All endpoints by name."""
+    """All endpoints by name; `issue` gives the token to show the scorers of one."""
 
     def __init__(
-        self, patience_seconds: float = _PATIENCE_SECONDS, default_timeout_seconds: float = 65.0
+        self,
+        issue: Issue,
+        patience_seconds: float = _PATIENCE_SECONDS,
+        default_timeout_seconds: float = 65.0,
     ) -> None:
         self.endpoints: dict[str, Endpoint] = {}
+        self._issue = issue
         self._patience_seconds = patience_seconds
         self._default_timeout_seconds = default_timeout_seconds
         self._loaded = False
@@ -143,7 +150,7 @@ class RouteTable:
                 deployment.close()
         for name, route in wanted.items():
             if name not in self.endpoints:
-                self.endpoints[name] = Endpoint(name, self._wake)
+                self.endpoints[name] = Endpoint(name, self._wake, self._issue)
             self.endpoints[name].update(route, self._default_timeout_seconds)
         if any(self.lock(name) != lock for name, lock in locks.items()):
             for listener in self._lock_listeners:

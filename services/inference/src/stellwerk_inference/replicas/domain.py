@@ -29,6 +29,8 @@ LIVE = frozenset({CREATING, SUCCEEDED, NOT_RESPONDING})
 # Nothing follows.
 ENDED = frozenset({FAILED, DELETED})
 NOT_READY_CODE, SAMPLE_FAILED_CODE = "SCORER_NOT_READY", "SAMPLE_FAILED"
+# Where it is reached, and what it shows there.
+_ADDRESSES = ("http_address", "grpc_address", "certificate")
 _PLACING = {
     compute.ALLOCATION_STATE_QUEUED: "queued",
     compute.ALLOCATION_STATE_ASSIGNED: "assigned",
@@ -68,7 +70,7 @@ def follow(replica: pb.Replica, allocation: compute.Allocation) -> Fact | None:
     if replica.state == DELETING:
         return _followed_to_the_end(replica, allocation)
     if allocation.state in _PLACING:
-        _set_addresses(replica, "", "")
+        _set_addresses(replica, compute.Allocation())
         return _move(replica, CREATING, _PLACING[allocation.state], allocation.reason)
     if allocation.state == compute.ALLOCATION_STATE_RUNNING:
         return _start(replica, allocation)
@@ -127,10 +129,10 @@ def has_failed(replica: pb.Replica) -> bool:
 
 
 def _start(replica: pb.Replica, allocation: compute.Allocation) -> Fact | None:
-    same = (replica.http_address, replica.grpc_address) == (allocation.http_address, allocation.grpc_address)
+    same = all(getattr(replica, name) == getattr(allocation, name) for name in _ADDRESSES)
     if replica.state == SUCCEEDED and same:
         return None
-    _set_addresses(replica, allocation.http_address, allocation.grpc_address)
+    _set_addresses(replica, allocation)
     reason = Reason(code="SCORER_STARTING", message="The scoring server starts.")
     return _move(replica, CREATING, "starting", reason)
 
@@ -151,8 +153,9 @@ def _server_ended() -> Reason:
     )
 
 
-def _set_addresses(replica: pb.Replica, http_address: str, grpc_address: str) -> None:
-    replica.http_address, replica.grpc_address = http_address, grpc_address
+def _set_addresses(replica: pb.Replica, allocation: compute.Allocation) -> None:
+    for name in _ADDRESSES:
+        setattr(replica, name, getattr(allocation, name))
 
 
 def _move(replica: pb.Replica, state: State.ValueType, verb: str, reason: Reason) -> Fact:

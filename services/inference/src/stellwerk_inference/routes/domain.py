@@ -45,7 +45,12 @@ def _target(
     endpoint: pb.Endpoint, deployment: pb.Deployment, percent: int, replicas: Sequence[pb.Replica]
 ) -> pb.Target:
     ready = [
-        pb.Replica(name=replica.name, http_address=replica.http_address, grpc_address=replica.grpc_address)
+        pb.Replica(
+            name=replica.name,
+            http_address=replica.http_address,
+            grpc_address=replica.grpc_address,
+            certificate=replica.certificate,
+        )
         for replica in replicas
         if replica.state == SUCCEEDED and replica.rollout == deployment.rollout
     ]

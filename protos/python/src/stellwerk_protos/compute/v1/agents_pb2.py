@@ -28,7 +28,7 @@ from stellwerk_protos.common.v1 import common_pb2 as stellwerk_dot_common_dot_v1
 from stellwerk_protos.compute.v1 import computes_pb2 as stellwerk_dot_compute_dot_v1_dot_computes__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!stellwerk/compute/v1/agents.proto\x12\x14stellwerk.compute.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a stellwerk/access/v1/access.proto\x1a stellwerk/common/v1/common.proto\x1a#stellwerk/compute/v1/computes.proto\"\xbd\x01\n\x0e\x43onnectRequest\x12:\n\x0c\x61nnouncement\x18\x01 \x01(\x0b\x32\".stellwerk.compute.v1.AnnouncementH\x00\x12.\n\x06report\x18\x02 \x01(\x0b\x32\x1c.stellwerk.compute.v1.ReportH\x00\x12\x34\n\theartbeat\x18\x03 \x01(\x0b\x32\x1f.stellwerk.compute.v1.HeartbeatH\x00\x42\t\n\x07message\"N\n\x0c\x41nnouncement\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\r\n\x05slots\x18\x03 \x01(\x05\x12\x13\n\x0b\x61llocations\x18\x04 \x03(\t\"\x99\x01\n\tHeartbeat\x12\x13\n\x0b\x61llocations\x18\x01 \x03(\t\x12\x44\n\x0b\x63pu_seconds\x18\x02 \x03(\x0b\x32/.stellwerk.compute.v1.Heartbeat.CpuSecondsEntry\x1a\x31\n\x0f\x43puSecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xa4\x02\n\x06Report\x12\x12\n\nallocation\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\x34\n\x05state\x18\x03 \x01(\x0e\x32%.stellwerk.compute.v1.AllocationState\x12+\n\x06reason\x18\x04 \x01(\x0b\x32\x1b.stellwerk.common.v1.Reason\x12*\n\x06phases\x18\x05 \x03(\x0b\x32\x1a.stellwerk.common.v1.Phase\x12\x16\n\texit_code\x18\x06 \x01(\x05H\x00\x88\x01\x01\x12\x14\n\x0chttp_address\x18\x07 \x01(\t\x12\x14\n\x0cgrpc_address\x18\x08 \x01(\t\x12\x13\n\x0b\x63pu_seconds\x18\t \x01(\x01\x42\x0c\n\n_exit_code\"\x84\x02\n\x0f\x43onnectResponse\x12\x36\n\nassignment\x18\x01 \x01(\x0b\x32 .stellwerk.compute.v1.AssignmentH\x00\x12:\n\x0c\x63\x61ncellation\x18\x02 \x01(\x0b\x32\".stellwerk.compute.v1.CancellationH\x00\x12\x35\n\nreport_ack\x18\x03 \x01(\x0b\x32\x1f.stellwerk.compute.v1.ReportAckH\x00\x12;\n\rheartbeat_ack\x18\x04 \x01(\x0b\x32\".stellwerk.compute.v1.HeartbeatAckH\x00\x42\t\n\x07message\"f\n\nAssignment\x12\x34\n\nallocation\x18\x01 \x01(\x0b\x32 .stellwerk.compute.v1.Allocation\x12\r\n\x05token\x18\x02 \x01(\t\x12\x13\n\x0btraceparent\x18\x03 \x01(\t\"O\n\x0c\x43\x61ncellation\x12\x12\n\nallocation\x18\x01 \x01(\t\x12+\n\x06reason\x18\x02 \x01(\x0b\x32\x1b.stellwerk.common.v1.Reason\"1\n\tReportAck\x12\x12\n\nallocation\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\"E\n\x0cHeartbeatAck\x12\x35\n\x11lease_expire_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2|\n\x0c\x41gentService\x12l\n\x07\x43onnect\x12$.stellwerk.compute.v1.ConnectRequest\x1a%.stellwerk.compute.v1.ConnectResponse\"\x10\xa2\xbb\x18\x0cnode.connect(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!stellwerk/compute/v1/agents.proto\x12\x14stellwerk.compute.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a stellwerk/access/v1/access.proto\x1a stellwerk/common/v1/common.proto\x1a#stellwerk/compute/v1/computes.proto\"\xbd\x01\n\x0e\x43onnectRequest\x12:\n\x0c\x61nnouncement\x18\x01 \x01(\x0b\x32\".stellwerk.compute.v1.AnnouncementH\x00\x12.\n\x06report\x18\x02 \x01(\x0b\x32\x1c.stellwerk.compute.v1.ReportH\x00\x12\x34\n\theartbeat\x18\x03 \x01(\x0b\x32\x1f.stellwerk.compute.v1.HeartbeatH\x00\x42\t\n\x07message\"N\n\x0c\x41nnouncement\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\r\n\x05slots\x18\x03 \x01(\x05\x12\x13\n\x0b\x61llocations\x18\x04 \x03(\t\"\x99\x01\n\tHeartbeat\x12\x13\n\x0b\x61llocations\x18\x01 \x03(\t\x12\x44\n\x0b\x63pu_seconds\x18\x02 \x03(\x0b\x32/.stellwerk.compute.v1.Heartbeat.CpuSecondsEntry\x1a\x31\n\x0f\x43puSecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xb9\x02\n\x06Report\x12\x12\n\nallocation\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\x34\n\x05state\x18\x03 \x01(\x0e\x32%.stellwerk.compute.v1.AllocationState\x12+\n\x06reason\x18\x04 \x01(\x0b\x32\x1b.stellwerk.common.v1.Reason\x12*\n\x06phases\x18\x05 \x03(\x0b\x32\x1a.stellwerk.common.v1.Phase\x12\x16\n\texit_code\x18\x06 \x01(\x05H\x00\x88\x01\x01\x12\x14\n\x0chttp_address\x18\x07 \x01(\t\x12\x14\n\x0cgrpc_address\x18\x08 \x01(\t\x12\x13\n\x0b\x63pu_seconds\x18\t \x01(\x01\x12\x13\n\x0b\x63\x65rtificate\x18\n \x01(\tB\x0c\n\n_exit_code\"\x84\x02\n\x0f\x43onnectResponse\x12\x36\n\nassignment\x18\x01 \x01(\x0b\x32 .stellwerk.compute.v1.AssignmentH\x00\x12:\n\x0c\x63\x61ncellation\x18\x02 \x01(\x0b\x32\".stellwerk.compute.v1.CancellationH\x00\x12\x35\n\nreport_ack\x18\x03 \x01(\x0b\x32\x1f.stellwerk.compute.v1.ReportAckH\x00\x12;\n\rheartbeat_ack\x18\x04 \x01(\x0b\x32\".stellwerk.compute.v1.HeartbeatAckH\x00\x42\t\n\x07message\"f\n\nAssignment\x12\x34\n\nallocation\x18\x01 \x01(\x0b\x32 .stellwerk.compute.v1.Allocation\x12\r\n\x05token\x18\x02 \x01(\t\x12\x13\n\x0btraceparent\x18\x03 \x01(\t\"O\n\x0c\x43\x61ncellation\x12\x12\n\nallocation\x18\x01 \x01(\t\x12+\n\x06reason\x18\x02 \x01(\x0b\x32\x1b.stellwerk.common.v1.Reason\"1\n\tReportAck\x12\x12\n\nallocation\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x03\"E\n\x0cHeartbeatAck\x12\x35\n\x11lease_expire_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2|\n\x0c\x41gentService\x12l\n\x07\x43onnect\x12$.stellwerk.compute.v1.ConnectRequest\x1a%.stellwerk.compute.v1.ConnectResponse\"\x10\xa2\xbb\x18\x0cnode.connect(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,17 +48,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HEARTBEAT_CPUSECONDSENTRY']._serialized_start=574
   _globals['_HEARTBEAT_CPUSECONDSENTRY']._serialized_end=623
   _globals['_REPORT']._serialized_start=626
-  _globals['_REPORT']._serialized_end=918
-  _globals['_CONNECTRESPONSE']._serialized_start=921
-  _globals['_CONNECTRESPONSE']._serialized_end=1181
-  _globals['_ASSIGNMENT']._serialized_start=1183
-  _globals['_ASSIGNMENT']._serialized_end=1285
-  _globals['_CANCELLATION']._serialized_start=1287
-  _globals['_CANCELLATION']._serialized_end=1366
-  _globals['_REPORTACK']._serialized_start=1368
-  _globals['_REPORTACK']._serialized_end=1417
-  _globals['_HEARTBEATACK']._serialized_start=1419
-  _globals['_HEARTBEATACK']._serialized_end=1488
-  _globals['_AGENTSERVICE']._serialized_start=1490
-  _globals['_AGENTSERVICE']._serialized_end=1614
+  _globals['_REPORT']._serialized_end=939
+  _globals['_CONNECTRESPONSE']._serialized_start=942
+  _globals['_CONNECTRESPONSE']._serialized_end=1202
+  _globals['_ASSIGNMENT']._serialized_start=1204
+  _globals['_ASSIGNMENT']._serialized_end=1306
+  _globals['_CANCELLATION']._serialized_start=1308
+  _globals['_CANCELLATION']._serialized_end=1387
+  _globals['_REPORTACK']._serialized_start=1389
+  _globals['_REPORTACK']._serialized_end=1438
+  _globals['_HEARTBEATACK']._serialized_start=1440
+  _globals['_HEARTBEATACK']._serialized_end=1509
+  _globals['_AGENTSERVICE']._serialized_start=1511
+  _globals['_AGENTSERVICE']._serialized_end=1635
 # @@protoc_insertion_point(module_scope)

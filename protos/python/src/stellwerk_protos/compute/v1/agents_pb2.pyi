@@ -160,6 +160,7 @@ class Report(_message.Message):
     HTTP_ADDRESS_FIELD_NUMBER: _builtins.int
     GRPC_ADDRESS_FIELD_NUMBER: _builtins.int
     CPU_SECONDS_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
     allocation: _builtins.str
     """workspaces/{workspace}/allocations/{allocation}"""
     sequence: _builtins.int
@@ -174,6 +175,10 @@ class Report(_message.Message):
     """host:port where a replica answers gRPC."""
     cpu_seconds: _builtins.float
     """Seconds of CPU that all its processes have used so far, as far as the node knows."""
+    certificate: _builtins.str
+    """PEM of the one certificate that a replica shows at its addresses, up to 8 KiB; empty where it answers
+    in clear.
+    """
     @_builtins.property
     def reason(self) -> _common_pb2.Reason:
         """Why."""
@@ -194,10 +199,11 @@ class Report(_message.Message):
         http_address: _builtins.str = ...,
         grpc_address: _builtins.str = ...,
         cpu_seconds: _builtins.float = ...,
+        certificate: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "exit_code", b"exit_code", "reason", b"reason"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "allocation", b"allocation", "cpu_seconds", b"cpu_seconds", "exit_code", b"exit_code", "grpc_address", b"grpc_address", "http_address", b"http_address", "phases", b"phases", "reason", b"reason", "sequence", b"sequence", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "allocation", b"allocation", "certificate", b"certificate", "cpu_seconds", b"cpu_seconds", "exit_code", b"exit_code", "grpc_address", b"grpc_address", "http_address", b"http_address", "phases", b"phases", "reason", b"reason", "sequence", b"sequence", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
     _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015

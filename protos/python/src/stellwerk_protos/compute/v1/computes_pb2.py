@@ -28,7 +28,7 @@ from stellwerk_protos.common.v1 import common_pb2 as stellwerk_dot_common_dot_v1
 from stellwerk_protos.compute.v1 import workloads_pb2 as stellwerk_dot_compute_dot_v1_dot_workloads__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#stellwerk/compute/v1/computes.proto\x12\x14stellwerk.compute.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a stellwerk/access/v1/access.proto\x1a stellwerk/common/v1/common.proto\x1a$stellwerk/compute/v1/workloads.proto\"\xcd\x01\n\x07\x43ompute\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63reator\x18\x05 \x01(\t\x12/\n\x04kind\x18\x06 \x01(\x0e\x32!.stellwerk.compute.v1.ComputeKind\"\x82\x02\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\x05state\x18\x05 \x01(\x0e\x32\x1f.stellwerk.compute.v1.NodeState\x12+\n\x06reason\x18\x06 \x01(\x0b\x32\x1b.stellwerk.common.v1.Reason\x12\x0c\n\x04pool\x18\x07 \x01(\t\x12\r\n\x05slots\x18\x08 \x01(\x05\"\xcb\x04\n\nAllocation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05owner\x18\x05 \x01(\t\x12\x30\n\x08workload\x18\x06 \x01(\x0b\x32\x1e.stellwerk.compute.v1.Workload\x12\x34\n\x05state\x18\x07 \x01(\x0e\x32%.stellwerk.compute.v1.AllocationState\x12+\n\x06reason\x18\x08 \x01(\x0b\x32\x1b.stellwerk.common.v1.Reason\x12\x0c\n\x04node\x18\t \x01(\t\x12*\n\x06phases\x18\n \x03(\x0b\x32\x1a.stellwerk.common.v1.Phase\x12\x16\n\texit_code\x18\x0b \x01(\x05H\x00\x88\x01\x01\x12\x14\n\x0chttp_address\x18\x0c \x01(\t\x12\x14\n\x0cgrpc_address\x18\r \x01(\t\x12\x18\n\x10\x63\x61ncel_requested\x18\x0e \x01(\x08\x12.\n\nstart_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x63pu_seconds\x18\x11 \x01(\x01\x42\x0c\n\n_exit_code\"\x1f\n\x0fGetUsageRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\":\n\x05Usage\x12\r\n\x05nodes\x18\x01 \x01(\x03\x12\r\n\x05\x63ores\x18\x02 \x01(\x03\x12\x13\n\x0b\x63pu_seconds\x18\x03 \x01(\x01\"!\n\x11GetComputeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"L\n\x13ListComputesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"`\n\x14ListComputesResponse\x12/\n\x08\x63omputes\x18\x01 \x03(\x0b\x32\x1d.stellwerk.compute.v1.Compute\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"9\n\x10ListNodesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"W\n\x11ListNodesResponse\x12)\n\x05nodes\x18\x01 \x03(\x0b\x32\x1a.stellwerk.compute.v1.Node\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x14GetAllocationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"O\n\x16ListAllocationsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"i\n\x17ListAllocationsResponse\x12\x35\n\x0b\x61llocations\x18\x01 \x03(\x0b\x32 .stellwerk.compute.v1.Allocation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*C\n\x0b\x43omputeKind\x12\x1c\n\x18\x43OMPUTE_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43OMPUTE_KIND_LOCAL\x10\x01*\\\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10NODE_STATE_READY\x10\x01\x12\x1d\n\x19NODE_STATE_NOT_RESPONDING\x10\x02*\xcf\x02\n\x0f\x41llocationState\x12 \n\x1c\x41LLOCATION_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x41LLOCATION_STATE_QUEUED\x10\x01\x12\x1d\n\x19\x41LLOCATION_STATE_ASSIGNED\x10\x02\x12\x1e\n\x1a\x41LLOCATION_STATE_PREPARING\x10\x03\x12\x1c\n\x18\x41LLOCATION_STATE_RUNNING\x10\x04\x12\x1f\n\x1b\x41LLOCATION_STATE_FINALIZING\x10\x05\x12\x1e\n\x1a\x41LLOCATION_STATE_SUCCEEDED\x10\x06\x12\x1b\n\x17\x41LLOCATION_STATE_FAILED\x10\x07\x12\x1d\n\x19\x41LLOCATION_STATE_CANCELED\x10\x08\x12#\n\x1f\x41LLOCATION_STATE_NOT_RESPONDING\x10\t2\xb3\x05\n\x0e\x43omputeService\x12\x66\n\nGetCompute\x12\'.stellwerk.compute.v1.GetComputeRequest\x1a\x1d.stellwerk.compute.v1.Compute\"\x10\xa2\xbb\x18\x0c\x63ompute.read\x12w\n\x0cListComputes\x12).stellwerk.compute.v1.ListComputesRequest\x1a*.stellwerk.compute.v1.ListComputesResponse\"\x10\xa2\xbb\x18\x0c\x63ompute.read\x12n\n\tListNodes\x12&.stellwerk.compute.v1.ListNodesRequest\x1a\'.stellwerk.compute.v1.ListNodesResponse\"\x10\xa2\xbb\x18\x0c\x63ompute.read\x12o\n\rGetAllocation\x12*.stellwerk.compute.v1.GetAllocationRequest\x1a .stellwerk.compute.v1.Allocation\"\x10\xa2\xbb\x18\x0c\x63ompute.read\x12\x80\x01\n\x0fListAllocations\x12,.stellwerk.compute.v1.ListAllocationsRequest\x1a-.stellwerk.compute.v1.ListAllocationsResponse\"\x10\xa2\xbb\x18\x0c\x63ompute.read\x12\\\n\x08GetUsage\x12%.stellwerk.compute.v1.GetUsageRequest\x1a\x1b.stellwerk.compute.v1.Usage\"\x0c\xa2\xbb\x18\x08internalb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#stellwerk/compute/v1/computes.proto\x12\x14stellwerk.compute.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a stellwerk/access/v1/access.proto\x1a stellwerk/common/v1/common.proto\x1a$stellwerk/compute/v1/workloads.proto\"\xcd\x01\n\x07\x43ompute\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63reator\x18\x05 \x01(\t\x12/\n\x04kind\x18\x06 \x01(\x0e\x32!.stellwerk.compute.v1.ComputeKind\"\x82\x02\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\x05state\x18\x05 \x01(\x0e\x32\x1f.stellwerk.compute.v1.NodeState\x12+\n\x06reason\x18\x06 \x01(\x0b\x32\x1b.stellwerk.common.v1.Reason\x12\x0c\n\x04pool\x18\x07 \x01(\t\x12\r\n\x05slots\x18\x08 \x01(\x05\"\xe0\x04\n\nAllocation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05owner\x18\x05 \x01(\t\x12\x30\n\x08workload\x18\x06 \x01(\x0b\x32\x1e.stellwerk.compute.v1.Workload\x12\x34\n\x05state\x18\x07 \x01(\x0e\x32%.stellwerk.compute.v1.AllocationState\x12+\n\x06reason\x18\x08 \x01(\x0b\x32\x1b.stellwerk.common.v1.Reason\x12\x0c\n\x04node\x18\t \x01(\t\x12*\n\x06phases\x18\n \x03(\x0b\x32\x1a.stellwerk.common.v1.Phase\x12\x16\n\texit_code\x18\x0b \x01(\x05H\x00\x88\x01\x01\x12\x14\n\x0chttp_address\x18\x0c \x01(\t\x12\x14\n\x0cgrpc_address\x18\r \x01(\t\x12\x18\n\x10\x63\x61ncel_requested\x18\x0e \x01(\x08\x12.\n\nstart_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x63pu_seconds\x18\x11 \x01(\x01\x12\x13\n\x0b\x63\x65rtificate\x18\x12 \x01(\tB\x0c\n\n_exit_code\"\x1f\n\x0fGetUsageRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\":\n\x05Usage\x12\r\n\x05nodes\x18\x01 \x01(\x03\x12\r\n\x05\x63ores\x18\x02 \x01(\x03\x12\x13\n\x0b\x63pu_seconds\x18\x03 \x01(\x01\"!\n\x11GetComputeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"L\n\x13ListComputesRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"`\n\x14ListComputesResponse\x12/\n\x08\x63omputes\x18\x01 \x03(\x0b\x32\x1d.stellwerk.compute.v1.Compute\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"9\n\x10ListNodesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"W\n\x11ListNodesResponse\x12)\n\x05nodes\x18\x01 \x03(\x0b\x32\x1a.stellwerk.compute.v1.Node\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x14GetAllocationRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"O\n\x16ListAllocationsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"i\n\x17ListAllocationsResponse\x12\x35\n\x0b\x61llocations\x18\x01 \x03(\x0b\x32 .stellwerk.compute.v1.Allocation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*C\n\x0b\x43omputeKind\x12\x1c\n\x18\x43OMPUTE_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43OMPUTE_KIND_LOCAL\x10\x01*\\\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10NODE_STATE_READY\x10\x01\x12\x1d\n\x19NODE_STATE_NOT_RESPONDING\x10\x02*\xcf\x02\n\x0f\x41llocationState\x12 \n\x1c\x41LLOCATION_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x41LLOCATION_STATE_QUEUED\x10\x01\x12\x1d\n\x19\x41LLOCATION_STATE_ASSIGNED\x10\x02\x12\x1e\n\x1a\x41LLOCATION_STATE_PREPARING\x10\x03\x12\x1c\n\x18\x41LLOCATION_STATE_RUNNING\x10\x04\x12\x1f\n\x1b\x41LLOCATION_STATE_FINALIZING\x10\x05\x12\x1e\n\x1a\x41LLOCATION_STATE_SUCCEEDED\x10\x06\x12\x1b\n\x17\x41LLOCATION_STATE_FAILED\x10\x07\x12\x1d\n\x19\x41LLOCATION_STATE_CANCELED\x10\x08\x12#\n\x1f\x41LLOCATION_STATE_NOT_RESPONDING\x10\t2\xb3\x05\n\x0e\x43omputeService\x12\x66\n\nGetCompute\x12\'.stellwerk.compute.v1.GetComputeRequest\x1a\x1d.stellwerk.compute.v1.Compute\"\x10\xa2\xbb\x18\x0c\x63ompute.read\x12w\n\x0cListComputes\x12).stellwerk.compute.v1.ListComputesRequest\x1a*.stellwerk.compute.v1.ListComputesResponse\"\x10\xa2\xbb\x18\x0c\x63ompute.read\x12n\n\tListNodes\x12&.stellwerk.compute.v1.ListNodesRequest\x1a\'.stellwerk.compute.v1.ListNodesResponse\"\x10\xa2\xbb\x18\x0c\x63ompute.read\x12o\n\rGetAllocation\x12*.stellwerk.compute.v1.GetAllocationRequest\x1a .stellwerk.compute.v1.Allocation\"\x10\xa2\xbb\x18\x0c\x63ompute.read\x12\x80\x01\n\x0fListAllocations\x12,.stellwerk.compute.v1.ListAllocationsRequest\x1a-.stellwerk.compute.v1.ListAllocationsResponse\"\x10\xa2\xbb\x18\x0c\x63ompute.read\x12\\\n\x08GetUsage\x12%.stellwerk.compute.v1.GetUsageRequest\x1a\x1b.stellwerk.compute.v1.Usage\"\x0c\xa2\xbb\x18\x08internalb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,38 +47,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMPUTESERVICE'].methods_by_name['ListAllocations']._serialized_options = b'\242\273\030\014compute.read'
   _globals['_COMPUTESERVICE'].methods_by_name['GetUsage']._loaded_options = None
   _globals['_COMPUTESERVICE'].methods_by_name['GetUsage']._serialized_options = b'\242\273\030\010internal'
-  _globals['_COMPUTEKIND']._serialized_start=1937
-  _globals['_COMPUTEKIND']._serialized_end=2004
-  _globals['_NODESTATE']._serialized_start=2006
-  _globals['_NODESTATE']._serialized_end=2098
-  _globals['_ALLOCATIONSTATE']._serialized_start=2101
-  _globals['_ALLOCATIONSTATE']._serialized_end=2436
+  _globals['_COMPUTEKIND']._serialized_start=1958
+  _globals['_COMPUTEKIND']._serialized_end=2025
+  _globals['_NODESTATE']._serialized_start=2027
+  _globals['_NODESTATE']._serialized_end=2119
+  _globals['_ALLOCATIONSTATE']._serialized_start=2122
+  _globals['_ALLOCATIONSTATE']._serialized_end=2457
   _globals['_COMPUTE']._serialized_start=201
   _globals['_COMPUTE']._serialized_end=406
   _globals['_NODE']._serialized_start=409
   _globals['_NODE']._serialized_end=667
   _globals['_ALLOCATION']._serialized_start=670
-  _globals['_ALLOCATION']._serialized_end=1257
-  _globals['_GETUSAGEREQUEST']._serialized_start=1259
-  _globals['_GETUSAGEREQUEST']._serialized_end=1290
-  _globals['_USAGE']._serialized_start=1292
-  _globals['_USAGE']._serialized_end=1350
-  _globals['_GETCOMPUTEREQUEST']._serialized_start=1352
-  _globals['_GETCOMPUTEREQUEST']._serialized_end=1385
-  _globals['_LISTCOMPUTESREQUEST']._serialized_start=1387
-  _globals['_LISTCOMPUTESREQUEST']._serialized_end=1463
-  _globals['_LISTCOMPUTESRESPONSE']._serialized_start=1465
-  _globals['_LISTCOMPUTESRESPONSE']._serialized_end=1561
-  _globals['_LISTNODESREQUEST']._serialized_start=1563
-  _globals['_LISTNODESREQUEST']._serialized_end=1620
-  _globals['_LISTNODESRESPONSE']._serialized_start=1622
-  _globals['_LISTNODESRESPONSE']._serialized_end=1709
-  _globals['_GETALLOCATIONREQUEST']._serialized_start=1711
-  _globals['_GETALLOCATIONREQUEST']._serialized_end=1747
-  _globals['_LISTALLOCATIONSREQUEST']._serialized_start=1749
-  _globals['_LISTALLOCATIONSREQUEST']._serialized_end=1828
-  _globals['_LISTALLOCATIONSRESPONSE']._serialized_start=1830
-  _globals['_LISTALLOCATIONSRESPONSE']._serialized_end=1935
-  _globals['_COMPUTESERVICE']._serialized_start=2439
-  _globals['_COMPUTESERVICE']._serialized_end=3130
+  _globals['_ALLOCATION']._serialized_end=1278
+  _globals['_GETUSAGEREQUEST']._serialized_start=1280
+  _globals['_GETUSAGEREQUEST']._serialized_end=1311
+  _globals['_USAGE']._serialized_start=1313
+  _globals['_USAGE']._serialized_end=1371
+  _globals['_GETCOMPUTEREQUEST']._serialized_start=1373
+  _globals['_GETCOMPUTEREQUEST']._serialized_end=1406
+  _globals['_LISTCOMPUTESREQUEST']._serialized_start=1408
+  _globals['_LISTCOMPUTESREQUEST']._serialized_end=1484
+  _globals['_LISTCOMPUTESRESPONSE']._serialized_start=1486
+  _globals['_LISTCOMPUTESRESPONSE']._serialized_end=1582
+  _globals['_LISTNODESREQUEST']._serialized_start=1584
+  _globals['_LISTNODESREQUEST']._serialized_end=1641
+  _globals['_LISTNODESRESPONSE']._serialized_start=1643
+  _globals['_LISTNODESRESPONSE']._serialized_end=1730
+  _globals['_GETALLOCATIONREQUEST']._serialized_start=1732
+  _globals['_GETALLOCATIONREQUEST']._serialized_end=1768
+  _globals['_LISTALLOCATIONSREQUEST']._serialized_start=1770
+  _globals['_LISTALLOCATIONSREQUEST']._serialized_end=1849
+  _globals['_LISTALLOCATIONSRESPONSE']._serialized_start=1851
+  _globals['_LISTALLOCATIONSRESPONSE']._serialized_end=1956
+  _globals['_COMPUTESERVICE']._serialized_start=2460
+  _globals['_COMPUTESERVICE']._serialized_end=3151
 # @@protoc_insertion_point(module_scope)

@@ -243,6 +243,7 @@ class Allocation(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     CPU_SECONDS_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """workspaces/{workspace}/allocations/{allocation}"""
     revision: _builtins.int
@@ -263,6 +264,8 @@ class Allocation(_message.Message):
     """Whether its owner asked it to stop."""
     cpu_seconds: _builtins.float
     """Seconds of CPU that all its processes used, as its node last reported."""
+    certificate: _builtins.str
+    """PEM of the one certificate that a replica shows at its addresses; empty where it answers in clear."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was made."""
@@ -311,10 +314,11 @@ class Allocation(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
         cpu_seconds: _builtins.float = ...,
+        certificate: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "create_time", b"create_time", "end_time", b"end_time", "exit_code", b"exit_code", "reason", b"reason", "start_time", b"start_time", "update_time", b"update_time", "workload", b"workload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "cancel_requested", b"cancel_requested", "cpu_seconds", b"cpu_seconds", "create_time", b"create_time", "end_time", b"end_time", "exit_code", b"exit_code", "grpc_address", b"grpc_address", "http_address", b"http_address", "name", b"name", "node", b"node", "owner", b"owner", "phases", b"phases", "reason", b"reason", "revision", b"revision", "start_time", b"start_time", "state", b"state", "update_time", b"update_time", "workload", b"workload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "cancel_requested", b"cancel_requested", "certificate", b"certificate", "cpu_seconds", b"cpu_seconds", "create_time", b"create_time", "end_time", b"end_time", "exit_code", b"exit_code", "grpc_address", b"grpc_address", "http_address", b"http_address", "name", b"name", "node", b"node", "owner", b"owner", "phases", b"phases", "reason", b"reason", "revision", b"revision", "start_time", b"start_time", "state", b"state", "update_time", b"update_time", "workload", b"workload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
     _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015

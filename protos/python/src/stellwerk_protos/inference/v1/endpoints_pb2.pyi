@@ -664,6 +664,7 @@ class Replica(_message.Message):
     ALLOCATION_REVISION_FIELD_NUMBER: _builtins.int
     ROLLOUT_FIELD_NUMBER: _builtins.int
     READY_TIME_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """workspaces/{workspace}/endpoints/{endpoint}/deployments/{deployment}/replicas/{replica}"""
     revision: _builtins.int
@@ -682,6 +683,10 @@ class Replica(_message.Message):
     """The revision of the allocation that this state follows from."""
     rollout: _builtins.int
     """Number of the rollout that it is of."""
+    certificate: _builtins.str
+    """PEM of the one certificate that it shows at its addresses; empty where it answers in clear, which it may
+    on loopback only.
+    """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was created."""
@@ -718,10 +723,11 @@ class Replica(_message.Message):
         allocation_revision: _builtins.int = ...,
         rollout: _builtins.int = ...,
         ready_time: _timestamp_pb2.Timestamp | None = ...,
+        certificate: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "ready_time", b"ready_time", "reason", b"reason", "update_time", b"update_time", "workload", b"workload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation", b"allocation", "allocation_revision", b"allocation_revision", "create_time", b"create_time", "grpc_address", b"grpc_address", "http_address", b"http_address", "name", b"name", "ready_time", b"ready_time", "reason", b"reason", "revision", b"revision", "rollout", b"rollout", "state", b"state", "update_time", b"update_time", "workload", b"workload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation", b"allocation", "allocation_revision", b"allocation_revision", "certificate", b"certificate", "create_time", b"create_time", "grpc_address", b"grpc_address", "http_address", b"http_address", "name", b"name", "ready_time", b"ready_time", "reason", b"reason", "revision", b"revision", "rollout", b"rollout", "state", b"state", "update_time", b"update_time", "workload", b"workload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
