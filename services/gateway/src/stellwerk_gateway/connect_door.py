@@ -10,7 +10,8 @@ messages appear here only as details of errors.
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping
+import re
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple
 
 import grpc
@@ -20,14 +21,14 @@ from connectrpc.method import IdempotencyLevel, MethodInfo, StreamType
 from connectrpc.request import RequestContext
 from connectrpc.server import ConnectASGIApplication, Endpoint
 from google.protobuf import json_format
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from protobuf.wkt import Any as AnyMessage
 from protobuf.wkt import Struct
 
 from stellwerk_gateway import catalog
-from stellwerk_gateway.asgi import send_error
+from stellwerk_gateway.asgi import Header, send_error
 from stellwerk_gateway.backends import Backend, Backends
 from stellwerk_gateway.forward import (
     DETAILS_KEY,
@@ -37,12 +38,17 @@ from stellwerk_gateway.forward import (
     traced,
     unary_timeout,
 )
+from stellwerk_gateway.headers import CARRIED, carried
 from stellwerk_gateway.refusals import Counted
 from stellwerk_platform.addresses import METADATA_KEY
 from stellwerk_platform.errors import InvalidArgument, PlatformError, Unimplemented, to_status
 
 _MAX_MESSAGE_BYTES = 16 * 1024 * 1024
-_FORWARDED_HEADERS = ("authorization", "traceparent", "tracestate", "x-request-id")
+# What the runtime reads itself.
+_PROTOCOL_HEADERS = frozenset({b"content-type", b"content-encoding", b"accept-encoding", b"host"})
+_PROTOCOL_PREFIXES = (b"connect-", b"grpc-")
+# gRPC itself is for the gRPC door: it ends with trailers, which ASGI servers do not have.
+_GRPC = re.compile(rb"application/grpc(\+.*)?", re.DOTALL)
 
 
 class _Encoded(NamedTuple):
@@ -61,8 +67,20 @@ class _BinaryCodec:
     def encode(self, message: _Encoded) -> bytes:
         return message.body
 
-    def decode(self, data: bytes | bytearray, _message_class: type[Message]) -> bytes:
-        return bytes(data)
+    def decode(self, data: bytes | bytearray, message_class: type[Message]) -> bytes:
+        body = bytes(data)
+        try:
+            # A service would call it an error of its own.
+            message_class.FromString(body)
+        except DecodeError as error:
+            raise _to_connect(
+                InvalidArgument(
+                    "INVALID_PROTO",
+                    f"The body is no {message_class.DESCRIPTOR.name} in binary.",
+                    "Send the serialised message, or JSON with 'content-type: application/json'.",
+                )
+            ) from error
+        return body
 
 
 class _JsonCodec:
@@ -123,6 +141,11 @@ class ConnectDoor(ConnectASGIApplication[Backends]):
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answers one request; what `connectrpc` refuses without a word gets an error as everywhere here."""
         refused = False
+        try:
+            scope = {**scope, "headers": _readable(scope["headers"])}
+        except PlatformError as error:
+            await send_error(send, error, _ACCEPTED if isinstance(error, UnsupportedMediaType) else ())
+            return
 
         async def explained(message: Any) -> None:
             nonlocal refused
@@ -178,6 +201,19 @@ def _unsupported_media_type() -> PlatformError:
 _REFUSALS = {405: _method_not_allowed, 415: _unsupported_media_type}
 # They say what is accepted instead.
 _KEPT_HEADERS = (b"allow", b"accept-post")
+_ACCEPTED = [(b"accept-post", b"application/json, application/proto")]
+
+
+def _readable(headers: Sequence[Header]) -> list[Header]:
+    """The headers without what the runtime cannot take; raises `InvalidArgument`."""
+    kept = [
+        (name, value.decode("latin-1").encode())
+        for name, value in headers
+        if name in _PROTOCOL_HEADERS or name.startswith(_PROTOCOL_PREFIXES)
+    ]
+    if _GRPC.fullmatch(dict(kept).get(b"content-type", b"")):
+        raise _unsupported_media_type()
+    return [*kept, *((name.encode(), value.encode()) for name, value in carried(headers))]
 
 
 class _Call:
@@ -228,8 +264,8 @@ class _Call:
 
 
 def _metadata(context: RequestContext[Any, Any]) -> Metadata:
-    headers: Mapping[str, str] = context.request_headers
-    kept: Metadata = [(name, headers[name]) for name in _FORWARDED_HEADERS if name in headers]
+    headers = context.request_headers
+    kept: Metadata = [(name, headers[name]) for name in CARRIED if name in headers]
     address = context.client_address or ""
     return [*kept, (METADATA_KEY, address.rpartition(":")[0].strip("[]"))]
 

@@ -21,6 +21,7 @@ from stellwerk_gateway import refusals
 from stellwerk_gateway.asgi import Header, Receive, Scope, Send, send_error, send_json
 from stellwerk_gateway.backends import Backend, Backends
 from stellwerk_gateway.forward import Metadata, is_lost_connection, traced, unary_timeout
+from stellwerk_gateway.headers import carried
 from stellwerk_gateway.refusals import PayloadTooLarge
 from stellwerk_platform.addresses import METADATA_KEY
 from stellwerk_platform.errors import (
@@ -38,7 +39,6 @@ URL = re.compile(rb"/endpoints/[^/?]+/[^/?]+/jobs(?:[/?].*)?")
 _PATH = re.compile(r"/endpoints/([^/]+)/([^/]+)/jobs(?:/([^/]+)(?:/([^/]+))?)?/?")
 _SERVICE = pb.DESCRIPTOR.services_by_name["BatchService"].full_name
 _MAX_BODY_BYTES = 1 << 20
-_FORWARDED = (b"authorization", b"traceparent", b"tracestate", b"x-request-id")
 _ENDPOINT_KEY = "bearer swe_"
 
 
@@ -134,19 +134,8 @@ def _check_method(method: str, *allowed: str) -> None:
 
 
 def _metadata(scope: Scope) -> Metadata:
-    headers = dict(scope["headers"])
-    kept: Metadata = []
-    for key in _FORWARDED:
-        value = headers.get(key, b"").decode("latin-1").strip()
-        if not (value.isascii() and value.isprintable()):
-            raise InvalidArgument(
-                "INVALID_HEADER",
-                f"The header {key.decode()} is no ASCII text.",
-                "Correct it, or leave it out.",
-            )
-        if value:
-            kept.append((key.decode(), value))
-    authorization = next((str(value) for key, value in kept if key == "authorization"), "")
+    kept = carried(scope["headers"])
+    authorization = dict(kept).get("authorization", "")
     if authorization[: len(_ENDPOINT_KEY)].lower() == _ENDPOINT_KEY:
         raise Unauthenticated(
             "KEY_NOT_ACCEPTED",
