@@ -74,8 +74,9 @@ async def test_jobs_are_read_listed_and_canceled(web: aiohttp.ClientSession, ask
     async with web.post(f"{JOBS}/first/cancel") as answer:
         assert answer.status == 200
     assert isinstance(asked[-1], pb.CancelBatchJobRequest)
-    async with web.get(f"{JOBS}/none") as answer:
+    async with web.get(f"{JOBS}/none%3Fx") as answer:
         assert (answer.status, (await answer.json())["reason"]) == (404, "BATCH_JOB_NOT_FOUND")
+    assert asked[-1].name == f"{PARENT}/jobs/none?x", "a question mark in the name of a job is no query"
 
 
 @pytest.mark.parametrize(
@@ -91,6 +92,8 @@ async def test_jobs_are_read_listed_and_canceled(web: aiohttp.ClientSession, ask
         ("DELETE", f"{JOBS}/first", b"", 405, "METHOD_NOT_ALLOWED"),
         ("GET", f"{JOBS}/first/cancel", b"", 405, "METHOD_NOT_ALLOWED"),
         ("POST", f"{JOBS}/first/start", b"", 404, "PATH_NOT_FOUND"),
+        ("POST", f"{JOBS}/first/cancel/twice", b"", 404, "PATH_NOT_FOUND"),
+        ("POST", f"{JOBS}//cancel", b"", 404, "PATH_NOT_FOUND"),
     ],
 )
 async def test_what_cannot_be_is_refused(

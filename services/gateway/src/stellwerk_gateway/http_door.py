@@ -14,13 +14,11 @@ from typing import Any
 
 import uvicorn
 
-from stellwerk_gateway import refusals
+from stellwerk_gateway import jobs_door, refusals
 from stellwerk_gateway.asgi import Receive, Scope, Send, send_error, send_json
 from stellwerk_gateway.backends import Backends
 from stellwerk_gateway.connect_door import ConnectDoor
 from stellwerk_gateway.door_certificate import DoorCertificate
-from stellwerk_gateway.jobs_door import URL as JOBS_URL
-from stellwerk_gateway.jobs_door import JobsDoor
 from stellwerk_gateway.login import origin
 from stellwerk_gateway.login.door import PATHS as LOGIN_PATHS
 from stellwerk_gateway.login.door import LoginDoor
@@ -41,7 +39,7 @@ class HttpDoor:
         self._backends = backends
         self._router = router
         self._connect: Any = connect
-        self._jobs = JobsDoor(backends)
+        self._jobs = jobs_door.JobsDoor(backends)
         self._login = login
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -57,7 +55,7 @@ class HttpDoor:
             await self._connect(scope, receive, send)
         elif match := statistics.PATH.fullmatch(path):
             await self._statistics(scope, send, match)
-        elif JOBS_URL.fullmatch(path.encode("latin-1", "replace")):
+        elif jobs_door.is_route(path):
             await self._jobs(scope, receive, send)
         elif path in LOGIN_PATHS:
             await self._login(scope, send)

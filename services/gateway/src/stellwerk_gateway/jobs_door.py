@@ -34,12 +34,16 @@ from stellwerk_platform.errors import (
 )
 from stellwerk_protos.inference.v1 import batches_pb2 as pb
 
-# Told apart from what goes to replicas by the third segment, with or without a query.
-URL = re.compile(rb"/endpoints/[^/?]+/[^/?]+/jobs(?:[/?].*)?")
-_PATH = re.compile(r"/endpoints/([^/]+)/([^/]+)/jobs(?:/([^/]+)(?:/([^/]+))?)?/?")
+# The third segment tells it apart from what goes to replicas.
+_ROUTE = re.compile(r"/endpoints/([^/]+)/([^/]+)/jobs(?:/(.*))?", re.DOTALL)
 _SERVICE = pb.DESCRIPTOR.services_by_name["BatchService"].full_name
 _MAX_BODY_BYTES = 1 << 20
 _ENDPOINT_KEY = "bearer swe_"
+
+
+def is_route(path: str) -> bool:
+    """Whether this door answers a path, which has no query."""
+    return _ROUTE.fullmatch(path) is not None
 
 
 class MethodNotAllowed(Unimplemented):
@@ -82,17 +86,18 @@ class JobsDoor:
         await send_json(send, call.status, document, _location(scope, call, answer))
 
     async def _parse(self, scope: Scope, receive: Receive) -> _Call:
-        match = _PATH.fullmatch(scope["path"])
-        if match is None or match[4] not in (None, "cancel"):
+        match = _ROUTE.fullmatch(scope["path"])
+        job, _, action = (match[3] or "").removesuffix("/").partition("/") if match else ("", "", "")
+        if match is None or action not in ("", "cancel") or (action and not job):
             raise NotFound(
                 "PATH_NOT_FOUND", f"There is no {scope['path'][:200]}.", "Use …/jobs or …/jobs/JOB."
             )
         parent = f"workspaces/{match[1]}/endpoints/{match[2]}"
-        name, verb = f"{parent}/jobs/{match[3]}", scope["method"]
-        if match[4]:
+        name, verb = f"{parent}/jobs/{job}", scope["method"]
+        if action:
             _check_method(verb, "POST")
             return _Call("CancelBatchJob", pb.CancelBatchJobRequest(name=name), pb.BatchJob)
-        if match[3]:
+        if job:
             _check_method(verb, "GET", "HEAD")
             return _Call("GetBatchJob", pb.GetBatchJobRequest(name=name), pb.BatchJob)
         _check_method(verb, "GET", "HEAD", "POST")

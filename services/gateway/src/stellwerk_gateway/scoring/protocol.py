@@ -29,7 +29,9 @@ _DISCARDED_BYTES, _DISCARD_SECONDS = 400_000_000, 5.0
 
 
 def _is_for_people(url: bytes) -> bool:
-    return url.endswith(_STATISTICS) or (_JOBS in url and jobs_door.URL.fullmatch(url) is not None)
+    if url.endswith(_STATISTICS):
+        return True
+    return _JOBS in url and jobs_door.is_route(url.partition(b"?")[0].decode("latin-1"))
 
 
 class DoorProtocol(HttpToolsProtocol):
