@@ -111,12 +111,12 @@ async def test_a_pack_goes_with_the_last_that_lies_in_it(blobs: Blobs) -> None:
     assert await blobs.index.missing("demo", [first, second]) == []
     assert await blobs.index.used_bytes("demo") == 11, "nothing counts twice"
     assert await blobs.index.count("demo") == (2, 11)
-    await aged()
+    await aged(blobs)
     assert await blobs.release(pack) == (0, []), "it holds something"
     assert await blobs.release(first) == (5, [])
     assert await blobs.objects.size("demo", pack) == 11
     assert await blobs.index.missing("demo", [first, second]) == [first]
-    await aged()
+    await aged(blobs)
     assert await blobs.release(second) == (6, [])
     assert await blobs.objects.size("demo", pack) is None
     assert await blobs.index.missing("demo", [first, second, pack]) == [first, second, pack]
@@ -143,6 +143,6 @@ async def test_a_blob_that_a_run_may_need_is_not_taken_for_a_pack(blobs: Blobs) 
     await packs.create("demo", digests[0], [blob(b"a"), blob(b"b")])
     await packs.create("demo", digests[1], [blob(b"c"), blob(b"d")])
     assert await blobs.index.used_bytes("demo") == 8, "it counts as before"
-    await aged()
+    await aged(blobs)
     await blobs.release(blob(b"c").sha256, blob(b"d").sha256)
     assert [await blobs.objects.size("demo", digest) for digest in digests[:2]] == [2, 2]
