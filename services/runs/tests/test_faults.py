@@ -150,9 +150,17 @@ async def send_all(client: Client, child: "asyncio.Task[None]", lives: Child) ->
             except grpc.aio.AioRpcError as error:
                 if error.code() != grpc.StatusCode.UNAVAILABLE:
                     raise
+                await back(client, child)
         sent, log = sent + more, log + lines
         rounds_of_last_life += len(lives.deaths) == len(LIVES) - 1
     return sent, log
+
+
+async def back(client: Client, child: "asyncio.Task[None]") -> None:
+    """Returns when the next life answers: trying at once took the service the core that it starts on."""
+    ready = asyncio.create_task(client.channel.channel_ready())
+    await asyncio.wait({child, ready}, return_when=asyncio.FIRST_COMPLETED)
+    ready.cancel()
 
 
 def cut(more: list[float], lines: bytes, first: int, offset: int, size: int) -> list[AppendRequest]:
