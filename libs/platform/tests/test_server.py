@@ -12,8 +12,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from stellwerk_platform import errors
 from stellwerk_platform.access import Guard
-from stellwerk_platform.auth import Caller, StaticCredentials, current_caller
-from stellwerk_platform.grpc_client import connect
+from stellwerk_platform.auth import Caller, current_caller
+from stellwerk_platform.grpc_client import connect, open_channel
 from stellwerk_platform.grpc_server import Registration, Server, permissions
 from stellwerk_protos.secrets.v1 import tokens_pb2, tokens_pb2_grpc
 
@@ -76,13 +76,12 @@ async def tokens() -> AsyncIterator[tuple[Tokens, str]]:
 
 
 async def get_caller(address: str, token: str | None) -> tokens_pb2.Caller:
-    channel = connect(address, StaticCredentials(token) if token is not None else None)
-    try:
+    # Bare, so that what is unavailable is not asked again until the time is up.
+    metadata = (("authorization", f"Bearer {token}"),) if token is not None else ()
+    async with open_channel(address) as channel:
         return await tokens_pb2_grpc.TokenServiceStub(channel).GetCaller(
-            tokens_pb2.GetCallerRequest(), timeout=5
+            tokens_pb2.GetCallerRequest(), timeout=60, metadata=metadata
         )
-    finally:
-        await channel.close()
 
 
 async def failure(address: str, token: str | None) -> errors.PlatformError:
@@ -133,10 +132,10 @@ async def test_an_unexpected_error_tells_nothing(tokens: tuple[Tokens, str]) -> 
 async def test_public_methods_health_and_reflection_need_no_key(tokens: tuple[Tokens, str]) -> None:
     channel = connect(tokens[1])
     await tokens_pb2_grpc.TokenServiceStub(channel).ListSigningKeys(
-        tokens_pb2.ListSigningKeysRequest(), timeout=5
+        tokens_pb2.ListSigningKeysRequest(), timeout=60
     )
     health = await health_pb2_grpc.HealthStub(channel).Check(
-        health_pb2.HealthCheckRequest(service="stellwerk.secrets.v1.TokenService"), timeout=5
+        health_pb2.HealthCheckRequest(service="stellwerk.secrets.v1.TokenService"), timeout=60
     )
     assert health.status == health_pb2.HealthCheckResponse.SERVING
     await channel.close()
@@ -146,7 +145,7 @@ async def test_a_huge_message_is_refused(tokens: tuple[Tokens, str]) -> None:
     channel = grpc.aio.insecure_channel(tokens[1], options=[("grpc.max_send_message_length", -1)])
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await tokens_pb2_grpc.TokenServiceStub(channel).ExchangeApiKey(
-            tokens_pb2.ExchangeApiKeyRequest(api_key="x" * 17 * 1024 * 1024), timeout=20
+            tokens_pb2.ExchangeApiKeyRequest(api_key="x" * 17 * 1024 * 1024), timeout=60
         )
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     await channel.close()
