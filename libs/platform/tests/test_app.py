@@ -18,7 +18,7 @@ async def _returns() -> None:
 async def test_a_background_task_that_fails_ends_the_process() -> None:
     app = App("test")
     app.background(_fails())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         with pytest.raises(ValueError, match="broken"):
             await app.wait()
 
@@ -28,7 +28,7 @@ async def test_a_background_task_that_ends_silently_ends_the_process_too() -> No
     left: list[str] = []
     app.close(lambda: left.append("left"))
     app.background(_returns())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         with pytest.raises(RuntimeError, match="_returns"):
             await app.wait()
     assert left == ["left"]

@@ -26,7 +26,7 @@ async def publish(bus: Bus, revision: int) -> str:
 async def consuming(bus: Bus, handler: Callable[[Event], Awaitable[None]]) -> AsyncIterator[None]:
     task = asyncio.create_task(bus.consume("test-consumer", ["registry.workspace.*"], handler))
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(200):
             yield
     finally:
         task.cancel()
@@ -131,6 +131,6 @@ async def test_a_connection_that_is_closed_for_good_is_noticed(servers: Servers,
         lasts = asyncio.create_task(other.lasts())
         body = b"x" * other.client.max_payload
         await other.client.publish(bus.names.subject("any"), body, headers={"a": "b"})
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             with pytest.raises(Unavailable, match=r"(?i)maximum payload"):
                 await lasts

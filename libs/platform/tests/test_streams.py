@@ -103,7 +103,7 @@ async def ended(call: Any) -> str:
             pass
 
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await asyncio.wait_for(read(), 5)
+        await asyncio.wait_for(read(), 60)
     return from_rpc(caught.value).reason
 
 
@@ -113,9 +113,11 @@ async def test_a_stream_ends_when_its_client_goes(
 ) -> None:
     call = await doors.watch(waiting)
     call.cancel()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await doors.servicer.ended.wait()
-    assert not caplog.records
+    # The services of other tests are in this process too, and may say that they wait for something.
+    servers = ("asyncio", "grpc", "stellwerk_platform.grpc_server", "stellwerk_platform.streams")
+    assert not [record for record in caplog.records if record.name.startswith(servers)]
 
 
 @pytest.mark.parametrize("waiting", [0, 1], ids=["while it sends", "while it waits"])
@@ -125,7 +127,7 @@ async def test_a_stream_ends_when_its_caller_is_no_member_any_more(doors: Doors,
     doors.roles.clear()
     doors.memberships.forget("users/alice", "workspaces/demo")
     assert await ended(call) == "PERMISSION_DENIED"
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await doors.servicer.ended.wait()
 
 
@@ -133,7 +135,7 @@ async def test_a_stream_outlives_a_change_that_leaves_it_allowed(doors: Doors) -
     call = await doors.watch(0)
     doors.roles["users/alice"] = "Contributor"
     doors.memberships.forget()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while await doors.memberships.role("users/alice", "workspaces/demo") != "Contributor":
             await anext(aiter(call))
         for _ in range(3):
@@ -160,7 +162,7 @@ async def test_a_stream_ends_with_its_token(doors: Doors) -> None:
 async def test_a_stream_lives_as_long_as_its_key(doors: Doors) -> None:
     doors.life_seconds = 0.05
     call = await doors.watch(0)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         asked = time.time()
         while time.time() < asked + 0.5:
             await anext(aiter(call))
