@@ -83,6 +83,31 @@ async def test_health_is_answered_while_the_script_loads(scorer: StartScorer, tm
         assert (await http.get("/v2/health/ready")).json() == {"ready": True}
 
 
+# Python runs it first of all: notes what the process imports and starts, in its order.
+NOTES = """
+import os, sys
+
+file = open(os.path.join(os.path.dirname(__file__), f"{os.getpid()}.txt"), "a", buffering=1)
+
+def note(event, arguments):
+    if event in ("import", "subprocess.Popen"):
+        print(event, arguments[0], file=file)
+
+sys.addaudithook(note)
+"""
+
+
+async def test_the_worker_starts_before_the_front_is_imported(scorer: StartScorer, tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "sitecustomize.py").write_text(NOTES)
+    async with scorer(INIT + RUN, PYTHONPATH=str(tmp_path / "notes")) as running:
+        await running.ready()
+        noted = (tmp_path / "notes" / f"{running.process.pid}.txt").read_text().splitlines()
+    (start,) = [at for at, line in enumerate(noted) if line.startswith("subprocess.Popen")]
+    for module in ("stellwerk_scorer.main", "grpc"):
+        assert noted.index(f"import {module}") > start, f"the worker waits for {module}"
+
+
 FRAGILE = """
     import os, time
 
