@@ -8,6 +8,7 @@ from pathlib import Path
 import grpc
 import httpx
 import pytest
+from cryptography import x509
 
 from services.agent.tests.support import running
 from stellwerk import AsyncClient
@@ -84,12 +85,20 @@ def test_on_loopback_a_replica_answers_in_clear(tmp_path: Path) -> None:
     assert (place.certificate, place.url[:7]) == ("", "http://")
 
 
+def test_a_node_may_be_known_by_its_name() -> None:
+    host = Settings.from_environment(REQUIRED | {"STELLWERK_AGENT_REPLICA_HOST": "node-1.example"})
+    certificate = x509.load_pem_x509_certificate(replica_place.certify(host.agent_replica_host)[1])
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["node-1.example"]
+
+
 @pytest.mark.parametrize(
     ("variable", "value"),
     [
         ("HOST", "0.0.0.0"),
         ("HOST", "::"),
-        ("HOST", "node-1.example"),
+        ("HOST", "https://node"),
+        ("HOST", "10.0.0.256"),
         ("PORTS", "80"),
         ("PORTS", "90-80"),
         ("PORTS", "80-80"),

@@ -12,6 +12,7 @@ from stellwerk_platform.settings import IdentitySettings, SettingsError
 
 _PORTS = re.compile(r"(\d{1,5})-(\d{1,5})")
 _PORTS_END = 1 << 16
+_NAME = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,7 @@ class Settings(IdentitySettings):
     `agent_address` is the gateway's door for agents, `grpc_address` the one for everybody, which runs use.
     `system_metrics_seconds` is the period of the standard metrics of runs, 0 turns them off;
     `collect_seconds` how long the blob store may take no byte of the outputs before a run fails.
-    `agent_replica_host` is the IP address of this node at which the gateway reaches replicas, and
+    `agent_replica_host` is the address or name of this node at which the gateway reaches replicas, and
     `agent_replica_ports` (`LOW-HIGH`) the ports that they may take there, two each; empty: any.
     """
 
@@ -63,13 +64,14 @@ class Settings(IdentitySettings):
         return range(low, high + 1)
 
     def _check_host(self) -> None:
+        host = self.agent_replica_host
         try:
-            host = ipaddress.ip_address(self.agent_replica_host)
+            address = ipaddress.ip_address(host)
         except ValueError:
-            raise SettingsError(
-                f"STELLWERK_AGENT_REPLICA_HOST={self.agent_replica_host!r} is no IP address"
-            ) from None
-        if host.is_unspecified or host.is_multicast:
+            if not _NAME.fullmatch(host):
+                raise SettingsError(f"STELLWERK_AGENT_REPLICA_HOST={host!r} is no address or name") from None
+            return
+        if address.is_unspecified or address.is_multicast:
             raise SettingsError(
                 f"STELLWERK_AGENT_REPLICA_HOST={host} is no address that a gateway could connect to; "
                 "give one of this node"

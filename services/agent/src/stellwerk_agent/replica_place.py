@@ -81,7 +81,7 @@ def choose(folder: AllocationFolder, settings: Settings) -> Place:
 def free_ports(
     host: str, allowed: Sequence[int] = (), taken: Collection[int] = frozenset()
 ) -> tuple[int, int]:
-    """Two ports of an address of this node that nobody listens on now; `allowed` empty: any.
+    """Two ports of an address or name of this node that nobody listens on now; `allowed` empty: any.
 
     Raises `StepFailed` when there are none.
     """
@@ -128,7 +128,6 @@ def certify(host: str) -> tuple[bytes, bytes]:
     """A new key, and the certificate that says that it is the replica's at this address; both PEM."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Stellwerk replica")])
-    place = x509.IPAddress(ipaddress.ip_address(host))
     certificate = (
         x509.CertificateBuilder()
         .subject_name(name)
@@ -137,7 +136,7 @@ def certify(host: str) -> tuple[bytes, bytes]:
         .serial_number(x509.random_serial_number())
         .not_valid_before(datetime.now(UTC) - _EARLIER)
         .not_valid_after(_NO_END)
-        .add_extension(x509.SubjectAlternativeName([place]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([_general_name(host)]), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .sign(key, hashes.SHA256())
@@ -145,3 +144,10 @@ def certify(host: str) -> tuple[bytes, bytes]:
     pem = serialization.Encoding.PEM
     secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     return secret, certificate.public_bytes(pem)
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
