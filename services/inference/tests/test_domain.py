@@ -54,7 +54,12 @@ def take(one: pb.Replica, step: str, state: compute.AllocationState.ValueType, r
         return replicas.stop(one, "STOP", "")
     address = "127.0.0.1:1" if state == compute.ALLOCATION_STATE_RUNNING else ""
     allocation = compute.Allocation(
-        name="a", revision=revision, state=state, http_address=address, grpc_address=address
+        name="a",
+        revision=revision,
+        state=state,
+        http_address=address,
+        grpc_address=address,
+        certificate="PEM" if address else "",
     )
     return replicas.follow(one, allocation)
 
@@ -80,6 +85,7 @@ def test_a_replica_never_leaves_its_end_and_ignores_what_it_has_seen(
             assert take(after, step, state, revision) is None
         if after.state == states.SUCCEEDED:
             assert after.http_address
+            assert after.certificate
             assert step == "answered"
 
 
