@@ -6,6 +6,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from stellwerk_inference.monitors import domain, schedule
+from stellwerk_inference.monitors.turns import Turns
 from stellwerk_protos.common.v1.common_pb2 import Reason
 from stellwerk_protos.inference.v1 import monitors_pb2 as pb
 
@@ -116,3 +117,23 @@ def test_a_schedule_that_was_away_goes_on_from_now() -> None:
     domain.begin(planned, 2, ("REQUESTED", ""), now)
     assert planned.next_check_time.ToDatetime(UTC) == datetime(2026, 11, 23, 13, tzinfo=UTC)
     assert planned.check_count == 2
+
+
+def test_workspaces_take_turns_and_none_has_all_places() -> None:
+    begun = datetime(2026, 11, 23, tzinfo=UTC)
+    waiting = {f"workspaces/many/monitors/m{n}": begun for n in range(50)}
+    waiting["workspaces/few/monitors/a"] = begun + timedelta(hours=1)
+    waiting["workspaces/few/monitors/b"] = begun + timedelta(hours=2)
+    turns = Turns(3)
+    assert turns.order(waiting) == ["workspaces/many", "workspaces/few"], "who waits longest is first"
+    turns.begin("workspaces/many")
+    assert turns.order(waiting) == ["workspaces/few", "workspaces/many"]
+    turns.begin("workspaces/few")
+    turns.begin("workspaces/many")
+    assert turns.order(waiting) == ["workspaces/few"], "one place is left, and it is for others"
+    turns.end("workspaces/many")
+    assert turns.order(waiting) == ["workspaces/few", "workspaces/many"]
+    alone = Turns(1)
+    alone.begin("workspaces/many")
+    alone.end("workspaces/many")
+    assert alone.order(waiting) == ["workspaces/few", "workspaces/many"]

@@ -301,6 +301,56 @@ async def test_a_check_goes_on_at_once_when_the_service_was_stopped(
                 assert (await ended(unstarted, check.name)).found == domain.OK
 
 
+async def test_slow_checks_of_a_workspace_do_not_hold_up_those_of_another(
+    inference: Inference, data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monitor = await made(inference, "slow")
+    await data.collect(monitor.endpoint, 200)
+    data.open.clear()
+    begin = pb.CheckMonitorRequest(name=monitor.name)
+    slow = [await inference.monitors.CheckMonitor(begin) for _ in range(3)]
+    async with asyncio.timeout(60):
+        await data.asked.wait()
+
+    monkeypatch.setattr(inference.others, "known", {*inference.others.known, "workspaces/other"})
+    endpoint = await inference.stub.CreateEndpoint(
+        endpoints_pb2.CreateEndpointRequest(parent="workspaces/other", endpoint_id="quick")
+    )
+    request = monitor_request(endpoint.name, "quick", baseline="workspaces/other/datasets/a/versions/1")
+    request.parent = "workspaces/other"
+    quick = await inference.monitors.CreateMonitor(request)
+    assert (await checked(inference, quick.name)).found == domain.NO_DATA
+    states = {
+        (await inference.monitors.GetMonitorCheck(pb.GetMonitorCheckRequest(name=check.name))).state
+        for check in slow
+    }
+    assert states == {domain.RUNNING}
+    data.open.set()
+    for check in slow:
+        assert (await ended(inference, check.name)).found == domain.OK
+
+
+async def test_a_workspace_has_so_many_monitors(
+    inference: Inference, data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The tests of this file share a workspace.
+    others = await inference.monitors.ListMonitors(pb.ListMonitorsRequest(parent=WORKSPACE))
+    monkeypatch.setattr(domain, "MAX_MONITORS", len(others.monitors) + 2)
+    first = await made(inference, "first")
+    last = monitor_request(first.endpoint, "last")
+    last.request_id = "last"
+    made_last = await inference.monitors.CreateMonitor(last)
+    more = monitor_request(first.endpoint, "more")
+    for dry in (True, False):
+        more.validate_only = dry
+        assert await reason_of(inference.monitors.CreateMonitor(more)) == "TOO_MANY_MONITORS"
+    assert await inference.monitors.CreateMonitor(last) == made_last, "a repeated request makes no other"
+    again = inference.monitors.CreateMonitor(monitor_request(first.endpoint, "first"))
+    assert await reason_of(again) == "ALREADY_EXISTS"
+    await inference.monitors.DeleteMonitor(pb.DeleteMonitorRequest(name=first.name))
+    assert (await inference.monitors.CreateMonitor(more)).name.endswith("/more")
+
+
 async def test_old_checks_are_forgotten_but_the_one_that_is_shown(
     inference: Inference, data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:

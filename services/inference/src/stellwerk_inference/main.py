@@ -107,7 +107,7 @@ async def compose(app: App, settings: InferenceSettings) -> None:
                 loads_pb2.DESCRIPTOR.services_by_name["LoadService"],
             ),
             batch_scoring(app, Parts(store, batches, lifecycle, changes, upstream), tokens),
-            monitoring(app, monitors, store, collected, changes, upstream),
+            monitoring(app, monitors, store, collected, changes, upstream, settings.monitor_checks),
             workspace_data(service.database, upstream.workspaces, store, lifecycle, batches).registration(),
         ],
     )

@@ -1,4 +1,4 @@
-"""Works on checks, one at a time: finds what has to be compared, has it compared, and stores what came of it.
+"""Works on checks, a few at a time: finds what to compare, has it compared, and stores what came of it.
 
 A check belongs to the process that has its lease. One whose process has died is taken up again by
 another, or by the next of its name; after so many times it has failed.
@@ -20,6 +20,7 @@ from stellwerk_inference.monitors import domain, process, requests
 from stellwerk_inference.monitors.compare import kinds
 from stellwerk_inference.monitors.compare.failures import CheckFailed
 from stellwerk_inference.monitors.store import LEASE_SECONDS, MonitorStore
+from stellwerk_inference.monitors.turns import Turns
 from stellwerk_inference.states import LEAVING
 from stellwerk_inference.store import Store
 from stellwerk_inference.upstream import Upstream
@@ -51,55 +52,79 @@ class Checker:
         collected: CollectedStore,
         changes: Changes,
         upstream: Upstream,
+        places: int,
     ) -> None:
         self._monitors = monitors
         self._store = store
         self._collected = collected
         self._changes = changes
         self._upstream = upstream
-        self._owner = uuid.uuid4().hex
+        self._places = places
+        self._turns = Turns(places)
+        self._claiming = asyncio.Lock()
 
     async def run(self) -> None:
-        """Works for ever."""
-        pause = 0.0
+        """Works for ever, on as many checks at a time as there are places."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self._places):
+                group.create_task(self._fill())
+
+    async def _fill(self) -> None:
+        """Works on one check after the other."""
+        # A name for each place: a check whose lease was lost may be taken up by the place beside.
+        pause, owner = 0.0, uuid.uuid4().hex
         with self._changes.watch() as waiter:
             while True:
                 await waiter.next(pause)
                 pause = _IDLE_SECONDS
                 try:
-                    while (claimed := await self._monitors.claim(self._owner)) is not None:
-                        await self._work(*claimed)
+                    while (claimed := await self._claim(owner)) is not None:
+                        try:
+                            await self._work(*claimed, owner)
+                        finally:
+                            self._turns.end(_workspace(claimed[0]))
                 except Exception:
                     log.warning("A check goes on later", exc_info=True)
 
-    async def _work(self, check: pb.MonitorCheck, tries: int) -> None:
+    async def _claim(self, owner: str) -> tuple[pb.MonitorCheck, int] | None:
+        """The check whose turn it is, and how often it was taken up."""
+        async with self._claiming:
+            waiting = await self._monitors.waiting()
+            for workspace in self._turns.order(waiting):
+                monitors = [name for name in waiting if names.parent_of(name) == workspace]
+                if (claimed := await self._monitors.claim(owner, monitors)) is not None:
+                    self._turns.begin(workspace)
+                    return claimed
+        return None
+
+    async def _work(self, check: pb.MonitorCheck, tries: int, owner: str) -> None:
         """Ends the check, unless it is lost meanwhile."""
         failpoints.hit("inference.check_claimed")
         work = asyncio.create_task(self._outcome(check, tries))
-        renewal = asyncio.create_task(self._renew(check, work))
+        renewal = asyncio.create_task(self._renew(check, owner, work))
         try:
             end = await work
         except asyncio.CancelledError:
             if renewal.done():
                 return  # the check is gone, or somebody else's
             # The process stops: another need not wait for the end of the lease.
-            await asyncio.shield(self._monitors.release(check.name, self._owner))
+            await asyncio.shield(self._monitors.release(check.name, owner))
             raise
         finally:
             work.cancel()
             renewal.cancel()
         failpoints.hit("inference.check_compared")
         try:
-            await self._monitors.finish(check, self._owner, end)
+            await self._monitors.finish(check, owner, end)
         except NotFound:
             log.info("%s is gone", check.name)
 
-    async def _renew(self, check: pb.MonitorCheck, work: "asyncio.Task[Any]") -> None:
+    async def _renew(self, check: pb.MonitorCheck, owner: str, work: "asyncio.Task[Any]") -> None:
         """Keeps the lease; ends the work when it is lost."""
         while True:
             await asyncio.sleep(LEASE_SECONDS / 3)
             try:
-                if not await self._monitors.renew(check.name, self._owner):
+                if not await self._monitors.renew(check.name, owner):
                     break
             except Exception:
                 log.warning("The lease of %s is renewed later", check.name, exc_info=True)
@@ -218,6 +243,10 @@ class Checker:
                 break
             chosen.append(file)
         return sorted(chosen, key=lambda file: file.path)
+
+
+def _workspace(check: pb.MonitorCheck) -> str:
+    return names.parent_of(names.parent_of(check.name))
 
 
 def _seed(check: pb.MonitorCheck) -> int:

@@ -20,10 +20,11 @@ def monitoring(
     collected: CollectedStore,
     changes: Changes,
     upstream: Upstream,
+    places: int,
 ) -> Registration:
-    """Starts the schedule and the checks; returns the service."""
+    """Starts the schedule, and so many checks at a time; returns the service."""
     app.background(Scheduler(monitors, changes).run())
-    app.background(Checker(monitors, store, collected, changes, upstream).run())
+    app.background(Checker(monitors, store, collected, changes, upstream, places).run())
     return Registration(
         MonitorService(monitors, store, changes, upstream),
         monitors_pb2_grpc.add_MonitorServiceServicer_to_server,

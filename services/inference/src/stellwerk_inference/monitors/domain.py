@@ -23,6 +23,8 @@ RUNNING = pb.MONITOR_CHECK_STATE_RUNNING
 COMPLETED, CHECK_FAILED = pb.MONITOR_CHECK_STATE_COMPLETED, pb.MONITOR_CHECK_STATE_FAILED
 KEPT_CHECKS = 1_000
 MAX_WAITING = 10
+# Of a workspace.
+MAX_MONITORS = 200
 _UPCOMING = 5
 _SHOWN = 5
 # What the event of a monitor is called whose state has changed to this.

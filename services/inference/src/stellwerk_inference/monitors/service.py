@@ -33,6 +33,7 @@ class MonitorService(monitors_pb2_grpc.MonitorServiceServicer):
         await self._resolve(wanted)
         monitor = domain.new(wanted, current_caller().subject, datetime.now(UTC))
         if request.validate_only:
+            await self._monitors.check_room(request.parent)
             return _shown(monitor)
         return _shown(await self._monitors.create(monitor, request.request_id))
 

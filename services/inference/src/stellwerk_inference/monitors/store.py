@@ -5,7 +5,7 @@ has a lease on its document, beside the message. A deleted monitor stays as a to
 one of the same name goes on counting revisions and checks.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
@@ -16,9 +16,9 @@ from stellwerk_inference.monitors import domain
 from stellwerk_platform import names
 from stellwerk_platform.auth import current_actor
 from stellwerk_platform.documents import Document, from_document
-from stellwerk_platform.errors import AlreadyExists, FailedPrecondition
+from stellwerk_platform.errors import AlreadyExists, FailedPrecondition, ResourceExhausted
 from stellwerk_platform.journal import Fact
-from stellwerk_platform.mongo import Collection, Database, Transaction, missing, request_key
+from stellwerk_platform.mongo import Collection, Database, Session, Transaction, missing, request_key
 from stellwerk_protos.inference.v1 import monitors_pb2 as pb
 
 T = TypeVar("T")
@@ -88,9 +88,18 @@ class MonitorStore:
         return await self.monitors.page(where, size, token)
 
     async def create(self, monitor: pb.Monitor, request_id: str) -> pb.Monitor:
-        """Stores a new monitor; the first answer for a repeated request; raises `AlreadyExists`."""
+        """Stores a new monitor; the first answer for a repeated request.
+
+        Raises `AlreadyExists`, and `ResourceExhausted` when the workspace has as many as it may.
+        """
 
         async def work(tx: Transaction) -> pb.Monitor:
+            created = await put(tx)
+            # Afterwards, so that a repeated request or a taken name is told as such.
+            await self.check_room(names.parent_of(monitor.name), more=0, session=tx.session)
+            return created
+
+        async def put(tx: Transaction) -> pb.Monitor:
             tombstone = {"_id": monitor.name, "deleted": True}
             mark: Document = {"$unset": {"deleted": "", "request_id": ""}}
             if request_id:
@@ -105,6 +114,18 @@ class MonitorStore:
             return await self._database.commit(work)
         except DuplicateKeyError:
             return await self.monitors.existing(monitor, request_id)
+
+    async def check_room(self, workspace: str, *, more: int = 1, session: Session | None = None) -> None:
+        """Raises `ResourceExhausted` when the workspace cannot have so many more."""
+        where = {"parent": workspace, "deleted": {"$exists": False}}
+        count = await self.monitors.raw.count_documents(where, session=session)
+        if count + more > domain.MAX_MONITORS:
+            raise ResourceExhausted(
+                "TOO_MANY_MONITORS",
+                f"{workspace} has {domain.MAX_MONITORS} monitors.",
+                "Delete some (stellwerk monitor list; stellwerk monitor delete NAME), or watch more columns "
+                "with one.",
+            )
 
     async def update(self, name: str, change: Callable[[pb.Monitor], Fact | None], etag: str) -> pb.Monitor:
         """Applies a rule; raises `NotFound`, `Aborted`."""
@@ -123,8 +144,12 @@ class MonitorStore:
         return await self.change(name, work)
 
     async def due(self, now: datetime) -> list[str]:
-        """Names of monitors whose schedule wants a check, the longest due first."""
-        found = self.monitors.raw.find({"next_check_time": {"$lte": now}}, {"_id": 1})
+        """Names of monitors whose schedule wants a check, the longest due first.
+
+        Without those of which a check goes on: they could fill the list for ever.
+        """
+        busy = await self.checks.raw.distinct("parent", {"state": _RUNNING})
+        found = self.monitors.raw.find({"next_check_time": {"$lte": now}, "_id": {"$nin": busy}}, {"_id": 1})
         return [d["_id"] async for d in found.sort("next_check_time", ASCENDING).limit(_MOST_DUE)]
 
     async def next_due(self, now: datetime) -> datetime | None:
@@ -217,12 +242,17 @@ class MonitorStore:
         """One page, newest first, and the token of the next one."""
         return await self.checks.page({"parent": parent}, size, token, key="number", descending=True)
 
-    async def claim(self, owner: str) -> tuple[pb.MonitorCheck, int] | None:
-        """The oldest check that nobody works on, for `owner` alone, and how often it was taken up."""
+    async def waiting(self) -> dict[str, datetime]:
+        """By monitor, when the oldest check was begun that nobody works on."""
+        oldest = {"_id": "$parent", "oldest": {"$min": "$create_time"}}
+        found = self.checks.raw.aggregate([{"$match": _free(datetime.now(UTC))}, {"$group": oldest}])
+        return {document["_id"]: document["oldest"] async for document in found}
+
+    async def claim(self, owner: str, monitors: Sequence[str]) -> tuple[pb.MonitorCheck, int] | None:
+        """Their oldest check that nobody works on, for `owner` alone, and how often it was taken up."""
         now = datetime.now(UTC)
-        free = [{"lease_until": {"$exists": False}}, {"lease_until": {"$lt": now}}]
         found = await self.checks.raw.find_one_and_update(
-            {"state": _RUNNING, "$or": free},
+            {**_free(now), "parent": {"$in": monitors}},
             {"$set": {"lease_owner": owner, "lease_until": _until(now)}, "$inc": {"tries": 1}},
             sort=[("create_time", ASCENDING)],
             return_document=ReturnDocument.AFTER,
@@ -271,6 +301,12 @@ class MonitorStore:
         oldest = int(names.id_of(newest)) - domain.KEPT_CHECKS
         where = {"parent": monitor, "number": {"$lte": oldest}, "_id": {"$ne": shown}}
         await self.checks.raw.delete_many(where, session=tx.session)
+
+
+def _free(now: datetime) -> Document:
+    """Of checks that nobody works on."""
+    free = [{"lease_until": {"$exists": False}}, {"lease_until": {"$lt": now}}]
+    return {"state": _RUNNING, "$or": free}
 
 
 def _until(now: datetime) -> datetime:
