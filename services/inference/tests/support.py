@@ -379,9 +379,9 @@ class Journal:
         finally:
             await subscription.unsubscribe()
 
-    async def next(self, kind: str) -> dict[str, Any]:
+    async def next(self, kind: str, *, seconds: float = 20) -> dict[str, Any]:
         """The next event `<resource>.<verb>`; others are skipped."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(seconds):
             while True:
                 event: dict[str, Any] = await self._queue.get()
                 if event["type"] == f"stellwerk.inference.{kind}.v1":

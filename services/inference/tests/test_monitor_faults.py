@@ -26,7 +26,7 @@ LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 async def test_each_due_time_has_one_check_wherever_the_service_dies(unstarted: Inference) -> None:
     database = Database(unstarted.secrets.servers.mongodb_uri, unstarted.bus.names.namespace, "inference")
     async with Data(unstarted).run() as data, Journal().follow(unstarted.bus) as journal:
@@ -54,5 +54,6 @@ async def test_each_due_time_has_one_check_wherever_the_service_dies(unstarted: 
 
 async def told(journal: Journal, check: str) -> None:
     """Waits until the monitor shows this check; an event comes twice when its sender was killed."""
-    while (await journal.next("monitor.checked"))["data"]["resource"]["lastCheck"] != check:
+    # The service and the process of the comparison have to start first.
+    while (await journal.next("monitor.checked", seconds=120))["data"]["resource"]["lastCheck"] != check:
         pass
