@@ -78,7 +78,9 @@ async def test_the_first_request_wakes_the_deployment_and_waits(
 async def test_what_replicas_use_and_cold_starts_are_reported(
     web: aiohttp.ClientSession, table: RouteTable, told: Told, replica: FakeReplica
 ) -> None:
-    replica.usage = '{"cpu_seconds": 1.5, "memory_bytes": 1000, "calls": 4, "requests": 10}'
+    replica.usage = (
+        '{"cpu_seconds": 1.5, "memory_bytes": 1000, "calls": 4, "requests": 10, "batches": {"2": 3, "4": 1}}'
+    )
     table.replace([asleep()])
     request = asyncio.create_task(score(web))
     deployment = table.endpoints[asleep().endpoint].deployments["blue"]
@@ -94,6 +96,7 @@ async def test_what_replicas_use_and_cold_starts_are_reported(
     (usage,) = load.usages
     assert (usage.replica, usage.cpu_seconds, usage.memory_bytes) == ("a", 1.5, 1000)
     assert (usage.calls, usage.requests, load.cold_starts) == (4, 10, 1)
+    assert dict(usage.batches) == {2: 3, 4: 1}
 
 
 async def test_nobody_waits_longer_than_the_limit(

@@ -1,6 +1,7 @@
 """How many replicas a load wants: the rules, and what a simulation makes of them."""
 
 import math
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from stellwerk_inference.autoscale import domain
 from stellwerk_inference.autoscale.domain import Observation, Scaler, Settings
-from stellwerk_inference.autoscale.loads import Loads, quantile_ms
+from stellwerk_inference.autoscale.loads import Loads, batch_quantile, quantile_ms
 from stellwerk_inference.autoscale.simulation import Load, simulate
 from stellwerk_platform.errors import InvalidArgument
 from stellwerk_protos.inference.v1 import endpoints_pb2 as endpoints
@@ -160,6 +161,13 @@ def test_quantiles_are_read_from_buckets() -> None:
     assert quantile_ms([0] * 17, 0.5) == 0
 
 
+def test_batches_are_told_by_the_most_that_a_share_of_the_calls_had() -> None:
+    batches = {1: 50, 16: 0, 8: 45, 48: 5}
+    assert [batch_quantile(batches, share) for share in (0.5, 0.95, 1.0)] == [1, 8, 48]
+    assert batch_quantile({2: 1}, 0.95) == 2
+    assert batch_quantile({}, 0.5) == 0
+
+
 def test_what_replicas_use_is_counted_once_however_many_gateways_tell_of_it() -> None:
     loads = Loads()
     name = "workspaces/demo/endpoints/e/deployments/d"
@@ -169,7 +177,12 @@ def test_what_replicas_use_is_counted_once_however_many_gateways_tell_of_it() ->
             used = max(second - (gateway == "two"), 0)
             usages = [
                 pb.ReplicaUsage(
-                    replica=replica, cpu_seconds=used / 2, memory_bytes=500, calls=used, requests=3 * used
+                    replica=replica,
+                    cpu_seconds=used / 2,
+                    memory_bytes=500,
+                    calls=used,
+                    requests=3 * used,
+                    batches={2: used // 2, 4: used - used // 2},
                 )
                 for replica in ("r1", "r2")
             ]
@@ -180,6 +193,9 @@ def test_what_replicas_use_is_counted_once_however_many_gateways_tell_of_it() ->
     recent = loads.recent(name)
     assert sum(second.cpu_seconds for second in recent) == 10
     assert sum(second.called_requests for second in recent) == 3 * sum(second.calls for second in recent) > 0
+    batches = sum((second.batches for second in recent), Counter[int]())
+    assert batches.total() == sum(second.calls for second in recent)
+    assert batches.keys() == {2, 4}
     assert loads.memory_bytes(name) == 1_000
     assert loads.cold_starts(name, now=11.0) == (1, 800.0)
     assert loads.cold_starts(name, now=3_700.0) == (0, 0.0)

@@ -70,7 +70,7 @@ class Pool:
         self._sweep: asyncio.TimerHandle | None = None
         self._batch_timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
-        self.usage = Usage()
+        self.usage = Usage(settings.max_batch_size)
         # What the script is; empty until the first worker has loaded it.
         self.description: dict[str, Any] = {}
         self.started = 0

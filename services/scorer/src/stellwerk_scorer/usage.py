@@ -12,10 +12,13 @@ class Usage:
     Processes that user code starts count once they have ended and were waited for.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_batch_size: int = 1) -> None:
         # Calls of `run`, and requests that they had: more than one each where requests are batched.
         self.calls = 0
         self.requests = 0
+        # Calls by the power of two that their requests fit in: 1, 2, 4, and so on.
+        self._batches = [0] * ((max_batch_size - 1).bit_length() + 1)
+        self._max_batch_size = max_batch_size
         self._processes: dict[int, psutil.Process] = {}
         self._cpu_seconds: dict[int, float] = {}
 
@@ -23,6 +26,13 @@ class Usage:
         """One call of `run` with so many requests."""
         self.calls += 1
         self.requests += requests
+        self._batches[(requests - 1).bit_length()] += 1
+
+    @property
+    def batches(self) -> dict[int, int]:
+        """Calls by the most requests that are counted together, without those that there were none of."""
+        bounds = (min(1 << power, self._max_batch_size) for power in range(len(self._batches)))
+        return {bound: count for bound, count in zip(bounds, self._batches, strict=True) if count}
 
     def header(self, pids: Iterable[int]) -> bytes:
         """The line of an answer, with what these processes use now: a JSON object."""
@@ -42,5 +52,6 @@ class Usage:
             "memory_bytes": memory_bytes,
             "calls": self.calls,
             "requests": self.requests,
+            "batches": self.batches,
         }
         return b"x-stellwerk-usage: %b\r\n" % json.dumps(document).encode()

@@ -20,7 +20,7 @@ _REFRESH_SECONDS = 1.0
 _ROWS = 30
 _HEADER = (
     *("DEPLOYMENT", "TRAFFIC", "RATE/s", "ERRORS/s", "429/s", "P50 ms", "P99 ms"),
-    *("IN FLIGHT", "QUEUE", "BATCH", "CPU", "MEMORY", "REPLICAS", "STARTS/h", "COLD/h"),
+    *("IN FLIGHT", "QUEUE", "BATCH", "P50/P95/MAX", "CPU", "MEMORY", "REPLICAS", "STARTS/h", "COLD/h"),
 )
 
 
@@ -114,7 +114,8 @@ def top(session: Session, endpoint: str, once: bool) -> None:
     """Show the load of the deployments, live.
 
     Of one endpoint, or of all; means over the last ten seconds, over all gateways. BATCH: requests in one
-    call of the script. CPU: of one core, all replicas together. STARTS and COLD: replicas that became ready
+    call of the script, as a mean, and how many half of the calls, 95 of 100 and all had at most, rounded up
+    to a power of two. CPU: of one core, all replicas together. STARTS and COLD: replicas that became ready
     within the last hour, and how often requests waited because none ran, each with its mean time. JSON, and
     what is no terminal, get it once.
     """
@@ -143,11 +144,17 @@ def _row(load: Any) -> Sequence[object]:
         *(f"{endpoint}/{deployment}", f"{load.percent} %", *rates, *times),
         *(f"{load.in_flight:.1f}", f"{load.queued:.1f}"),
         f"{load.batch_size:.1f}" if load.batch_size else "-",
+        _batches(load),
         *(f"{load.cpu_percent:.0f} %", output.size(load.memory_bytes)),
         f"{load.ready_replica_count}/{load.replica_count}",
         _each(load.start_count, load.start_seconds),
         _each(load.cold_start_count, load.cold_start_ms / 1000),
     )
+
+
+def _batches(load: Any) -> str:
+    sizes = (load.batch_size_p50, load.batch_size_p95, load.batch_size_max)
+    return "/".join(map(str, sizes)) if load.batch_size_max else "-"
 
 
 def _each(count: int, seconds: float) -> str:

@@ -5,7 +5,7 @@ Gateways report counts from their start, so a report that is lost is in the next
 
 import time
 from array import array
-from collections import OrderedDict, defaultdict, deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -19,7 +19,7 @@ _SILENT_SECONDS = 3.0
 _FORGOTTEN_SECONDS = 60.0
 _WINDOW_SECONDS = 10
 _MAX_GATEWAYS, _MAX_LOADS, _MAX_HISTORIES, _MAX_USAGES = 200, 5_000, 500, 100
-_MAX_PROCESS_CHARACTERS = 200
+_MAX_PROCESS_CHARACTERS, _MAX_BATCHES = 200, 32
 _COUNTS = ("arrived", "answered", "failed", "refused")
 
 
@@ -38,6 +38,8 @@ class Second:
     cpu_seconds: float = 0.0
     calls: int = 0
     called_requests: int = 0
+    # Calls by the most requests that are counted together.
+    batches: Counter[int] = field(default_factory=Counter)
 
 
 @dataclass
@@ -215,6 +217,18 @@ def _use(
         second.cpu_seconds += max(usage.cpu_seconds - known.cpu_seconds, 0.0)
         second.calls += max(usage.calls - known.calls, 0)
         second.called_requests += max(usage.requests - known.requests, 0)
+        for most, count in list(usage.batches.items())[:_MAX_BATCHES]:
+            second.batches[most] += max(count - known.batches.get(most, 0), 0)
+
+
+def batch_quantile(batches: Mapping[int, int], share: float) -> int:
+    """How many requests at most `share` of the calls had; 0 without calls."""
+    left = share * sum(batches.values())
+    for most in sorted(batches):
+        left -= batches[most]
+        if batches[most] and left <= 0:
+            return most
+    return 0
 
 
 def quantile_ms(buckets: Iterable[int], share: float) -> float:

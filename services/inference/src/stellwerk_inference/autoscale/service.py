@@ -1,12 +1,13 @@
 """LoadService: parse, ask, reply."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from stellwerk_inference.autoscale import domain, simulation
-from stellwerk_inference.autoscale.loads import HISTORY_SECONDS, Loads, Second, quantile_ms
+from stellwerk_inference.autoscale.loads import HISTORY_SECONDS, Loads, Second, batch_quantile, quantile_ms
 from stellwerk_inference.autoscale.scaler import Autoscaler
 from stellwerk_inference.deployments.requests import PATTERN
 from stellwerk_inference.endpoints.domain import PATTERN as ENDPOINT_PATTERN
@@ -102,6 +103,7 @@ def _load(deployment: endpoints.Deployment, percent: int, loads: Loads) -> pb.De
     calls = sum(second.calls for second in recent)
     cold_starts, cold_start_ms = loads.cold_starts(deployment.name)
     buckets = [sum(column) for column in zip(*(second.buckets for second in recent), strict=True)]
+    batches = sum((second.batches for second in recent), Counter[int]())
     last = recent[-1] if recent else Second()
     return pb.DeploymentLoad(
         deployment=deployment.name,
@@ -118,6 +120,9 @@ def _load(deployment: endpoints.Deployment, percent: int, loads: Loads) -> pb.De
         cpu_percent=100 * sum(second.cpu_seconds for second in recent) / seconds,
         memory_bytes=loads.memory_bytes(deployment.name),
         batch_size=sum(second.called_requests for second in recent) / (calls or 1),
+        batch_size_p50=batch_quantile(batches, 0.5),
+        batch_size_p95=batch_quantile(batches, 0.95),
+        batch_size_max=batch_quantile(batches, 1.0),
         cold_start_count=cold_starts,
         cold_start_ms=cold_start_ms,
     )

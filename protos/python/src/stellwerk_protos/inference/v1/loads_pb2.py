@@ -27,13 +27,15 @@ from stellwerk_protos.access.v1 import access_pb2 as stellwerk_dot_access_dot_v1
 from stellwerk_protos.inference.v1 import endpoints_pb2 as stellwerk_dot_inference_dot_v1_dot_endpoints__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"stellwerk/inference/v1/loads.proto\x12\x16stellwerk.inference.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a stellwerk/access/v1/access.proto\x1a&stellwerk/inference/v1/endpoints.proto\"X\n\x11ReportLoadRequest\x12\x0f\n\x07process\x18\x01 \x01(\t\x12\x32\n\x05loads\x18\x02 \x03(\x0b\x32#.stellwerk.inference.v1.GatewayLoad\"\x8d\x02\n\x0bGatewayLoad\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x0f\n\x07\x61rrived\x18\x02 \x01(\x03\x12\x10\n\x08\x61nswered\x18\x03 \x01(\x03\x12\x0e\n\x06\x66\x61iled\x18\x04 \x01(\x03\x12\x0f\n\x07refused\x18\x05 \x01(\x03\x12\x0f\n\x07\x62uckets\x18\x06 \x03(\x03\x12\x11\n\tin_flight\x18\x07 \x01(\x01\x12\x0e\n\x06queued\x18\x08 \x01(\x01\x12\x10\n\x08queue_ms\x18\t \x01(\x05\x12\x34\n\x06usages\x18\n \x03(\x0b\x32$.stellwerk.inference.v1.ReplicaUsage\x12\x13\n\x0b\x63old_starts\x18\x0b \x01(\x03\x12\x15\n\rcold_start_ms\x18\x0c \x01(\x03\"k\n\x0cReplicaUsage\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\x13\n\x0b\x63pu_seconds\x18\x02 \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03\x12\r\n\x05\x63\x61lls\x18\x04 \x01(\x03\x12\x10\n\x08requests\x18\x05 \x01(\x03\"\x14\n\x12ReportLoadResponse\"\"\n\x10ListLoadsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\"\\\n\x11ListLoadsResponse\x12\x35\n\x05loads\x18\x01 \x03(\x0b\x32&.stellwerk.inference.v1.DeploymentLoad\x12\x10\n\x08gateways\x18\x02 \x01(\x05\"\x81\x03\n\x0e\x44\x65ploymentLoad\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x0c\n\x04rate\x18\x02 \x01(\x01\x12\x13\n\x0b\x66\x61iled_rate\x18\x03 \x01(\x01\x12\x14\n\x0crefused_rate\x18\x04 \x01(\x01\x12\x0e\n\x06p50_ms\x18\x05 \x01(\x01\x12\x0e\n\x06p99_ms\x18\x06 \x01(\x01\x12\x11\n\tin_flight\x18\x07 \x01(\x01\x12\x0e\n\x06queued\x18\x08 \x01(\x01\x12\x1b\n\x13ready_replica_count\x18\t \x01(\x05\x12\x15\n\rreplica_count\x18\n \x01(\x05\x12\x0f\n\x07percent\x18\x0b \x01(\x05\x12\x13\n\x0b\x63pu_percent\x18\x0c \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\r \x01(\x03\x12\x12\n\nbatch_size\x18\x0e \x01(\x01\x12\x13\n\x0bstart_count\x18\x0f \x01(\x05\x12\x15\n\rstart_seconds\x18\x10 \x01(\x01\x12\x18\n\x10\x63old_start_count\x18\x11 \x01(\x05\x12\x15\n\rcold_start_ms\x18\x12 \x01(\x01\"6\n\x15GetLoadHistoryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07seconds\x18\x02 \x01(\x05\"h\n\x0bLoadHistory\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x61rrivals\x18\x02 \x03(\x05\x12\x17\n\x0fservice_seconds\x18\x03 \x01(\x01\"f\n\x17SetScaleSettingsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12=\n\x0escale_settings\x18\x02 \x01(\x0b\x32%.stellwerk.inference.v1.ScaleSettings\"\xc1\x01\n\x16SimulateScalingRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12=\n\x0escale_settings\x18\x02 \x01(\x0b\x32%.stellwerk.inference.v1.ScaleSettings\x12\x31\n\x04load\x18\x03 \x01(\x0b\x32#.stellwerk.inference.v1.LoadHistory\x12\x15\n\rstart_seconds\x18\x04 \x01(\x01\x12\x10\n\x08parallel\x18\x05 \x01(\x05\"\xd5\x01\n\x17SimulateScalingResponse\x12\x38\n\x07seconds\x18\x01 \x03(\x0b\x32\'.stellwerk.inference.v1.SimulatedSecond\x12\x17\n\x0freplica_seconds\x18\x02 \x01(\x01\x12\x10\n\x08requests\x18\x03 \x01(\x03\x12\x15\n\rmean_queue_ms\x18\x04 \x01(\x01\x12\x18\n\x10longest_queue_ms\x18\x05 \x01(\x01\x12\x11\n\tdecisions\x18\x06 \x01(\x05\x12\x11\n\tleft_over\x18\x07 \x01(\x01\"g\n\x0fSimulatedSecond\x12\x15\n\rreplica_count\x18\x01 \x01(\x05\x12\x1b\n\x13ready_replica_count\x18\x02 \x01(\x05\x12\x10\n\x08\x61rrivals\x18\x03 \x01(\x05\x12\x0e\n\x06queued\x18\x04 \x01(\x01\x32\xf3\x04\n\x0bLoadService\x12q\n\nReportLoad\x12).stellwerk.inference.v1.ReportLoadRequest\x1a*.stellwerk.inference.v1.ReportLoadResponse\"\x0c\xa2\xbb\x18\x08internal\x12s\n\tListLoads\x12(.stellwerk.inference.v1.ListLoadsRequest\x1a).stellwerk.inference.v1.ListLoadsResponse\"\x11\xa2\xbb\x18\rendpoint.read\x12w\n\x0eGetLoadHistory\x12-.stellwerk.inference.v1.GetLoadHistoryRequest\x1a#.stellwerk.inference.v1.LoadHistory\"\x11\xa2\xbb\x18\rendpoint.read\x12{\n\x10SetScaleSettings\x12/.stellwerk.inference.v1.SetScaleSettingsRequest\x1a\".stellwerk.inference.v1.Deployment\"\x12\xa2\xbb\x18\x0e\x65ndpoint.write\x12\x85\x01\n\x0fSimulateScaling\x12..stellwerk.inference.v1.SimulateScalingRequest\x1a/.stellwerk.inference.v1.SimulateScalingResponse\"\x11\xa2\xbb\x18\rendpoint.readb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"stellwerk/inference/v1/loads.proto\x12\x16stellwerk.inference.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a stellwerk/access/v1/access.proto\x1a&stellwerk/inference/v1/endpoints.proto\"X\n\x11ReportLoadRequest\x12\x0f\n\x07process\x18\x01 \x01(\t\x12\x32\n\x05loads\x18\x02 \x03(\x0b\x32#.stellwerk.inference.v1.GatewayLoad\"\x8d\x02\n\x0bGatewayLoad\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x0f\n\x07\x61rrived\x18\x02 \x01(\x03\x12\x10\n\x08\x61nswered\x18\x03 \x01(\x03\x12\x0e\n\x06\x66\x61iled\x18\x04 \x01(\x03\x12\x0f\n\x07refused\x18\x05 \x01(\x03\x12\x0f\n\x07\x62uckets\x18\x06 \x03(\x03\x12\x11\n\tin_flight\x18\x07 \x01(\x01\x12\x0e\n\x06queued\x18\x08 \x01(\x01\x12\x10\n\x08queue_ms\x18\t \x01(\x05\x12\x34\n\x06usages\x18\n \x03(\x0b\x32$.stellwerk.inference.v1.ReplicaUsage\x12\x13\n\x0b\x63old_starts\x18\x0b \x01(\x03\x12\x15\n\rcold_start_ms\x18\x0c \x01(\x03\"\xdf\x01\n\x0cReplicaUsage\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\x13\n\x0b\x63pu_seconds\x18\x02 \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x03\x12\r\n\x05\x63\x61lls\x18\x04 \x01(\x03\x12\x10\n\x08requests\x18\x05 \x01(\x03\x12\x42\n\x07\x62\x61tches\x18\x06 \x03(\x0b\x32\x31.stellwerk.inference.v1.ReplicaUsage.BatchesEntry\x1a.\n\x0c\x42\x61tchesEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\x14\n\x12ReportLoadResponse\"\"\n\x10ListLoadsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\"\\\n\x11ListLoadsResponse\x12\x35\n\x05loads\x18\x01 \x03(\x0b\x32&.stellwerk.inference.v1.DeploymentLoad\x12\x10\n\x08gateways\x18\x02 \x01(\x05\"\xc9\x03\n\x0e\x44\x65ploymentLoad\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x0c\n\x04rate\x18\x02 \x01(\x01\x12\x13\n\x0b\x66\x61iled_rate\x18\x03 \x01(\x01\x12\x14\n\x0crefused_rate\x18\x04 \x01(\x01\x12\x0e\n\x06p50_ms\x18\x05 \x01(\x01\x12\x0e\n\x06p99_ms\x18\x06 \x01(\x01\x12\x11\n\tin_flight\x18\x07 \x01(\x01\x12\x0e\n\x06queued\x18\x08 \x01(\x01\x12\x1b\n\x13ready_replica_count\x18\t \x01(\x05\x12\x15\n\rreplica_count\x18\n \x01(\x05\x12\x0f\n\x07percent\x18\x0b \x01(\x05\x12\x13\n\x0b\x63pu_percent\x18\x0c \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\r \x01(\x03\x12\x12\n\nbatch_size\x18\x0e \x01(\x01\x12\x13\n\x0bstart_count\x18\x0f \x01(\x05\x12\x15\n\rstart_seconds\x18\x10 \x01(\x01\x12\x18\n\x10\x63old_start_count\x18\x11 \x01(\x05\x12\x15\n\rcold_start_ms\x18\x12 \x01(\x01\x12\x16\n\x0e\x62\x61tch_size_p50\x18\x13 \x01(\x05\x12\x16\n\x0e\x62\x61tch_size_p95\x18\x14 \x01(\x05\x12\x16\n\x0e\x62\x61tch_size_max\x18\x15 \x01(\x05\"6\n\x15GetLoadHistoryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07seconds\x18\x02 \x01(\x05\"h\n\x0bLoadHistory\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x61rrivals\x18\x02 \x03(\x05\x12\x17\n\x0fservice_seconds\x18\x03 \x01(\x01\"f\n\x17SetScaleSettingsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12=\n\x0escale_settings\x18\x02 \x01(\x0b\x32%.stellwerk.inference.v1.ScaleSettings\"\xc1\x01\n\x16SimulateScalingRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12=\n\x0escale_settings\x18\x02 \x01(\x0b\x32%.stellwerk.inference.v1.ScaleSettings\x12\x31\n\x04load\x18\x03 \x01(\x0b\x32#.stellwerk.inference.v1.LoadHistory\x12\x15\n\rstart_seconds\x18\x04 \x01(\x01\x12\x10\n\x08parallel\x18\x05 \x01(\x05\"\xd5\x01\n\x17SimulateScalingResponse\x12\x38\n\x07seconds\x18\x01 \x03(\x0b\x32\'.stellwerk.inference.v1.SimulatedSecond\x12\x17\n\x0freplica_seconds\x18\x02 \x01(\x01\x12\x10\n\x08requests\x18\x03 \x01(\x03\x12\x15\n\rmean_queue_ms\x18\x04 \x01(\x01\x12\x18\n\x10longest_queue_ms\x18\x05 \x01(\x01\x12\x11\n\tdecisions\x18\x06 \x01(\x05\x12\x11\n\tleft_over\x18\x07 \x01(\x01\"g\n\x0fSimulatedSecond\x12\x15\n\rreplica_count\x18\x01 \x01(\x05\x12\x1b\n\x13ready_replica_count\x18\x02 \x01(\x05\x12\x10\n\x08\x61rrivals\x18\x03 \x01(\x05\x12\x0e\n\x06queued\x18\x04 \x01(\x01\x32\xf3\x04\n\x0bLoadService\x12q\n\nReportLoad\x12).stellwerk.inference.v1.ReportLoadRequest\x1a*.stellwerk.inference.v1.ReportLoadResponse\"\x0c\xa2\xbb\x18\x08internal\x12s\n\tListLoads\x12(.stellwerk.inference.v1.ListLoadsRequest\x1a).stellwerk.inference.v1.ListLoadsResponse\"\x11\xa2\xbb\x18\rendpoint.read\x12w\n\x0eGetLoadHistory\x12-.stellwerk.inference.v1.GetLoadHistoryRequest\x1a#.stellwerk.inference.v1.LoadHistory\"\x11\xa2\xbb\x18\rendpoint.read\x12{\n\x10SetScaleSettings\x12/.stellwerk.inference.v1.SetScaleSettingsRequest\x1a\".stellwerk.inference.v1.Deployment\"\x12\xa2\xbb\x18\x0e\x65ndpoint.write\x12\x85\x01\n\x0fSimulateScaling\x12..stellwerk.inference.v1.SimulateScalingRequest\x1a/.stellwerk.inference.v1.SimulateScalingResponse\"\x11\xa2\xbb\x18\rendpoint.readb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'stellwerk_protos.inference.v1.loads_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_REPLICAUSAGE_BATCHESENTRY']._loaded_options = None
+  _globals['_REPLICAUSAGE_BATCHESENTRY']._serialized_options = b'8\001'
   _globals['_LOADSERVICE'].methods_by_name['ReportLoad']._loaded_options = None
   _globals['_LOADSERVICE'].methods_by_name['ReportLoad']._serialized_options = b'\242\273\030\010internal'
   _globals['_LOADSERVICE'].methods_by_name['ListLoads']._loaded_options = None
@@ -48,28 +50,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REPORTLOADREQUEST']._serialized_end=257
   _globals['_GATEWAYLOAD']._serialized_start=260
   _globals['_GATEWAYLOAD']._serialized_end=529
-  _globals['_REPLICAUSAGE']._serialized_start=531
-  _globals['_REPLICAUSAGE']._serialized_end=638
-  _globals['_REPORTLOADRESPONSE']._serialized_start=640
-  _globals['_REPORTLOADRESPONSE']._serialized_end=660
-  _globals['_LISTLOADSREQUEST']._serialized_start=662
-  _globals['_LISTLOADSREQUEST']._serialized_end=696
-  _globals['_LISTLOADSRESPONSE']._serialized_start=698
-  _globals['_LISTLOADSRESPONSE']._serialized_end=790
-  _globals['_DEPLOYMENTLOAD']._serialized_start=793
-  _globals['_DEPLOYMENTLOAD']._serialized_end=1178
-  _globals['_GETLOADHISTORYREQUEST']._serialized_start=1180
-  _globals['_GETLOADHISTORYREQUEST']._serialized_end=1234
-  _globals['_LOADHISTORY']._serialized_start=1236
-  _globals['_LOADHISTORY']._serialized_end=1340
-  _globals['_SETSCALESETTINGSREQUEST']._serialized_start=1342
-  _globals['_SETSCALESETTINGSREQUEST']._serialized_end=1444
-  _globals['_SIMULATESCALINGREQUEST']._serialized_start=1447
-  _globals['_SIMULATESCALINGREQUEST']._serialized_end=1640
-  _globals['_SIMULATESCALINGRESPONSE']._serialized_start=1643
-  _globals['_SIMULATESCALINGRESPONSE']._serialized_end=1856
-  _globals['_SIMULATEDSECOND']._serialized_start=1858
-  _globals['_SIMULATEDSECOND']._serialized_end=1961
-  _globals['_LOADSERVICE']._serialized_start=1964
-  _globals['_LOADSERVICE']._serialized_end=2591
+  _globals['_REPLICAUSAGE']._serialized_start=532
+  _globals['_REPLICAUSAGE']._serialized_end=755
+  _globals['_REPLICAUSAGE_BATCHESENTRY']._serialized_start=709
+  _globals['_REPLICAUSAGE_BATCHESENTRY']._serialized_end=755
+  _globals['_REPORTLOADRESPONSE']._serialized_start=757
+  _globals['_REPORTLOADRESPONSE']._serialized_end=777
+  _globals['_LISTLOADSREQUEST']._serialized_start=779
+  _globals['_LISTLOADSREQUEST']._serialized_end=813
+  _globals['_LISTLOADSRESPONSE']._serialized_start=815
+  _globals['_LISTLOADSRESPONSE']._serialized_end=907
+  _globals['_DEPLOYMENTLOAD']._serialized_start=910
+  _globals['_DEPLOYMENTLOAD']._serialized_end=1367
+  _globals['_GETLOADHISTORYREQUEST']._serialized_start=1369
+  _globals['_GETLOADHISTORYREQUEST']._serialized_end=1423
+  _globals['_LOADHISTORY']._serialized_start=1425
+  _globals['_LOADHISTORY']._serialized_end=1529
+  _globals['_SETSCALESETTINGSREQUEST']._serialized_start=1531
+  _globals['_SETSCALESETTINGSREQUEST']._serialized_end=1633
+  _globals['_SIMULATESCALINGREQUEST']._serialized_start=1636
+  _globals['_SIMULATESCALINGREQUEST']._serialized_end=1829
+  _globals['_SIMULATESCALINGRESPONSE']._serialized_start=1832
+  _globals['_SIMULATESCALINGRESPONSE']._serialized_end=2045
+  _globals['_SIMULATEDSECOND']._serialized_start=2047
+  _globals['_SIMULATEDSECOND']._serialized_end=2150
+  _globals['_LOADSERVICE']._serialized_start=2153
+  _globals['_LOADSERVICE']._serialized_end=2780
 # @@protoc_insertion_point(module_scope)

@@ -124,11 +124,32 @@ class ReplicaUsage(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class BatchesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     REPLICA_FIELD_NUMBER: _builtins.int
     CPU_SECONDS_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     CALLS_FIELD_NUMBER: _builtins.int
     REQUESTS_FIELD_NUMBER: _builtins.int
+    BATCHES_FIELD_NUMBER: _builtins.int
     replica: _builtins.str
     """The id of the replica."""
     cpu_seconds: _builtins.float
@@ -139,6 +160,12 @@ class ReplicaUsage(_message.Message):
     """Calls of the script since its start."""
     requests: _builtins.int
     """Requests that those calls had; more than calls where requests are batched."""
+    @_builtins.property
+    def batches(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]:
+        """Those calls by how many requests they had. The key is the most that are counted there: a power of two, or
+        the most that a call may have; those without any call are left out. Up to 32.
+        """
+
     def __init__(
         self,
         *,
@@ -147,10 +174,11 @@ class ReplicaUsage(_message.Message):
         memory_bytes: _builtins.int = ...,
         calls: _builtins.int = ...,
         requests: _builtins.int = ...,
+        batches: _abc.Mapping[_builtins.int, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "cpu_seconds", b"cpu_seconds", "memory_bytes", b"memory_bytes", "replica", b"replica", "requests", b"requests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "calls", b"calls", "cpu_seconds", b"cpu_seconds", "memory_bytes", b"memory_bytes", "replica", b"replica", "requests", b"requests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -241,6 +269,9 @@ class DeploymentLoad(_message.Message):
     START_SECONDS_FIELD_NUMBER: _builtins.int
     COLD_START_COUNT_FIELD_NUMBER: _builtins.int
     COLD_START_MS_FIELD_NUMBER: _builtins.int
+    BATCH_SIZE_P50_FIELD_NUMBER: _builtins.int
+    BATCH_SIZE_P95_FIELD_NUMBER: _builtins.int
+    BATCH_SIZE_MAX_FIELD_NUMBER: _builtins.int
     deployment: _builtins.str
     """workspaces/{workspace}/endpoints/{endpoint}/deployments/{deployment}"""
     rate: _builtins.float
@@ -277,6 +308,14 @@ class DeploymentLoad(_message.Message):
     """How often within the last hour requests waited because no replica ran, added up over the gateways."""
     cold_start_ms: _builtins.float
     """Milliseconds that this took until a replica was ready, as a mean; 0 without any."""
+    batch_size_p50: _builtins.int
+    """Half of the calls of the script had at most so many requests; 0 without calls. Replicas count by powers of
+    two, so the number is the next one, or the most that a call may have.
+    """
+    batch_size_p95: _builtins.int
+    """The same of 95 of 100 calls."""
+    batch_size_max: _builtins.int
+    """The same of all calls."""
     def __init__(
         self,
         *,
@@ -298,10 +337,13 @@ class DeploymentLoad(_message.Message):
         start_seconds: _builtins.float = ...,
         cold_start_count: _builtins.int = ...,
         cold_start_ms: _builtins.float = ...,
+        batch_size_p50: _builtins.int = ...,
+        batch_size_p95: _builtins.int = ...,
+        batch_size_max: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "cold_start_count", b"cold_start_count", "cold_start_ms", b"cold_start_ms", "cpu_percent", b"cpu_percent", "deployment", b"deployment", "failed_rate", b"failed_rate", "in_flight", b"in_flight", "memory_bytes", b"memory_bytes", "p50_ms", b"p50_ms", "p99_ms", b"p99_ms", "percent", b"percent", "queued", b"queued", "rate", b"rate", "ready_replica_count", b"ready_replica_count", "refused_rate", b"refused_rate", "replica_count", b"replica_count", "start_count", b"start_count", "start_seconds", b"start_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "batch_size_max", b"batch_size_max", "batch_size_p50", b"batch_size_p50", "batch_size_p95", b"batch_size_p95", "cold_start_count", b"cold_start_count", "cold_start_ms", b"cold_start_ms", "cpu_percent", b"cpu_percent", "deployment", b"deployment", "failed_rate", b"failed_rate", "in_flight", b"in_flight", "memory_bytes", b"memory_bytes", "p50_ms", b"p50_ms", "p99_ms", b"p99_ms", "percent", b"percent", "queued", b"queued", "rate", b"rate", "ready_replica_count", b"ready_replica_count", "refused_rate", b"refused_rate", "replica_count", b"replica_count", "start_count", b"start_count", "start_seconds", b"start_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
