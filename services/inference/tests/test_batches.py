@@ -124,15 +124,27 @@ async def test_what_fails_is_tried_again_and_then_counted(
     )
     assert (strict.settings.mini_batch_size, strict.settings.max_retries) == (5, 0)
     async with worker(inference, replica) as agent:
-        lease = await agent.lease()
-        other = await agent.lease()
+        scored, lease, other = [await agent.lease() for _ in range(3)]
+        assert scored is not None
         assert lease is not None
         assert other is not None
+        await agent.finish(scored, [File(path="0.csv", sha256="a" * 64)])
+        assert await held(inference, "a" * 64)
         await agent.fail(lease)
         assert await reason_of(agent.renew(other)) == "LEASE_LOST"
+        late = agent.finish(other, [File(path="2.csv", sha256="b" * 64)])
+        assert await reason_of(late) == "LEASE_LOST"
     failed = await ended(inference, strict.name)
     assert (failed.state, failed.reason.code) == (domain.FAILED, "ERROR_THRESHOLD_EXCEEDED")
-    assert "for example 000.csv: The script raised KeyError." in failed.reason.message
+    assert "for example 005.csv: The script raised KeyError." in failed.reason.message
+    # Nobody gets what was scored: it need not stay, and what came too late neither.
+    assert not await held(inference, "a" * 64)
+    left = await inference.batches.ListMiniBatches(pb.ListMiniBatchesRequest(parent=strict.name))
+    assert not any(item.results for item in left.mini_batches)
+    released: set[str] = set()
+    async with asyncio.timeout(40):
+        while not released >= {"a" * 64, "b" * 64}:
+            released.add(await inference.others.released.get())
 
     hopeless = await submit(inference, deployment, settings=workloads_pb2.BatchSettings(max_retries=0))
     async with worker(inference, replica) as agent:

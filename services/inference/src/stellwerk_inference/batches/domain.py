@@ -217,6 +217,11 @@ def needs_merge(job: pb.BatchJob) -> bool:
     return batch_settings.is_append(job.settings)
 
 
+def keeps_parts(job: pb.BatchJob) -> bool:
+    """Whether the results of its mini-batches are needed: to put them together, or as its output."""
+    return job.state not in ENDED or (job.state == COMPLETED and not needs_merge(job))
+
+
 def has_output(job: pb.BatchJob) -> bool:
     """Whether results become a dataset version."""
     return job.settings.output_action != BATCH_OUTPUT_ACTION_SUMMARY_ONLY

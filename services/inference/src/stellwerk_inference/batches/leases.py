@@ -139,6 +139,13 @@ class Leases:
 
     async def finish(self, request: pb.FinishMiniBatchRequest) -> None:
         """Takes what came of a lease, and what follows for the job; raises `Aborted`."""
+        try:
+            await self._finish(request)
+        except (Aborted, NotFound):
+            await self._batches.let_go(request)
+            raise
+
+    async def _finish(self, request: pb.FinishMiniBatchRequest) -> None:
         job = await self._check_wanted(request.name, request.lease_id)
         found = await self._batches.mini_batches.find(request.name)
         if found is None:

@@ -113,8 +113,11 @@ class BatchService(batches_pb2_grpc.BatchServiceServicer):
         names.parse(domain.PATTERN, request.parent)
         if request.state not in pb.MiniBatchState.values():
             raise InvalidArgument("INVALID_STATE", f"There is no state {request.state}.", "Use one that is.")
-        await self._batches.jobs.get(request.parent)
+        job = await self._batches.jobs.get(request.parent)
         items, token = await self._batches.mini_batches.page(request)
+        if not domain.keeps_parts(job):
+            for item in items:
+                item.ClearField("results")
         return pb.ListMiniBatchesResponse(mini_batches=items, next_page_token=token)
 
     async def LeaseMiniBatch(

@@ -113,13 +113,25 @@ class BatchStore:
             came = after.state == domain.FINALIZING != before.state
             if came and domain.needs_merge(after):
                 await self.mini_batches.add_merge_in(tx, name)
-            if after.state == domain.COMPLETED != before.state and domain.needs_merge(after):
-                # The one file has all of them now.
-                parts = await self.mini_batches.results_in(tx, name)
-                await self._collected.let_go_in(tx, names.parent_of(name, 2), parts)
+            if after.state in domain.ENDED and before.state not in domain.ENDED:
+                await self._end_in(tx, after)
             return after
 
         return await self._database.commit(work)
+
+    async def _end_in(self, tx: Transaction, job: pb.BatchJob) -> None:
+        """With a job end its leases, so that nothing is added to its results; what nobody can see of them goes."""
+        await self.mini_batches.end_leases_in(tx, job.name)
+        if not domain.keeps_parts(job):
+            parts = await self.mini_batches.results_in(tx, job.name)
+            await self._collected.let_go_in(tx, names.parent_of(job.name, 2), parts)
+
+    async def let_go(self, request: pb.FinishMiniBatchRequest) -> None:
+        """What was uploaded for a lease that is lost goes, unless something else needs it."""
+        workspace = f"workspaces/{names.workspace_of(request.name)}"
+        digests = sorted({file.sha256 for file in request.results})
+        if digests:
+            await self._database.commit(lambda tx: self._collected.let_go_in(tx, workspace, digests))
 
     async def open_jobs(self, session: Session | None = None, **where: str) -> list[pb.BatchJob]:
         """Those that have not ended, oldest first; `where` by `deployment` or `parent`."""

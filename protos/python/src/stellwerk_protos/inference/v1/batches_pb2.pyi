@@ -313,7 +313,9 @@ class MiniBatch(_message.Message):
 
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.File]:
-        """Its results in the blob store."""
+        """Its results in the blob store. None once they are part of the one file of the job, and of a job that failed
+        or was canceled.
+        """
 
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:

@@ -30,6 +30,7 @@ _SUCCEEDED = pb.MiniBatchState.Name(pb.MINI_BATCH_STATE_SUCCEEDED)
 _FAILED = pb.MiniBatchState.Name(pb.MINI_BATCH_STATE_FAILED)
 _TO_DO = [_WAITING, _RUNNING]
 _LEASE_FIELDS = ("lease_id", "lease_time", "lease_expire_time")
+_LET: Document = {"$set": {"state": _WAITING}, "$unset": dict.fromkeys(_LEASE_FIELDS, "")}
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,15 @@ class MiniBatchStore:
         return {digest: found[digest] for digest in digests if digest in found}
 
     async def results_in(self, tx: Transaction, job: str) -> list[str]:
-        """The digests of what the mini-batches of a job came to."""
-        found = await self._items.distinct("results.sha256", {"job": job, "kind": SCORE}, session=tx.session)
+        """The digests of what the pieces of a job came to, that of the merge too."""
+        where = {"job": job, "kind": {"$in": [SCORE, MERGE]}}
+        found = await self._items.distinct("results.sha256", where, session=tx.session)
         return [str(digest) for digest in found]
+
+    async def end_leases_in(self, tx: Transaction, job: str) -> None:
+        """Ends all leases of a job, so that no result comes any more."""
+        where = {"job": job, "kind": {"$in": [SCORE, MERGE]}, "state": _RUNNING}
+        await self._items.update_many(where, _LET, session=tx.session)
 
     async def add_in(self, tx: Transaction, job: str, pieces: Sequence[Sequence[File]]) -> None:
         """Stores the mini-batches of a new job."""
@@ -139,7 +146,7 @@ class MiniBatchStore:
         """Ends a lease whose work is dropped; without effect if it is another one by now."""
         await self._items.update_one(
             {"_id": name, "lease_id": lease_id, "state": _RUNNING},
-            {"$set": {"state": _WAITING}, "$unset": dict.fromkeys(_LEASE_FIELDS, "")},
+            _LET,
         )
 
     async def leaseholders(self, job: str) -> list[str]:
