@@ -248,6 +248,49 @@ async def test_a_canceled_job_takes_its_leases_back(
     assert (gone.state, gone.reason.code) == (domain.CANCELED, "ENDPOINT_DELETED")
 
 
+async def listed(inference: Inference, endpoint: str) -> list[str]:
+    """The names of the jobs of an endpoint, which a list of all jobs has as well."""
+    answer = await inference.batches.ListBatchJobs(pb.ListBatchJobsRequest(parent=endpoint))
+    every = pb.ListBatchJobsRequest(parent=f"{WORKSPACE}/endpoints/-", page_size=1_000)
+    names = [job.name for job in (await inference.batches.ListBatchJobs(every)).batch_jobs]
+    assert [name for name in names if name.startswith(f"{endpoint}/")] == [j.name for j in answer.batch_jobs]
+    return [job.name for job in answer.batch_jobs]
+
+
+async def test_an_endpoint_that_is_created_again_has_none_of_the_old_jobs(
+    inference: Inference, journal: Journal, scorer: Scorer
+) -> None:
+    deployment, replica = await batch_deployment(inference, journal, scorer, "again")
+    endpoint = deployment.rpartition("/deployments/")[0]
+    first = await submit(inference, deployment, job_id="first")
+    other = await submit(inference, deployment, job_id="other")
+    await inference.stub.DeleteEndpoint(endpoints_pb2.DeleteEndpointRequest(name=endpoint))
+    for job in (first, other):
+        first = await ended(inference, job.name)
+    await inference.allocate(replica, compute.ALLOCATION_STATE_CANCELED)
+    while (await journal.next("endpoint.deleted"))["subject"] != endpoint:
+        pass  # of another test
+    deployment, replica = await batch_deployment(inference, journal, scorer, "again")
+    assert await listed(inference, endpoint) == []
+    for refused in (
+        inference.batches.GetBatchJob(pb.GetBatchJobRequest(name=other.name)),
+        inference.batches.CancelBatchJob(pb.CancelBatchJobRequest(name=other.name)),
+        inference.batches.ListMiniBatches(pb.ListMiniBatchesRequest(parent=other.name)),
+    ):
+        assert await reason_of(refused) == "BATCH_JOB_NOT_FOUND"
+
+    again = await submit(inference, deployment, job_id="other", input_path="00")
+    # Those who read the journal know it by its number.
+    assert again.revision == first.revision + 1
+    assert (again.state, again.progress.mini_batch_count) == (domain.QUEUED, 1)
+    assert await reason_of(submit(inference, deployment, job_id="other")) == "ALREADY_EXISTS"
+    assert await listed(inference, endpoint) == [other.name]
+    async with worker(inference, replica) as agent:
+        assert await agent.work() == ["0", "merge"]
+    done = await ended(inference, again.name)
+    assert (done.state, done.progress.file_count) == (domain.COMPLETED, 10)
+
+
 async def test_what_cannot_be_is_refused_with_a_cure(
     inference: Inference, journal: Journal, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

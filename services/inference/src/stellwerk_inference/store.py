@@ -22,10 +22,12 @@ from stellwerk_platform.documents import Document
 from stellwerk_platform.errors import AlreadyExists
 from stellwerk_platform.journal import Fact
 from stellwerk_platform.mongo import Collection, Database, Session, Transaction, missing, request_key
+from stellwerk_protos.inference.v1 import batches_pb2
 from stellwerk_protos.inference.v1 import endpoints_pb2 as pb
 
 T = TypeVar("T")
 R = TypeVar("R", pb.Endpoint, pb.Deployment)
+Named = TypeVar("Named", pb.Endpoint, pb.Deployment, batches_pb2.BatchJob)
 # Beside an endpoint's message, so that no answer and no event has it: SHA-256 by `primary`, `secondary`.
 _KEY_DIGESTS = "key_digests"
 _BATCH = "workload.batch_settings"
@@ -118,8 +120,15 @@ class Store:
         existing = await collection.find(resource.name, tx.session)
         if existing is None or existing.state != DELETED:
             return await collection.create_in(tx, resource, fact, request_id)
+        return await self.replace_in(tx, collection, resource, fact, request_id)
 
-        def revive(tombstone: R) -> Fact:
+    async def replace_in(
+        self, tx: Transaction, collection: Collection[Named], resource: Named, fact: Fact, request_id: str
+    ) -> Named:
+        """Stores a new resource in the place of one that is no more; it goes on counting revisions."""
+        self._database.check_open(resource.name)
+
+        def revive(tombstone: Named) -> Fact:
             revision = tombstone.revision
             tombstone.CopyFrom(resource)
             tombstone.revision = revision

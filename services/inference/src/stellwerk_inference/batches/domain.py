@@ -188,6 +188,11 @@ def canceled(job: pb.BatchJob, progress: pb.BatchProgress, now: Timestamp) -> Fa
     return end(job, CANCELED, reason, progress, now)
 
 
+def is_earlier(job: pb.BatchJob, endpoint: endpoints_pb2.Endpoint | None) -> bool:
+    """Whether it is a job of an endpoint that was deleted, when there is another one of that name by now."""
+    return endpoint is not None and job.create_time.ToNanoseconds() < endpoint.create_time.ToNanoseconds()
+
+
 def stranded(deployment: endpoints_pb2.Deployment | None) -> Reason | None:
     """Why the jobs of a deployment can never go on; None while they can."""
     if deployment is not None and deployment.state != DEPLOYMENT_FAILED:

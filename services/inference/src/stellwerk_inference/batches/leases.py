@@ -49,18 +49,20 @@ class Tokens:
         self._stub = stub
         self._known: dict[str, tuple[str, float]] = {}
 
-    async def issue(self, job: str) -> str:
+    async def issue(self, job: pb.BatchJob) -> str:
         """What scoring servers of the job's endpoint take."""
-        token, renew_time = self._known.get(job, ("", 0.0))
+        # Another job may have its name later, too.
+        key = f"{job.name}@{job.create_time.ToMilliseconds()}"
+        token, renew_time = self._known.get(key, ("", 0.0))
         if time.time() < renew_time:
             return token
         answer = await self._stub.IssueWorkloadToken(
-            tokens_pb2.IssueWorkloadTokenRequest(owner=endpoint_of(job)), timeout=10
+            tokens_pb2.IssueWorkloadTokenRequest(owner=endpoint_of(job.name)), timeout=10
         )
         now = time.time()
         if len(self._known) >= _MAX_TOKENS:
             self._known.clear()
-        self._known[job] = answer.token, now + (answer.expire_time.seconds - now) / 2
+        self._known[key] = answer.token, now + (answer.expire_time.seconds - now) / 2
         return answer.token
 
 
@@ -99,7 +101,7 @@ class Leases:
         for job in await self._batches.working_jobs(deployment, replica.rollout):
             kind = MERGE if job.state == domain.FINALIZING else SCORE
             # Before the lease: one that cannot be handed out would count as lost.
-            token = await self._tokens.issue(job.name)
+            token = await self._tokens.issue(job)
             while taken := await self._batches.mini_batches.take(
                 job.name, kind, replica.name, request.held_lease_ids, asked
             ):

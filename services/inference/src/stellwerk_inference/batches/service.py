@@ -89,7 +89,7 @@ class BatchService(batches_pb2_grpc.BatchServiceServicer):
             while True:
                 await waiter.next(_WATCH_SECONDS)
                 # What others change wakes it too, and counting takes long where there is much to count.
-                job = await self._batches.jobs.get(request.name)
+                job = await self._batches.find(request.name)
                 now = time.monotonic()
                 if sent is not None and job.revision == sent.revision and now < counted + _WATCH_SECONDS:
                     continue
@@ -103,6 +103,7 @@ class BatchService(batches_pb2_grpc.BatchServiceServicer):
     async def CancelBatchJob(self, request: pb.CancelBatchJobRequest, context: Any) -> pb.BatchJob:
         names.parse(domain.PATTERN, request.name)
         _check_person()
+        await self._batches.find(request.name)
         text = f"{current_caller().subject} asked for it."
         await self._batches.update(request.name, lambda job: domain.cancel(job, "CANCEL_REQUESTED", text))
         return await self._settler.settle(request.name)
@@ -113,7 +114,7 @@ class BatchService(batches_pb2_grpc.BatchServiceServicer):
         names.parse(domain.PATTERN, request.parent)
         if request.state not in pb.MiniBatchState.values():
             raise InvalidArgument("INVALID_STATE", f"There is no state {request.state}.", "Use one that is.")
-        job = await self._batches.jobs.get(request.parent)
+        job = await self._batches.find(request.parent)
         items, token = await self._batches.mini_batches.page(request)
         if not domain.keeps_parts(job):
             for item in items:

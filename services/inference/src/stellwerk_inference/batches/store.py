@@ -14,10 +14,11 @@ from stellwerk_inference.store import Store
 from stellwerk_platform import names
 from stellwerk_platform.documents import Document
 from stellwerk_platform.journal import Fact
-from stellwerk_platform.mongo import Collection, Database, Session, Transaction
+from stellwerk_platform.mongo import Collection, Database, Session, Transaction, missing
 from stellwerk_platform.workspace_data import begins_with
 from stellwerk_protos.common.v1.common_pb2 import File
 from stellwerk_protos.inference.v1 import batches_pb2 as pb
+from stellwerk_protos.inference.v1 import endpoints_pb2
 
 
 class BatchStore:
@@ -63,7 +64,7 @@ class BatchStore:
             existing = await self._store.deployments_of(endpoint, tx.session)
             requests.check_same(job, requests.choose(current, existing, deployment_id))
             waiting = await self._count_open(endpoint, tx.session)
-            created = await self.jobs.create_in(tx, job, Fact("created", "REQUESTED"), request_id)
+            created = await self._create_in(tx, job, current, request_id)
             # After it, so that a request that is repeated meets its own job first.
             requests.check_room(endpoint, waiting)
             await self.mini_batches.add_in(tx, job.name, pieces)
@@ -74,6 +75,17 @@ class BatchStore:
         except DuplicateKeyError:
             return await self.jobs.existing(job, request_id)
 
+    async def _create_in(
+        self, tx: Transaction, job: pb.BatchJob, endpoint: endpoints_pb2.Endpoint, request_id: str
+    ) -> pb.BatchJob:
+        """Stores a job, in the place of one of an earlier endpoint of that name if there is one."""
+        fact = Fact("created", "REQUESTED")
+        earlier = await self.jobs.find(job.name, tx.session)
+        if earlier is None or earlier.state not in domain.ENDED or not domain.is_earlier(earlier, endpoint):
+            return await self.jobs.create_in(tx, job, fact, request_id)
+        await self.mini_batches.remove_in(tx, job.name)
+        return await self._store.replace_in(tx, self.jobs, job, fact, request_id)
+
     async def referenced(self, workspace: str, digests: Sequence[str]) -> set[str]:
         """Those of the blobs that are results of jobs which have not ended: no dataset has them yet."""
         jobs = await self.mini_batches.jobs_with(workspace, digests)
@@ -82,12 +94,22 @@ class BatchStore:
         living = set(await self.open_names(workspace))
         return {digest for digest, users in jobs.items() if users & living}
 
+    async def find(self, name: str) -> pb.BatchJob:
+        """A job without its progress; raises `NotFound`, also for one of an earlier endpoint of that name."""
+        job = await self.jobs.get(name)
+        if not await self._of_now([job]):
+            raise missing(pb.BatchJob, name)
+        return job
+
     async def get(self, name: str) -> pb.BatchJob:
-        """A job with its progress; raises `NotFound`."""
-        return await self._with_progress(await self.jobs.get(name))
+        """A job with its progress; raises as `find`."""
+        return await self._with_progress(await self.find(name))
 
     async def page_jobs(self, request: pb.ListBatchJobsRequest) -> tuple[list[pb.BatchJob], str]:
-        """One page with progress, newest first, and the token of the next one."""
+        """One page with progress, newest first, and the token of the next one.
+
+        It has less than it may where jobs of an earlier endpoint of that name are left out.
+        """
         workspace, endpoint = names.parent_of(request.parent), names.id_of(request.parent)
         where: Document = {"parent": request.parent}
         if endpoint == names.WILDCARD:
@@ -97,7 +119,13 @@ class BatchStore:
         jobs, token = await self.jobs.page(
             where, request.page_size, request.page_token, key="create_time", descending=True
         )
-        return [await self._with_progress(job) for job in jobs], token
+        return [await self._with_progress(job) for job in await self._of_now(jobs)], token
+
+    async def _of_now(self, jobs: Sequence[pb.BatchJob]) -> list[pb.BatchJob]:
+        """Those of the jobs that are of the endpoints that there are now."""
+        parents = sorted({names.parent_of(job.name) for job in jobs})
+        found = {e.name: e for e in await self._store.endpoints.all({"_id": {"$in": parents}})}
+        return [job for job in jobs if not domain.is_earlier(job, found.get(names.parent_of(job.name)))]
 
     async def _with_progress(self, job: pb.BatchJob) -> pb.BatchJob:
         if job.state not in domain.ENDED:
@@ -120,7 +148,7 @@ class BatchStore:
         return await self._database.commit(work)
 
     async def _end_in(self, tx: Transaction, job: pb.BatchJob) -> None:
-        """With a job end its leases, so that nothing is added to its results; what nobody can see of them goes."""
+        """Ends the leases of a job, so that nothing is added to it, and lets go what nobody can see."""
         await self.mini_batches.end_leases_in(tx, job.name)
         if not domain.keeps_parts(job):
             parts = await self.mini_batches.results_in(tx, job.name)

@@ -91,6 +91,10 @@ class MiniBatchStore:
         documents = [_item(job, index, piece) for index, piece in enumerate(pieces)]
         await self._items.insert_many(documents, session=tx.session)
 
+    async def remove_in(self, tx: Transaction, job: str) -> None:
+        """Removes all pieces of a job."""
+        await self._items.delete_many({"job": job}, session=tx.session)
+
     async def take(
         self, job: str, kind: str, replica: str, held: Sequence[str], asked: datetime
     ) -> Taken | None:
