@@ -1,6 +1,7 @@
 """Removing runs: what is counted, what goes, what stays, and kills in between."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -24,6 +25,7 @@ from services.runs.tests.support import (
 )
 from stellwerk_inference.collected.domain import Place
 from stellwerk_inference.collected.store import CollectedStore
+from stellwerk_platform.errors import Unavailable
 from stellwerk_platform.journal import Fact, entry
 from stellwerk_platform.mongo import Database
 from stellwerk_protos.common.v1.common_pb2 import File
@@ -33,6 +35,7 @@ from stellwerk_protos.registry.v1 import blobs_pb2, blobs_pb2_grpc
 from stellwerk_protos.registry.v1.models_pb2 import ModelVersion
 from stellwerk_protos.runs.v1 import artifacts_pb2, logs_pb2, metrics_pb2, retention_pb2, runs_pb2
 from stellwerk_protos.runs.v1.snapshots_pb2 import CreateSnapshotRequest, GetSnapshotRequest
+from stellwerk_registry.blobs.holders import CollectedData
 from stellwerk_runs.retention.domain import Ended, let_go
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
@@ -178,6 +181,34 @@ async def test_a_removed_run_leaves_nothing_and_takes_nothing_of_others(
     # What was removed can be uploaded again.
     assert await platform.upload(workspace, "alone.bin", f"{workspace} alone.bin".encode()) == alone
     assert await is_there(platform, workspace, alone)
+
+
+@pytest.mark.timeout(60)
+async def test_a_run_goes_while_nobody_says_who_needs_its_blobs(
+    platform: Platform, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = await platform.workspace()
+    file = await platform.upload(workspace, "own.bin", workspace.encode())
+    run = await finished(platform, workspace, file)
+    asked = asyncio.Event()
+
+    async def is_away(self: CollectedData, workspace: str, digests: Sequence[str]) -> set[str]:
+        if digests:
+            asked.set()
+        raise Unavailable("UPSTREAM_UNAVAILABLE", "inference does not answer.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CollectedData, "referred", is_away)
+        preview = await remove(client, run, validate_only=True)
+        assert (preview.run_count, preview.blob_count, preview.blobs_uncounted) == (1, 0, True)
+        assert (await remove(client, run)).blobs_uncounted
+        assert (await refused(client.runs.GetRun(runs_pb2.GetRunRequest(name=run)))).reason == "RUN_NOT_FOUND"
+        assert await left_of(platform, run) == []
+        asked.clear()
+        await asked.wait()
+        assert await is_there(platform, workspace, file), "somebody may need it"
+    await until_settled(platform, workspace)
+    assert not await is_there(platform, workspace, file)
 
 
 async def test_what_may_not_go_is_refused(platform: Platform, client: Client) -> None:

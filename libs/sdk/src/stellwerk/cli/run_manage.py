@@ -150,9 +150,12 @@ def remove(
 
 
 def _counted(report: Any) -> str:
+    blobs = f"{report.blob_count} blobs ({output.size(report.blob_bytes)})"
+    if report.blobs_uncounted:
+        blobs = "blobs that cannot be counted now"
     return (
         f"{report.run_count} runs with {report.point_count} points, {output.size(report.log_bytes)} of logs "
-        f"and {report.blob_count} blobs ({output.size(report.blob_bytes)})"
+        f"and {blobs}"
     )
 
 

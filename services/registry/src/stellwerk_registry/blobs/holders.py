@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from stellwerk_protos.inference.v1.collections_pb2_grpc import CollectionServiceAsyncStub
 
 _BATCH = 1_000
+# Less than callers wait: they are to hear that nobody knows.
+_ANSWER_SECONDS = 5.0
 
 
 class Holder(Protocol):
@@ -30,5 +32,5 @@ class CollectedData:
         for start in range(0, len(digests), _BATCH):
             some = digests[start : start + _BATCH]
             request = collections_pb2.ListCollectedBlobsRequest(parent=workspace, sha256=some)
-            found.update((await self._stub.ListCollectedBlobs(request)).sha256)
+            found.update((await self._stub.ListCollectedBlobs(request, timeout=_ANSWER_SECONDS)).sha256)
         return found

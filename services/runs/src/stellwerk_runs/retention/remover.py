@@ -68,11 +68,15 @@ class Remover:
                 log.warning("Removals are tried again: %s", error, exc_info=not expected)
                 await asyncio.sleep(1.0)
 
-    async def sweep(self) -> None:
-        """All that is due."""
+    async def delete_marked(self) -> None:
+        """Deletes the documents of the runs that are marked: nobody else has to be asked."""
         while runs := await self._removals.unfinished():
             for run in runs:
                 await self._removals.delete(run)
+
+    async def sweep(self) -> None:
+        """All that is due."""
+        await self.delete_marked()
         for snapshot in await self._removals.due_snapshots():
             await self._remove_snapshot(snapshot)
         for workspace, digests in (await self._removals.due_blobs(_BLOBS_PER_PASS)).items():

@@ -111,14 +111,14 @@ class RetentionService(retention_pb2_grpc.RetentionServiceServicer):
         return pb.ListReferencedBlobsResponse(sha256=sorted(set(request.sha256) - free))
 
     async def _finish(self) -> None:
-        """Deletes what was marked; what cannot be done now, the sweep does later."""
+        """Deletes what was marked. The rest, and what cannot be done now, the sweep does: blobs go when all
+        who may refer to them can be asked, and nobody waits for that."""
         try:
-            await self._remover.sweep()
+            await self._remover.delete_marked()
         except Exception as error:
-            if (known := as_platform_error(error)) is None or not known.retryable:
-                raise
+            _check_retryable(error)
             log.warning("The removal goes on later: %s", error)
-            self._remover.wake()
+        self._remover.wake()
 
     async def _sizes(self, runs: Sequence[str]) -> dict[str, Size]:
         slots = asyncio.Semaphore(_CONCURRENT)
@@ -202,12 +202,24 @@ class RetentionService(retention_pb2_grpc.RetentionServiceServicer):
         blobs = await self._references.unreferenced(
             workspace, await self._references.blobs_of(leaving), leaving
         )
-        answer = await self._registry.release_blobs(workspace, sorted(blobs), validate_only=True)
-        return pb.RemovalReport(
+        report = pb.RemovalReport(
             runs=runs[:_NAMED],
             run_count=len(runs),
             point_count=sum(size.points for size in sizes.values()),
             log_bytes=sum(size.log_bytes for size in sizes.values()),
-            blob_count=answer.blob_count,
-            blob_bytes=answer.size_bytes,
         )
+        try:
+            answer = await self._registry.release_blobs(workspace, sorted(blobs), validate_only=True)
+        except Exception as error:
+            _check_retryable(error)
+            log.warning("The blobs of a removal cannot be counted: %s", error)
+            report.blobs_uncounted = True
+        else:
+            report.blob_count, report.blob_bytes = answer.blob_count, answer.size_bytes
+        return report
+
+
+def _check_retryable(error: Exception) -> None:
+    """Raises what will not go by itself."""
+    if (known := as_platform_error(error)) is None or not known.retryable:
+        raise error

@@ -212,6 +212,7 @@ class RemovalReport(_message.Message):
     BLOB_COUNT_FIELD_NUMBER: _builtins.int
     BLOB_BYTES_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    BLOBS_UNCOUNTED_FIELD_NUMBER: _builtins.int
     run_count: _builtins.int
     """How many runs."""
     point_count: _builtins.int
@@ -224,6 +225,10 @@ class RemovalReport(_message.Message):
     """Bytes of those blobs."""
     validate_only: _builtins.bool
     """Whether nothing was removed because it was only asked."""
+    blobs_uncounted: _builtins.bool
+    """Whether the blobs could not be counted, because a service that may refer to them does not
+    answer: both numbers are 0 then, and the blobs are removed when it does.
+    """
     @_builtins.property
     def runs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Runs by name, the first 1,000."""
@@ -238,10 +243,11 @@ class RemovalReport(_message.Message):
         blob_count: _builtins.int = ...,
         blob_bytes: _builtins.int = ...,
         validate_only: _builtins.bool = ...,
+        blobs_uncounted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_bytes", b"blob_bytes", "blob_count", b"blob_count", "log_bytes", b"log_bytes", "point_count", b"point_count", "run_count", b"run_count", "runs", b"runs", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blob_bytes", b"blob_bytes", "blob_count", b"blob_count", "blobs_uncounted", b"blobs_uncounted", "log_bytes", b"log_bytes", "point_count", b"point_count", "run_count", b"run_count", "runs", b"runs", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
