@@ -237,6 +237,7 @@ def test_files_with_names_of_columns(tmp_path: Path, kind: str) -> None:
     path = write(tmp_path, kind)
     rows = [{name: float(value) for name, value in row.items()} for row in baseline.read(path.name, path)]
     assert rows == [{"age": 30 + i, "income": 1.5 * i} for i in range(3)]
+    assert set(baseline.names(path.name, path)) == {"age", "income"}
 
 
 @pytest.mark.parametrize("kind", ["bare.csv", "npy", "npz"])
@@ -244,6 +245,7 @@ def test_files_without_names_of_columns(tmp_path: Path, kind: str) -> None:
     path = write(tmp_path, kind)
     rows = [{name: float(value) for name, value in row.items()} for row in baseline.read(path.name, path)]
     assert rows == [{"0": 30 + i, "1": 1.5 * i} for i in range(3)]
+    assert set(baseline.names(path.name, path)) == {"0", "1"}
 
 
 def test_arrays_side_by_side(tmp_path: Path) -> None:
@@ -260,6 +262,8 @@ def test_a_file_that_is_none_of_its_kind_has_a_reason(tmp_path: Path, name: str)
     with pytest.raises(CheckFailed) as failed:
         list(baseline.read(name, path))
     assert failed.value.code == "BASELINE_UNREADABLE"
+    with pytest.raises(CheckFailed, match=name):
+        list(baseline.names(name, path))
     assert name in failed.value.message
 
 

@@ -13,8 +13,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from services.inference.tests.monitor_support import TRAINING, Data, checked, ended, monitor_request
 from services.inference.tests.support import WORKSPACE, Inference, Journal
 from services.inference.tests.test_inference import reason_of
-from stellwerk_inference.monitors import domain
+from stellwerk_inference.monitors import baselines, domain
 from stellwerk_inference.monitors.store import MonitorStore
+from stellwerk_platform.errors import from_rpc
 from stellwerk_platform.mongo import Database
 from stellwerk_protos.common.v1.common_pb2 import File
 from stellwerk_protos.inference.v1 import endpoints_pb2
@@ -30,7 +31,8 @@ async def data(inference: Inference) -> AsyncIterator[Data]:
 async def made(inference: Inference, name: str, **values: Any) -> pb.Monitor:
     """A monitor of an endpoint of the same name."""
     endpoint = (await inference.create_endpoint(name)).name
-    found: pb.Monitor = await inference.monitors.CreateMonitor(monitor_request(endpoint, name, **values))
+    request = monitor_request(endpoint, name, **values)
+    found: pb.Monitor = await inference.monitors.CreateMonitor(request, timeout=150)
     return found
 
 
@@ -101,6 +103,41 @@ async def test_what_cannot_be_is_refused_before_it_is_stored(inference: Inferenc
     for values, reason in REFUSED:
         request = monitor_request(endpoint, "refused", **values)
         assert await reason_of(inference.monitors.CreateMonitor(request)) == reason, values
+
+
+async def test_columns_that_the_baseline_lacks_are_refused_with_those_that_it_has(
+    inference: Inference, data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(baselines, "LOOK_SECONDS", 120.0)
+    monitor = await made(inference, "named", columns=["x0", "target"])
+    wrong = monitor_request(monitor.endpoint, "wrong", columns=["x0", "X1"])
+    wrong.validate_only = True
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await inference.monitors.CreateMonitor(wrong, timeout=150)
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    error = from_rpc(refused.value)
+    assert error.reason == "COLUMN_NOT_FOUND"
+    assert "no column 'X1', but 5 columns (x0, x1, x2, x3, target)" in error.message
+    assert "Did you mean 'x1'?" in error.cure
+    threshold = pb.DriftThreshold(metric=pb.DRIFT_METRIC_PSI, column="nowhere", threshold=0.1)
+    update = pb.UpdateMonitorRequest(
+        monitor=pb.Monitor(name=monitor.name, thresholds=[threshold]),
+        update_mask=FieldMask(paths=["columns", "thresholds"]),
+    )
+    changing = inference.monitors.UpdateMonitor(update, timeout=150)
+    assert await reason_of(changing) == "COLUMN_NOT_FOUND"
+    data.files = [File(path="train/picture.png", sha256="0" * 64)]
+    picture = inference.monitors.CreateMonitor(monitor_request(monitor.endpoint, "picture"))
+    assert await reason_of(picture) == "BASELINE_UNREADABLE"
+
+
+async def test_a_baseline_that_cannot_be_read_in_time_holds_no_monitor_up(
+    inference: Inference, data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(baselines, "LOOK_SECONDS", 0.1)
+    data.open.clear()
+    assert (await made(inference, "unread", columns=["nowhere"])).columns == ["nowhere"]
+    data.open.set()
 
 
 async def test_drift_is_found_told_and_over_again(inference: Inference, data: Data, journal: Journal) -> None:
@@ -184,12 +221,12 @@ async def test_a_request_that_comes_twice_begins_one_check(inference: Inference,
 async def test_a_check_that_cannot_be_made_says_why(
     inference: Inference, data: Data, journal: Journal
 ) -> None:
-    monitor = await made(inference, "nowhere", columns=["x0", "nowhere"])
+    monitor = await made(inference, "nowhere", columns=["x0", "target"])
     await data.collect(monitor.endpoint, 200)
     check = await checked(inference, monitor.name)
     assert (check.state, check.found) == (domain.CHECK_FAILED, domain.FAILED)
     assert check.reason.code == "COLUMN_NOT_FOUND"
-    assert "'nowhere'" in check.reason.message
+    assert "was collected has no column 'target'" in check.reason.message
     assert (await journal.next("monitor.failed"))["data"]["reason"]["code"] == "COLUMN_NOT_FOUND"
 
     data.files = [File(path="train/picture.png", sha256="0" * 64)]
@@ -308,7 +345,7 @@ async def test_slow_checks_of_a_workspace_do_not_hold_up_those_of_another(
     await data.collect(monitor.endpoint, 200)
     data.open.clear()
     begin = pb.CheckMonitorRequest(name=monitor.name)
-    slow = [await inference.monitors.CheckMonitor(begin) for _ in range(3)]
+    slow = [await inference.monitors.CheckMonitor(begin) for _ in range(2)]
     async with asyncio.timeout(60):
         await data.asked.wait()
 

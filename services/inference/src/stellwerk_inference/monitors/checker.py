@@ -8,7 +8,7 @@ import asyncio
 import logging
 import random
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,7 +17,7 @@ from google.protobuf import json_format
 from stellwerk_inference.changes import Changes
 from stellwerk_inference.collected.store import CollectedStore
 from stellwerk_inference.monitors import domain, process, requests
-from stellwerk_inference.monitors.compare import kinds
+from stellwerk_inference.monitors.baselines import blob
 from stellwerk_inference.monitors.compare.failures import CheckFailed
 from stellwerk_inference.monitors.store import LEASE_SECONDS, MonitorStore
 from stellwerk_inference.monitors.turns import Turns
@@ -36,9 +36,7 @@ _IDLE_SECONDS = 5.0
 _MOST_TRIES = 5
 # While another service is away.
 _ASK_SECONDS, _ASK_PAUSE_SECONDS = 120.0, 2.0
-# Files of a baseline lie on the disk whole, those of collected data a few at a time.
-_MOST_BASELINE_BYTES, _MOST_BYTES = 1 << 30, 2 << 30
-_MOST_FILES, _MOST_LISTED = 5_000, 100_000
+_MOST_BYTES, _MOST_FILES, _MOST_LISTED = 2 << 30, 5_000, 100_000
 _PAGE = 1_000
 
 
@@ -175,7 +173,8 @@ class Checker:
                 "Delete the monitor, or create the endpoint again.",
             )
         workspace = names.parent_of(monitor.name)
-        baseline = await self._baseline(monitor)
+        version = await self._upstream.dataset(monitor.baseline)
+        baseline = requests.baseline_files(version, monitor.baseline_path)
         collected = await self._files(monitor, check)
         digests = list({file.sha256 for file in (*baseline, *collected)})
         urls = await self._upstream.download_urls(workspace, digests) if collected else {}
@@ -183,8 +182,8 @@ class Checker:
             "collection": monitor.collection,
             "start": check.window_start_time.ToDatetime(UTC).isoformat(),
             "end": check.window_end_time.ToDatetime(UTC).isoformat(),
-            "baseline": [_blob(file, urls) for file in baseline],
-            "collected": [_blob(file, urls) for file in collected],
+            "baseline": [blob(file, urls) for file in baseline],
+            "collected": [blob(file, urls) for file in collected],
             "columns": list(monitor.columns),
             "thresholds": [
                 {
@@ -198,26 +197,6 @@ class Checker:
             "max_rows": monitor.max_rows,
             "seed": _seed(check),
         }
-
-    async def _baseline(self, monitor: pb.Monitor) -> list[File]:
-        version = await self._upstream.dataset(monitor.baseline)
-        files = requests.files_below(version.files, monitor.baseline_path)
-        readable = [file for file in files if kinds.is_readable(file.path)]
-        if not readable:
-            raise CheckFailed(
-                "BASELINE_UNREADABLE",
-                f"{version.name} has no file that can be read: {', '.join(f.path for f in files[:5])}.",
-                f"Use files that end with {', '.join(kinds.SUFFIXES)}.",
-            )
-        size_bytes = sum(file.size_bytes for file in readable)
-        if size_bytes > _MOST_BASELINE_BYTES or len(readable) > _MOST_FILES:
-            raise CheckFailed(
-                "BASELINE_TOO_LARGE",
-                f"The baseline has {len(readable):,} files with {size_bytes / 2**30:.1f} GiB.",
-                f"Name up to {_MOST_FILES:,} with {_MOST_BASELINE_BYTES >> 30} GiB by `--baseline-path`, "
-                "or a version with a sample of the data.",
-            )
-        return readable
 
     async def _files(self, monitor: pb.Monitor, check: pb.MonitorCheck) -> list[File]:
         """Files that may have events of the window; drawn at random where there are very many."""
@@ -252,7 +231,3 @@ def _workspace(check: pb.MonitorCheck) -> str:
 def _seed(check: pb.MonitorCheck) -> int:
     """The same for each try of a check, so that it finds the same."""
     return int(names.id_of(check.name))
-
-
-def _blob(file: File, urls: Mapping[str, str]) -> dict[str, str]:
-    return {"path": file.path, "url": urls.get(file.sha256, ""), "sha256": file.sha256}

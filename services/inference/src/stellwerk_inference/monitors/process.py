@@ -23,9 +23,18 @@ _VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "SSL_CERT_FILE", "SSL_
 
 async def compare(request: Mapping[str, Any]) -> dict[str, Any]:
     """The result of the comparison; raises `CheckFailed`. Canceled, it ends the process."""
+    return await _run("compare", request)
+
+
+async def look(request: Mapping[str, Any]) -> None:
+    """Looks for columns in a baseline (`compare/known.py`); raises `CheckFailed`, and ends like `compare`."""
+    await _run("look", request)
+
+
+async def _run(task: str, request: Mapping[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="stellwerk-monitor-", ignore_cleanup_errors=True) as folder:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-W", "ignore", "-m", _MODULE, folder),
+            *(sys.executable, "-I", "-W", "ignore", "-m", _MODULE, task, folder),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

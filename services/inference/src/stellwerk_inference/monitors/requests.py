@@ -7,12 +7,14 @@ from datetime import UTC, datetime, timedelta
 from stellwerk_inference.collected.domain import check_collection
 from stellwerk_inference.endpoints.domain import PATTERN as ENDPOINT
 from stellwerk_inference.monitors import schedule
+from stellwerk_inference.monitors.compare import kinds
 from stellwerk_platform import names
 from stellwerk_platform.checks import check_description, check_tags
 from stellwerk_platform.content import check_path
 from stellwerk_platform.errors import InvalidArgument
 from stellwerk_protos.common.v1.common_pb2 import File
 from stellwerk_protos.inference.v1 import monitors_pb2 as pb
+from stellwerk_protos.registry.v1.datasets_pb2 import DatasetVersion
 
 PATTERN = "workspaces/*/monitors/*"
 CHECK = "workspaces/*/monitors/*/checks/*"
@@ -23,6 +25,8 @@ _SHORTEST, _LONGEST = timedelta(minutes=1), timedelta(days=90)
 _DEFAULT_MIN_ROWS, _DEFAULT_MAX_ROWS, _MAX_ROWS = 100, 100_000, 1_000_000
 MAX_COLUMNS = 1_000
 _COLUMN_LENGTH = 200
+# The files of a baseline lie on the disk whole.
+_MOST_BASELINE_BYTES, _MOST_BASELINE_FILES = 1 << 30, 5_000
 UPDATABLE = frozenset(
     {
         *("description", "tags", "deployment", "collection", "baseline", "baseline_path", "columns"),
@@ -185,6 +189,33 @@ def end_time(request: pb.CheckMonitorRequest, now: datetime) -> datetime | None:
             "INVALID_END_TIME", "The window cannot end then.", "Use a time that has passed, since 2020."
         )
     return end
+
+
+def baseline_files(version: DatasetVersion, path: str) -> list[File]:
+    """What of a version is the baseline; raises `InvalidArgument` where it cannot be one."""
+    files = files_below(version.files, path)
+    if not files:
+        raise InvalidArgument(
+            "BASELINE_PATH_NOT_FOUND",
+            f"There is nothing at {path!r} in {version.name}.",
+            f"It holds {', '.join(file.path for file in version.files[:10])}.",
+        )
+    readable = [file for file in files if kinds.is_readable(file.path)]
+    if not readable:
+        raise InvalidArgument(
+            "BASELINE_UNREADABLE",
+            f"{version.name} has no file that can be read: {', '.join(f.path for f in files[:5])}.",
+            f"Use files that end with {', '.join(kinds.SUFFIXES)}.",
+        )
+    size_bytes = sum(file.size_bytes for file in readable)
+    if size_bytes > _MOST_BASELINE_BYTES or len(readable) > _MOST_BASELINE_FILES:
+        raise InvalidArgument(
+            "BASELINE_TOO_LARGE",
+            f"The baseline has {len(readable):,} files with {size_bytes / 2**30:.1f} GiB.",
+            f"Name up to {_MOST_BASELINE_FILES:,} with {_MOST_BASELINE_BYTES >> 30} GiB by "
+            "`--baseline-path`, or a version with a sample of the data.",
+        )
+    return readable
 
 
 def files_below(files: Sequence[File], path: str) -> list[File]:

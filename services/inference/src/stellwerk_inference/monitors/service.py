@@ -6,16 +6,18 @@ from typing import Any
 
 from stellwerk_inference.changes import Changes
 from stellwerk_inference.endpoints.domain import check_open
-from stellwerk_inference.monitors import domain, requests
+from stellwerk_inference.monitors import baselines, domain, requests
+from stellwerk_inference.monitors.baselines import Baselines
 from stellwerk_inference.monitors.store import MonitorStore
 from stellwerk_inference.states import LEAVING
 from stellwerk_inference.store import Store
 from stellwerk_inference.upstream import Upstream
 from stellwerk_platform import names
 from stellwerk_platform.auth import current_caller
-from stellwerk_platform.errors import InvalidArgument, NotFound
+from stellwerk_platform.errors import NotFound
 from stellwerk_protos.inference.v1 import monitors_pb2 as pb
 from stellwerk_protos.inference.v1 import monitors_pb2_grpc
+from stellwerk_protos.registry.v1.datasets_pb2 import DatasetVersion
 
 
 class MonitorService(monitors_pb2_grpc.MonitorServiceServicer):
@@ -26,19 +28,23 @@ class MonitorService(monitors_pb2_grpc.MonitorServiceServicer):
         self._store = store
         self._changes = changes
         self._upstream = upstream
+        self._baselines = Baselines(upstream)
 
     async def CreateMonitor(self, request: pb.CreateMonitorRequest, context: Any) -> pb.Monitor:
         wanted = requests.wanted(request)
         await self._upstream.check_workspace(request.parent)
-        await self._resolve(wanted)
+        await self._baselines.check(wanted, await self._resolve(wanted))
         monitor = domain.new(wanted, current_caller().subject, datetime.now(UTC))
         if request.validate_only:
             await self._monitors.check_room(request.parent)
             return _shown(monitor)
         return _shown(await self._monitors.create(monitor, request.request_id))
 
-    async def _resolve(self, monitor: pb.Monitor) -> None:
-        """Sees that all that the monitor names is there; the baseline gets its number. Raises `NotFound`."""
+    async def _resolve(self, monitor: pb.Monitor) -> DatasetVersion:
+        """Sees that all that the monitor names is there; the baseline, which it returns, gets its number.
+
+        Raises `NotFound`.
+        """
         check_open(await self._store.endpoints.get(monitor.endpoint))
         if monitor.deployment:
             name = f"{monitor.endpoint}/deployments/{monitor.deployment}"
@@ -50,13 +56,8 @@ class MonitorService(monitors_pb2_grpc.MonitorServiceServicer):
                     "List the deployments of the endpoint.",
                 )
         version = await self._upstream.dataset(monitor.baseline)
-        if not requests.files_below(version.files, monitor.baseline_path):
-            raise InvalidArgument(
-                "BASELINE_PATH_NOT_FOUND",
-                f"There is nothing at {monitor.baseline_path!r} in {version.name}.",
-                f"It holds {', '.join(file.path for file in version.files[:10])}.",
-            )
         monitor.baseline = version.name
+        return version
 
     async def GetMonitor(self, request: pb.GetMonitorRequest, context: Any) -> pb.Monitor:
         names.parse(requests.PATTERN, request.name)
@@ -74,7 +75,9 @@ class MonitorService(monitors_pb2_grpc.MonitorServiceServicer):
         names.parse(requests.PATTERN, request.monitor.name)
         wanted = requests.changed(await self._monitors.get(request.monitor.name), request)
         if not requests.WITHOUT_NAMES.issuperset(request.update_mask.paths):
-            await self._resolve(wanted)
+            version = await self._resolve(wanted)
+            if not baselines.FIELDS.isdisjoint(request.update_mask.paths):
+                await self._baselines.check(wanted, version)
         now = datetime.now(UTC)
         updated = await self._monitors.update(
             wanted.name, lambda newest: domain.update(newest, wanted, request, now), request.etag

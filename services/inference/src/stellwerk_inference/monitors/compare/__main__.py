@@ -1,6 +1,7 @@
 """The process: a request in JSON on stdin, a result or the reason of a failure in JSON on stdout.
 
-Its one argument is a folder for what it brings, which belongs to whoever started it.
+Its arguments are what to do, `compare` or `look`, and a folder for what it brings, which belongs to whoever
+started it.
 """
 
 import json
@@ -20,7 +21,6 @@ for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "ARR
 # Others reserve memory ahead, which counts.
 os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
-from stellwerk_inference.monitors.compare.comparison import Request, compare  # noqa: E402
 from stellwerk_inference.monitors.compare.failures import CheckFailed  # noqa: E402
 
 _MEMORY_BYTES = 1 << 30
@@ -28,17 +28,28 @@ _MOST_SECONDS = 900.0
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
+    task, folder = sys.argv[1], Path(sys.argv[2])
     threading.Thread(target=_end_with_parent, args=(os.getppid(), folder), daemon=True).start()
     os.nice(10)
     with suppress(ValueError, OSError):  # not on every system
         resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_DATA)[1]))
-    json.dump(_answer(json.load(sys.stdin), folder), sys.stdout)
+    json.dump(_answer(task, json.load(sys.stdin), folder), sys.stdout)
 
 
-def _answer(request: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _result(task: str, request: dict[str, Any], folder: Path) -> dict[str, Any]:
+    # SciPy takes longer to load than it takes to look at a few names.
+    if task == "look":
+        from stellwerk_inference.monitors.compare import known
+
+        return known.look(known.Request.of(request), folder)
+    from stellwerk_inference.monitors.compare import comparison
+
+    return comparison.compare(comparison.Request.of(request), folder)
+
+
+def _answer(task: str, request: dict[str, Any], folder: Path) -> dict[str, Any]:
     try:
-        return {"result": compare(Request.of(request), folder)}
+        return {"result": _result(task, request, folder)}
     except MemoryError:
         failure = CheckFailed(
             "CHECK_TOO_LARGE",

@@ -7,7 +7,8 @@ import json
 import re
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,11 +30,39 @@ _INDEX = re.compile(r"|Unnamed: \d+|__index_level_\d+__")
 
 def read(path: str, file: Path) -> Iterator[Row]:
     """The rows of a file that was chosen by its name; raises `CheckFailed`."""
+    with _told(path):
+        for row in _READERS[_kind(path)](file):
+            yield {name: value for name, value in row.items() if not _INDEX.fullmatch(name)}
+
+
+def names(path: str, file: Path) -> Iterator[str]:
+    """The columns of such a file, one more than once where only its rows have them; raises `CheckFailed`."""
+    kind = _kind(path)
+    with _told(path):
+        found: Iterable[str]
+        if kind == kinds.CSV:
+            found, _ = _head(file)
+        elif kind == kinds.PARQUET:
+            found = _parquet_names(file)
+        elif kind == kinds.JSON_LINES:
+            found = (name for row in _json_lines(file) for name in row)
+        else:
+            found = next(_READERS[kind](file), {})
+        for name in found:
+            if not _INDEX.fullmatch(name):
+                yield name
+
+
+def _kind(path: str) -> tuple[str, ...]:
     kind = kinds.kind_of(path)
     assert kind is not None, "the file was chosen by its name"
+    return kind
+
+
+@contextmanager
+def _told(path: str) -> Iterator[None]:
     try:
-        for row in _READERS[kind](file):
-            yield {name: value for name, value in row.items() if not _INDEX.fullmatch(name)}
+        yield
     except MemoryError:
         raise
     # The libraries raise what they like for files that are none of their kind: TokenError, for one.
@@ -52,23 +81,33 @@ def _open(file: Path) -> IO[bytes]:
 
 
 def _csv(file: Path) -> Iterator[Row]:
-    csv.field_size_limit(min(sys.maxsize, _LINE_BYTES))
-    with _open(file) as opened, io.TextIOWrapper(opened, "utf-8-sig", errors="replace", newline="") as text:
-        delimiter = _delimiter(text.read(_SNIFFED))
-    with _open(file) as opened, io.TextIOWrapper(opened, "utf-8-sig", errors="replace", newline="") as text:
-        lines = csv.reader(text, delimiter=delimiter)
-        first = next(lines, [])
-        # Names are different from each other, and none is a number; that of an index is empty.
-        has_names = len({*first}) == len(first) and all(values.number(name) is None for name in first)
-        names = [name.strip() for name in first] if has_names else [str(i) for i in range(len(first))]
-        if not has_names and first:
-            yield dict(zip(names, first, strict=True))
+    columns, has_names = _head(file)
+    with _text(file) as text:
+        lines = csv.reader(text, delimiter=_delimiter(file))
+        if has_names:
+            next(lines, None)
         for line in lines:
             if line:
-                yield dict(zip(names, line, strict=False))
+                yield dict(zip(columns, line, strict=False))
 
 
-def _delimiter(start: str) -> str:
+def _head(file: Path) -> tuple[list[str], bool]:
+    """The columns of a CSV file, and whether its first line names them; else they have numbers."""
+    csv.field_size_limit(min(sys.maxsize, _LINE_BYTES))
+    with _text(file) as text:
+        first = next(csv.reader(text, delimiter=_delimiter(file)), [])
+    # Names are different from each other, and none is a number; that of an index is empty.
+    has_names = len({*first}) == len(first) and all(values.number(name) is None for name in first)
+    return [name.strip() for name in first] if has_names else [str(i) for i in range(len(first))], has_names
+
+
+def _text(file: Path) -> io.TextIOWrapper:
+    return io.TextIOWrapper(_open(file), "utf-8-sig", errors="replace", newline="")
+
+
+def _delimiter(file: Path) -> str:
+    with _text(file) as text:
+        start = text.read(_SNIFFED)
     try:
         return csv.Sniffer().sniff(start, delimiters=",;\t|").delimiter
     except csv.Error:
@@ -102,6 +141,16 @@ def _parquet(file: Path) -> Iterator[Row]:
                 yield from batch.to_pylist()
     except ArrowException as error:
         raise ValueError(str(error)) from error
+
+
+def _parquet_names(file: Path) -> list[str]:
+    from pyarrow import ArrowException, parquet
+
+    try:
+        found: list[str] = parquet.read_schema(file).names
+    except ArrowException as error:
+        raise ValueError(str(error)) from error
+    return found
 
 
 def _npy(file: Path) -> Iterator[Row]:

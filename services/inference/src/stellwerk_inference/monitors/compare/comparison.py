@@ -14,13 +14,13 @@ from stellwerk_inference.monitors.compare import baseline, columns
 from stellwerk_inference.monitors.compare.columns import Pair
 from stellwerk_inference.monitors.compare.failures import CheckFailed
 from stellwerk_inference.monitors.compare.fetch import Blob, bring
+from stellwerk_inference.monitors.compare.known import listed, missing_column
 from stellwerk_inference.monitors.compare.rows import Reader, Row, Unreadable
 from stellwerk_inference.monitors.compare.sample import Sample
 
 _LINE_BYTES = 8 << 20
 # Of a result, which goes into an event: shares beyond are left out, then whole entries.
 _SHARES_BYTES, _MOST_BYTES = 256 << 10, 512 << 10
-_SHOWN_COLUMNS = 8
 _ANSWERS = ("response", "model_outputs")
 
 
@@ -127,7 +127,7 @@ class _Collected:
         if self._strange and not self.sample.row_count:
             raise CheckFailed(
                 "NO_COMMON_COLUMNS",
-                f"The baseline has {_listed(self._baseline)}; collected rows have {_listed(self._strange)}.",
+                f"The baseline has {listed(self._baseline)}; collected rows have {listed(self._strange)}.",
                 "Name the columns in the order in which the model gets them: `stellwerk monitor update … "
                 "--columns a,b,c`.",
             )
@@ -177,16 +177,12 @@ def _common(request: Request, before: Sample, now: Sample) -> Sequence[str]:
         if request.columns and column not in request.columns:
             raise CheckFailed(
                 "COLUMN_NOT_FOUND",
-                f"{column!r} has a threshold, but is not among the {_listed(request.columns)} to compare.",
+                f"{column!r} has a threshold, but is not among the {listed(request.columns)} to compare.",
                 "Correct the columns or the thresholds of the monitor.",
             )
         for has, side in ((before, "The baseline"), (now, "What was collected")):
             if column not in has.columns:
-                raise CheckFailed(
-                    "COLUMN_NOT_FOUND",
-                    f"{side} has no column {column!r}, but {_listed(has.names)}.",
-                    "Correct the columns or the thresholds of the monitor.",
-                )
+                raise missing_column(column, has.names, side)
     return request.columns or [column for column in before.columns if column in now.columns]
 
 
@@ -215,9 +211,3 @@ def _entry(column: str, metric: str, threshold: float, pair: Pair) -> dict[str, 
         "missingShare": pair.missing / rows,
     }
     return entry if p_value is None else {**entry, "pValue": p_value}
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(name[:40] for name in names[:_SHOWN_COLUMNS])
-    more = ", …" if len(names) > _SHOWN_COLUMNS else ""
-    return f"{len(names):,} columns ({shown}{more})"
