@@ -31,8 +31,8 @@ EMPTY = "workspaces/empty"
 
 
 async def until(probe: Callable[[], Awaitable[T | None]]) -> T:
-    """Asks until there is an answer, for at most 20 seconds."""
-    async with asyncio.timeout(20):
+    """Asks until there is an answer, for at most 100 seconds."""
+    async with asyncio.timeout(100):
         while True:
             found = await probe()
             if found:
