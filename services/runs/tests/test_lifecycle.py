@@ -59,7 +59,8 @@ async def test_a_tree_is_bounded_in_depth(platform: Platform, client: Client) ->
 
 async def test_a_cancel_reaches_the_whole_tree_and_nothing_else(platform: Platform, client: Client) -> None:
     workspace = await platform.workspace()
-    top = await platform.run(workspace)
+    # Nobody ends it before it is asked to stop again.
+    top = await client.runs.CreateRun(interactive(workspace))
     sibling = await platform.run(workspace)
     child = await client.runs.CreateRun(interactive(workspace, parent_run=top.name))
     grandchild = await client.runs.CreateRun(interactive(workspace, parent_run=child.name))
@@ -99,7 +100,8 @@ async def test_an_interactive_run_lives_and_ends(platform: Platform, client: Cli
     renewed = await client.runs.RenewRun(pb.RenewRunRequest(name=run.name))
     assert renewed.lease_expire_time.ToNanoseconds() > run.create_time.ToNanoseconds() + 25e9
     assert not renewed.cancel_requested
-    await client.runs.CancelRun(pb.CancelRunRequest(name=run.name))
+    asked = await client.runs.CancelRun(pb.CancelRunRequest(name=run.name))
+    assert await client.runs.CancelRun(pb.CancelRunRequest(name=run.name)) == asked
     assert (await client.runs.RenewRun(pb.RenewRunRequest(name=run.name))).cancel_requested
     finish = pb.FinishRunRequest(
         name=run.name, state=pb.RUN_STATE_CANCELED, reason=Reason(code="INTERRUPTED", message="Ctrl-C.")

@@ -147,7 +147,6 @@ async def test_a_cancel_is_recorded_once_and_ends_in_canceled(platform: Platform
     assert asked.reason.code == "CANCEL_REQUESTED"
     assert "users/owner" in asked.reason.message
     assert "wrong data" in asked.reason.message
-    await client.runs.CancelRun(pb.CancelRunRequest(name=run.name))
     # `compute` cancels what no node holds by itself.
     await platform.until(run.name, pb.RUN_STATE_CANCELED)
     error = await refused(client.runs.CancelRun(pb.CancelRunRequest(name=run.name)))
