@@ -262,7 +262,7 @@ def ingest_store(database: Database) -> IngestStore:
     return IngestStore(database, *parts, RunStore(database))
 
 
-async def eventually(condition: Callable[[], Awaitable[bool]], timeout_seconds: float = 30.0) -> None:
+async def eventually(condition: Callable[[], Awaitable[bool]], timeout_seconds: float = 100.0) -> None:
     """Returns once the condition holds; for what tells nobody when it is done."""
     async with asyncio.timeout(timeout_seconds):
         while True:

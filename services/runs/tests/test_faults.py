@@ -51,7 +51,7 @@ from stellwerk_runs.records.store import RecordStore
 from stellwerk_runs.retention.store import RemovalStore
 from stellwerk_runs.runs.store import RunStore
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 RUN = "workspaces/demo/runs/steady-oak-000001"
 # Where the service dies, the how-manieth time it comes there; the last life has no end.
 LIVES = (
@@ -257,7 +257,7 @@ async def test_a_removal_that_is_killed_is_finished(servers: Servers, secrets: S
                 mark = await database.raw["removed_runs"].find_one({"_id": RUN})
                 return mark is not None and "unfinished" not in mark
 
-            await eventually(done, 90)
+            await eventually(done, 250)
             assert lives.deaths == [-signal.SIGKILL] * 3
             for name in (
                 "metric_series",

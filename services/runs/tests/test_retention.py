@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import pytest
 from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
@@ -110,7 +109,6 @@ async def remove(client: Client, *runs: str, **fields: object) -> retention_pb2.
     )
 
 
-@pytest.mark.timeout(60)
 async def test_what_a_deployment_collected_stays_when_a_run_had_it_too(
     platform: Platform, client: Client
 ) -> None:
@@ -129,7 +127,6 @@ async def test_what_a_deployment_collected_stays_when_a_run_had_it_too(
     assert [await is_there(platform, workspace, file) for file in files] == [True, False]
 
 
-@pytest.mark.timeout(60)
 async def test_a_removed_run_leaves_nothing_and_takes_nothing_of_others(
     platform: Platform, client: Client
 ) -> None:

@@ -101,6 +101,6 @@ async def test_senders_that_leave_at_once_leave_room_for_others(platform: Platfo
     async def staying() -> AsyncIterator[AppendRequest]:
         yield request
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert [answer.batch async for answer in ingest.Append(staying(), None)] == [0]
     database.close()
