@@ -95,13 +95,32 @@ def test_a_job_is_whole_whatever_dies_meanwhile(
     ):
         more(job, 5)
         kill(breakable)
+    check_whole(job, FILES, tmp_path)
+
+
+def check_whole(job: stellwerk.BatchJob, count: int, folder: Path) -> None:
+    """Waits for the end: each of the first so many pages is in the results once, in order."""
     assert job.wait().state == "Completed", job.message
     progress = job.progress
-    assert (progress.succeeded_file_count, progress.failed_file_count) == (FILES, 0)
-    assert (progress.succeeded_mini_batch_count, progress.row_count) == (FILES // 3, FILES)
-    job.download(tmp_path)
-    lines = (tmp_path / "rows.jsonl").read_text().splitlines()
-    assert [json.loads(line)["prediction"] for line in lines] == [f"page {number}" for number in range(FILES)]
+    assert (progress.succeeded_file_count, progress.failed_file_count) == (count, 0)
+    assert (progress.succeeded_mini_batch_count, progress.row_count) == (-(-count // 3), count)
+    job.download(folder)
+    lines = (folder / "rows.jsonl").read_text().splitlines()
+    assert [json.loads(line)["prediction"] for line in lines] == [f"page {number}" for number in range(count)]
+
+
+@pytest.mark.timeout(400)
+def test_a_job_goes_on_when_the_stack_is_up_again(
+    breakable: StackProcess, workspace: stellwerk.Workspace, endpoint: str, tmp_path: Path
+) -> None:
+    job = workspace.batches.submit(endpoint, "pages:1", path="0", name="interrupted")
+    more(job, 5)
+    assert breakable.stop() == 0
+    breakable.start()
+    assert not job.refresh().is_over
+    check_whole(job, 100, tmp_path)
+    # To be taken down is no failure of the script, which would cost one of its tries.
+    assert [item.reason for item in job.mini_batches() if item.reason.code] == []
 
 
 @pytest.mark.timeout(240)
