@@ -9,16 +9,12 @@ import grpc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from services.gateway.tests.conftest import GATEWAY_TOKEN, OWNER_KEY, STRANGER_KEY, Door
 from services.gateway.tests.replica import FakeReplica, route
 from stellwerk_gateway.scoring.balance import Split
 from stellwerk_gateway.scoring.routes import RouteTable
-from stellwerk_gateway.scoring.statistics import Metrics
 from stellwerk_platform.errors import from_rpc
-from stellwerk_platform.settings import Settings as PlatformSettings
 from stellwerk_protos.inference.v1 import endpoints_pb2 as pb
 from stellwerk_protos.open_inference import grpc_predict_v2_pb2 as oip
 from stellwerk_protos.open_inference import grpc_predict_v2_pb2_grpc as oip_grpc
@@ -237,25 +233,3 @@ async def test_what_was_counted_is_what_was_asked(
     ):
         async with web.get(f"{path}/statistics", headers=headers) as response:
             assert response.status == status
-
-
-async def test_counts_are_exported_as_metrics(
-    web: aiohttp.ClientSession, table: RouteTable, replicas: list[FakeReplica]
-) -> None:
-    table.replace([route(blue=(100, replicas[:1]))])
-    await score(web)
-    reader = InMemoryMetricReader()
-    provider = MeterProvider([reader])
-    Metrics(PlatformSettings(), table)._declare(provider)
-    data = reader.get_metrics_data()
-    assert data is not None
-    found: dict[str, list[Any]] = {
-        metric.name.removeprefix("stellwerk.scoring."): list(metric.data.data_points)
-        for metric in data.resource_metrics[0].scope_metrics[0].metrics
-    }
-    assert [(point.value, point.attributes["code"]) for point in found["requests"]] == [(1, 200)]
-    assert [point.value for point in found["duration.bucket"]][-1] == 1
-    assert [point.value for point in found["replicas"]] == [1]
-    assert [point.attributes["replica"] for point in found["replica.memory"]] == [replicas[0].name]
-    assert {"replica.cpu.time", "replica.calls", "replica.called_requests", "cold_starts"} <= found.keys()
-    provider.shutdown()

@@ -31,6 +31,9 @@ class Settings:
     health_listen: str = ""
     otlp_endpoint: str = ""
     otlp_key: str = ""
+    # Where metrics go, if not where spans do; the key of the one is never shown to the other.
+    otlp_metrics_endpoint: str = ""
+    otlp_metrics_key: str = ""
     log_level: str = "INFO"
 
     @classmethod

@@ -2,11 +2,12 @@
 where no instrumentation carries it (NATS headers, environment variables, journal entries)."""
 
 import logging
+from collections.abc import Callable, Sequence
 
 from opentelemetry import propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+from opentelemetry.sdk.metrics.export import Metric, PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -36,12 +37,18 @@ def start(service: str, settings: Settings, identity: Identity | None = None) ->
 
 
 def meter_provider(
-    service: str, settings: Settings, identity: Identity | None = None
+    service: str,
+    settings: Settings,
+    identity: Identity | None = None,
+    more: Callable[[], Sequence[Metric]] = tuple,
 ) -> MeterProvider | None:
-    """Where a service makes its metrics, exported every 15 s; None if no endpoint is set."""
-    if not settings.otlp_endpoint:
+    """Where a service makes its metrics, exported every 15 s; None if no endpoint is set.
+
+    `more` gives metrics that no instrument can make; it is called in the exporter's thread.
+    """
+    if not settings.otlp_endpoint and not settings.otlp_metrics_endpoint:
         return None
-    reader = PeriodicExportingMetricReader(otlp.Metrics(settings, identity), _METRICS_MS)
+    reader = PeriodicExportingMetricReader(otlp.Metrics(settings, identity, more), _METRICS_MS)
     return MeterProvider([reader], Resource.create({SERVICE_NAME: service}))
 
 

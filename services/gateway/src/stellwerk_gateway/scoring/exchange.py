@@ -410,11 +410,11 @@ class Exchange(Call):
         if self._preparing is not None:
             self._preparing.cancel()
         target = self._target
-        self.count(
-            status, None if self.deployment else self._router.counters(target.endpoint if target else "")
-        )
+        endpoint = target.endpoint if target else ""
+        self.count(status, None if self.deployment else self._router.counters(endpoint))
         if self._span is not None:
-            tracing.end(self._span, status, reason)
+            deployment = self.deployment.id if self.deployment else ""
+            tracing.end(self._span, status, reason, endpoint, deployment)
         if not self.disconnected:
             self._protocol.answered(self)
 

@@ -201,7 +201,8 @@ class _GrpcCall(Call):
         """Counts the call, once."""
         self.count(status, None if self.deployment is not None else self._router.counters(self._endpoint))
         if self._span is not None:
-            tracing.end(self._span, status, reason)
+            deployment = self.deployment.id if self.deployment is not None else ""
+            tracing.end(self._span, status, reason, self._endpoint, deployment)
 
 
 def _check_lines(metadata: Iterable[tuple[str, str | bytes]]) -> None:

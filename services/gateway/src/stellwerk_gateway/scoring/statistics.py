@@ -16,8 +16,9 @@ from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.sdk.metrics import MeterProvider
 
 from stellwerk_gateway.scoring import access
-from stellwerk_gateway.scoring.counters import BOUNDS, Counters
+from stellwerk_gateway.scoring.counters import Counters
 from stellwerk_gateway.scoring.deployment import Deployment
+from stellwerk_gateway.scoring.histograms import histograms
 from stellwerk_gateway.scoring.router import Router
 from stellwerk_gateway.scoring.routes import Endpoint, RouteTable
 from stellwerk_platform import names, telemetry
@@ -27,6 +28,7 @@ from stellwerk_platform.settings import Settings
 
 PATH = re.compile(r"/endpoints/([^/]+)/([^/]+)/statistics")
 _PERMISSION = "endpoint.read"
+_SCOPE = "stellwerk.scoring"
 _STARTED = datetime.now(UTC).isoformat(timespec="seconds")
 # What tells this process from all others, as long as they live.
 PROCESS = f"{socket.gethostname()}:{os.getpid()}"
@@ -73,7 +75,7 @@ class Metrics:
 
     def __init__(self, settings: Settings, table: RouteTable, identity: Identity | None = None) -> None:
         self._table = table
-        self._provider = telemetry.meter_provider("gateway", settings, identity)
+        self._provider = telemetry.meter_provider("gateway", settings, identity, lambda: histograms(table))
         if self._provider is not None:
             self._declare(self._provider)
 
@@ -83,11 +85,17 @@ class Metrics:
             self._provider.shutdown(2_000)
 
     def _declare(self, provider: MeterProvider) -> None:
-        meter = provider.get_meter("stellwerk.scoring")
+        meter = provider.get_meter(_SCOPE)
+        meter.create_observable_counter(f"{_SCOPE}.refused", [self._refused], "{request}")
         for name, unit, read in _COUNTERS:
-            meter.create_observable_counter(f"stellwerk.scoring.{name}", [self._callback(read)], unit)
+            meter.create_observable_counter(f"{_SCOPE}.{name}", [self._callback(read)], unit)
         for name, unit, read in _GAUGES:
-            meter.create_observable_gauge(f"stellwerk.scoring.{name}", [self._callback(read)], unit)
+            meter.create_observable_gauge(f"{_SCOPE}.{name}", [self._callback(read)], unit)
+
+    def _refused(self, _options: CallbackOptions) -> Iterator[Observation]:
+        for endpoint in list(self._table.endpoints.values()):
+            for code, number in endpoint.refused.codes.copy().items():
+                yield Observation(number, {"endpoint": endpoint.name, "code": code})
 
     def _callback(self, read: "Read") -> Callable[[CallbackOptions], Iterable[Observation]]:
         def observe(_options: CallbackOptions) -> Iterator[Observation]:
@@ -105,15 +113,6 @@ class Metrics:
 Read = Callable[[Endpoint, Deployment, Counters], Iterable[tuple[float, dict[str, str | int]]]]
 
 
-def _buckets(
-    _endpoint: Endpoint, _deployment: Deployment, counters: Counters
-) -> Iterator[tuple[float, dict[str, str | int]]]:
-    total = 0
-    for bound, number in zip([*map(str, BOUNDS), "+Inf"], counters.buckets, strict=True):
-        total += number
-        yield total, {"le": bound}
-
-
 def _used(name: str) -> "Read":
     """One field of `Usage`, by replica."""
 
@@ -128,8 +127,6 @@ def _used(name: str) -> "Read":
 
 _COUNTERS: list[tuple[str, str, Read]] = [
     ("requests", "{request}", lambda e, d, c: [(n, {"code": code}) for code, n in c.codes.copy().items()]),
-    ("duration.bucket", "{request}", _buckets),
-    ("duration.sum", "s", lambda e, d, c: [(c.seconds, {})]),
     ("retries", "{request}", lambda e, d, c: [(c.retries, {})]),
     ("ejections", "{replica}", lambda e, d, c: [(c.ejections, {})]),
     ("mirrored", "{request}", lambda e, d, c: [(c.mirrored, {})]),
@@ -137,8 +134,6 @@ _COUNTERS: list[tuple[str, str, Read]] = [
     ("cold_starts", "{start}", lambda e, d, c: [(c.cold_starts, {})]),
     ("cold_start.wait", "s", lambda e, d, c: [(c.cold_start_seconds, {})]),
     ("replica.cpu.time", "s", _used("cpu_seconds")),
-    ("replica.calls", "{call}", _used("calls")),
-    ("replica.called_requests", "{request}", _used("requests")),
 ]
 _GAUGES: list[tuple[str, str, Read]] = [
     ("in_flight", "{request}", lambda e, d, c: [(d.in_flight, {})]),
