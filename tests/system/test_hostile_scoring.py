@@ -74,7 +74,7 @@ def ended(process: Any) -> Outcome:
 
 
 def test_an_init_that_fails_is_told_with_its_reason_and_logged(cli: Cli, create: Any) -> None:
-    more = {"hangs": IMPATIENT}
+    more: dict[str, tuple[str, ...]] = {"hangs": IMPATIENT}
     started = {name: create(name, script + RUN, *more.get(name, ())) for name, script in INITS.items()}
     said = {name: ended(process) for name, process in started.items()}
     for name, reason in {"eats": "OUT_OF_MEMORY", "hangs": "INIT_TIMEOUT", "misses": "INIT_FAILED"}.items():
