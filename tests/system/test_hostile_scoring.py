@@ -62,7 +62,9 @@ def create(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Any:
         (code / "score.py").write_text(script)
         return cli.start(
             *("deployment", "create", name, "--endpoint", "worst", "--model", "none:1"),
-            *("--environment", "bare", "--code", code, *LIMITS, *more),
+            *("--environment", "bare", "--code", code),
+            *LIMITS,
+            *more,
         )
 
     return start
