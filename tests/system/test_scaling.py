@@ -69,6 +69,11 @@ def has_ready(count: int, deployment: endpoints_pb2.Deployment) -> bool:
     return deployment.ready_replica_count == count
 
 
+def ask(url: str, number: int, key: str) -> httpx.Response:
+    """Waits for the start of a replica if it must: the deployment may fall asleep before any request."""
+    return httpx.post(url, json={"x": number}, headers={"authorization": f"Bearer {key}"}, timeout=60)
+
+
 def until(workspace: stellwerk.Workspace, reached: Callable[[endpoints_pb2.Deployment], bool]) -> None:
     """Returns when the deployment is so."""
     deadline = time.monotonic() + 60
@@ -84,21 +89,21 @@ def test_the_first_request_is_answered_by_a_replica_that_it_started(
     key = cli.run("endpoint", "keys", "regenerate", "sleepy", "--key", "primary").out.strip()
     until(workspace, lambda item: item.reason.code == "ASLEEP")
     url = workspace.endpoints.get("sleepy").url
-    answer = httpx.post(url, json={"x": 21}, headers={"authorization": f"Bearer {key}"}, timeout=60)
+    answer = ask(url, 21, key)
     assert (answer.status_code, answer.json()) == (200, {"answer": 42})
     why = cli.run("why", "endpoints/sleepy/deployments/blue").out
     assert "REQUEST_WAITS" in why or "NO_REQUESTS" in why, why
 
-    refused = httpx.post(url, json={"x": 1}, headers={"authorization": f"Bearer {owner_key}"})
+    refused = ask(url, 1, owner_key)
     assert (refused.status_code, refused.json()["reason"]) == (401, "TOKEN_NOT_ACCEPTED")
     hint = cli.run("endpoint", "keys", "show-hint", "sleepy").out
     assert key[-4:] in hint
     assert key not in hint
     cli.run("endpoint", "keys", "regenerate", "sleepy", "--key", "secondary")
-    assert httpx.post(url, json={"x": 1}, headers={"authorization": f"Bearer {key}"}).status_code == 200
+    assert ask(url, 1, key).status_code == 200
     new = cli.run("endpoint", "keys", "regenerate", "sleepy", "--key", "primary", "--yes").out.strip()
-    assert httpx.post(url, json={"x": 1}, headers={"authorization": f"Bearer {new}"}).status_code == 200
-    assert httpx.post(url, json={"x": 1}, headers={"authorization": f"Bearer {key}"}).status_code == 401
+    assert ask(url, 1, new).status_code == 200
+    assert ask(url, 1, key).status_code == 401
     assert "key_regenerated" in cli.run("activity", "list").out
 
 
