@@ -25,7 +25,7 @@ from stellwerk.blob_store import Meter
 from stellwerk.settings import Settings
 from stellwerk_launcher.testing import Servers
 from stellwerk_platform.blobs import BlobStore
-from stellwerk_platform.errors import FailedPrecondition, from_rpc
+from stellwerk_platform.errors import FailedPrecondition, Unavailable, from_rpc
 from stellwerk_platform.mongo import Database
 from stellwerk_protos.registry.v1 import blobs_pb2 as pb
 from stellwerk_registry.blobs.store import BlobIndex
@@ -220,9 +220,9 @@ async def parts(servers: Servers) -> AsyncIterator[tuple[Uploads, BlobStore, Blo
     database.close()
 
 
-async def begun(uploads: Uploads, objects: BlobStore, index: BlobIndex, content: bytes) -> str:
-    """An upload whose parts are all there."""
-    sha256 = digest_of(content)
+async def begun(uploads: Uploads, index: BlobIndex, content: bytes, sha256: str = "") -> str:
+    """An upload whose parts are all there, under their digest or that of another blob."""
+    sha256 = sha256 or digest_of(content)
     await index.offer("demo", {sha256: len(content)}, DEFAULT_DATASTORE)
     assert await uploads.begin("demo", sha256, len(content)) is not None
     async with httpx.AsyncClient() as http:
@@ -233,15 +233,23 @@ async def begun(uploads: Uploads, objects: BlobStore, index: BlobIndex, content:
     return sha256
 
 
+async def finished_and_died(objects: BlobStore, database: Database, sha256: str) -> None:
+    """As if the process had died after the store put the parts together, before it was noted."""
+    document = await database.raw["blobs"].find_one_and_update(
+        {"_id": f"demo/{sha256}"}, {"$set": {"upload.claimed": True}}
+    )
+    assert document is not None
+    upload_id = document["upload"]["id"]
+    whole = await objects.parts("demo", sha256, upload_id)
+    assert whole
+    assert await objects.finish_upload("demo", sha256, upload_id, whole)
+
+
 async def test_whatever_dies_between_two_steps_another_process_goes_on(parts: Any) -> None:
     uploads, objects, index, database = parts
     content = os.urandom(SIZE)
-    sha256 = await begun(uploads, objects, index, content)
-    document = await database.raw["blobs"].find_one({"_id": f"demo/{sha256}"})
-    upload_id = document["upload"]["id"]
-    # As if the process had died after the store put the parts together, before it was noted.
-    whole = await objects.parts("demo", sha256, upload_id)
-    assert await objects.finish_upload("demo", sha256, upload_id, whole)
+    sha256 = await begun(uploads, index, content)
+    await finished_and_died(objects, database, sha256)
     assert await objects.size("demo", sha256) == SIZE
     assert await index.missing("demo", [sha256]) == [sha256], "nobody has checked the whole"
     other = Uploads(database, uploads._places, objects, PART_BYTES)
@@ -255,7 +263,7 @@ async def test_whatever_dies_between_two_steps_another_process_goes_on(parts: An
 
 async def test_uploads_that_were_given_up_are_dropped(parts: Any) -> None:
     uploads, objects, index, _ = parts
-    sha256 = await begun(uploads, objects, index, os.urandom(SIZE))
+    sha256 = await begun(uploads, index, os.urandom(SIZE))
     orphan = await objects.begin_upload("demo", "0" * 64)
     await uploads.sweep(datetime.now(UTC) - timedelta(minutes=1))
     assert len([found async for found in objects.uploads()]) == 2
@@ -269,6 +277,91 @@ async def test_uploads_that_were_given_up_are_dropped(parts: Any) -> None:
 
 async def test_a_blob_that_is_given_up_takes_its_parts_along(parts: Any) -> None:
     uploads, objects, index, _ = parts
-    sha256 = await begun(uploads, objects, index, os.urandom(SIZE))
+    sha256 = await begun(uploads, index, os.urandom(SIZE))
     await index.release("demo", [sha256], validate_only=False)
     assert [found async for found in objects.uploads()] == []
+
+
+class InOnePiece:
+    """A small blob, and somebody who brings another content for its digest in parts."""
+
+    def __init__(self, parts: Any) -> None:
+        self.uploads, self.objects, self.index, self._database = parts
+        self.content = os.urandom(1_000)
+        self.sha256 = digest_of(self.content)
+
+    async def put(self) -> None:
+        await self.index.offer("demo", {self.sha256: len(self.content)}, DEFAULT_DATASTORE)
+        url, headers = self.objects.upload_url("demo", self.sha256, len(self.content))
+        async with httpx.AsyncClient() as http:
+            (await http.put(url, content=self.content, headers=headers)).raise_for_status()
+
+    async def parts(self) -> None:
+        await begun(self.uploads, self.index, os.urandom(SIZE), self.sha256)
+
+    async def missing(self) -> bool:
+        return bool(await self.index.missing("demo", [self.sha256]))
+
+    async def is_right(self) -> bool:
+        return bool(await self.objects.content("demo", self.sha256, SIZE) == self.content)
+
+    def meanwhile(self, monkeypatch: pytest.MonkeyPatch, act: Any) -> None:
+        """Acts once after the object store was asked for the blob, before the answer is noted."""
+        size, acts = self.objects.size, [act]
+
+        async def ask(*arguments: str) -> int | None:
+            found: int | None = await size(*arguments)
+            while acts:
+                await acts.pop()()
+            return found
+
+        monkeypatch.setattr(self.objects, "size", ask)
+
+
+async def test_a_blob_that_is_there_in_one_piece_is_not_overwritten_by_parts(
+    parts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blob = InOnePiece(parts)
+    await blob.parts()
+    await blob.put()
+    assert not await blob.missing()
+    assert (await blob.uploads.complete("demo", blob.sha256)).done
+    assert await blob.is_right()
+    assert [found async for found in blob.objects.uploads()] == []
+    # The same when the parts come while the store is being asked.
+    other = InOnePiece(parts)
+    await other.put()
+    other.meanwhile(monkeypatch, other.parts)
+    assert not await other.missing()
+    assert (await other.uploads.complete("demo", other.sha256)).done
+    assert await other.is_right()
+
+
+async def test_a_blob_that_parts_overwrite_is_missing(parts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    blob = InOnePiece(parts)
+    await blob.parts()
+    await blob.put()
+
+    async def complete() -> None:
+        with pytest.raises(FailedPrecondition, match="not"):
+            await blob.uploads.complete("demo", blob.sha256)
+
+    blob.meanwhile(monkeypatch, complete)
+    assert await blob.missing()
+    await blob.put()
+    assert not await blob.missing()
+    assert await blob.is_right()
+
+
+async def test_a_whole_that_nobody_checked_stands_in_nobodys_way(parts: Any) -> None:
+    uploads, objects, _, database = parts
+    blob = InOnePiece(parts)
+    await blob.parts()
+    await finished_and_died(objects, database, blob.sha256)
+    assert await blob.missing()
+    with pytest.raises(Unavailable):
+        await uploads.begin("demo", blob.sha256, SIZE + 1)
+    await uploads.finish_claimed("demo", {blob.sha256: len(blob.content)})
+    assert await objects.size("demo", blob.sha256) is None
+    await blob.put()
+    assert not await blob.missing()

@@ -49,6 +49,7 @@ class BlobService(blobs_pb2_grpc.BlobServiceServicer):
         await self._check_room(workspace, wanted)
         if not missing:
             return pb.PrepareUploadsResponse()
+        await self._uploads.finish_claimed(workspace, wanted)
         datastore, place = await self._places.default(workspace)
         await self._index.offer(workspace, wanted, datastore)
         offers = [await self._offer(workspace, place, digest, wanted[digest]) for digest in missing]

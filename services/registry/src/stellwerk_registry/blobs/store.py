@@ -6,7 +6,9 @@ present or an upload of it was given out, `present` whether it was found present
 it is present: what the client says), `datastore` the id of the datastore where it lies.
 A small blob may lie in another one, a pack: `pack` is the `_id` of that and `offset` where
 in it (`packs/store.py`); a pack has `pack_bytes`, and counts no bytes of its own.
-A blob that travels in parts has `upload` until the whole was checked (`uploads/store.py`).
+A blob that travels in parts has `upload` until the whole was checked (`uploads/store.py`), unless it comes
+in one piece before: then whoever finds it there ends the upload. Not once the upload is `claimed`; wholes
+that were wrong and are deleted are counted in `discards`.
 A blob that is being removed has `removing_time`; nobody may count on it then.
 """
 
@@ -36,9 +38,9 @@ _SETTLED_AT_ONCE = 1_000
 _SETTLE_SECONDS = 60.0
 _DROPPED_AT_ONCE = 1_000
 # A removal that takes longer stops, and its marks stay.
-_REMOVAL_SECONDS = 15
+REMOVAL_SECONDS = 15
 # After this whoever meets a mark goes on in the place of the process that set it.
-_STUCK = timedelta(seconds=3 * _REMOVAL_SECONDS)
+_STUCK = timedelta(seconds=3 * REMOVAL_SECONDS)
 _PATIENCE_SECONDS = 10.0
 _POLL_SECONDS = 0.05
 
@@ -122,11 +124,13 @@ class BlobIndex:
         def packed(digest: str) -> list[Document]:
             offset, size = places[digest]
             known = {"present": True, "size": size, "datastore": datastore, "pack": pack_id, "offset": offset}
-            unless = {"$eq": ["$present", True]}
+            claimed = {"$eq": ["$upload.claimed", True]}
+            unless = {"$or": [{"$eq": ["$present", True]}, claimed]}
             fields = {
                 key: {"$cond": [unless, f"${key}", {"$literal": value}]} for key, value in known.items()
             }
-            return [{"$set": {"seen_time": moment, **fields}}, {"$unset": ["offer_time", "upload"]}]
+            fields["upload"] = {"$cond": [claimed, "$upload", "$$REMOVE"]}
+            return [{"$set": {"seen_time": moment, **fields}}, {"$unset": ["offer_time"]}]
 
         # First, so that the pack is never counted beside what lies in it.
         if is_only_pack:
@@ -206,19 +210,41 @@ class BlobIndex:
             )
             known = await self._known(workspace, digests)
         present = {digest for digest, document in known.items() if document.get("present")}
-        # What travels in parts is missing until its whole was checked, whatever the object store has.
-        asked = {d: found for d, found in known.items() if d not in present and "upload" not in found}
+        # What is put together of parts is missing until it was checked, whatever the object store has.
+        asked = {d: found for d, found in known.items() if d not in present and not _is_claimed(found)}
         uploaded = await self._find(workspace, asked)
-        if uploaded:
-            await self._upsert(
-                workspace,
-                list(uploaded),
-                lambda digest: {
-                    "$set": {"seen_time": moment, "present": True, "size": uploaded[digest]},
-                    "$unset": {"offer_time": ""},
+        if not uploaded:
+            return present
+        found = await self._found(workspace, uploaded, asked)
+        await asyncio.gather(*(self._end_upload(workspace, asked[digest]) for digest in found))
+        return present | found
+
+    async def _found(
+        self, workspace: str, sizes: Mapping[str, int], asked: Mapping[str, Mapping[str, Any]]
+    ) -> set[str]:
+        """Notes that blobs are there, by digest with bytes; returns those of which that is still so.
+
+        `asked` has their documents as they were before the object store was asked.
+        """
+        moment = datetime.now(UTC)
+        writes = [
+            UpdateOne(
+                {
+                    "_id": _id(workspace, digest),
+                    "removing_time": {"$exists": False},
+                    "upload.claimed": {"$ne": True},
+                    "discards": asked[digest].get("discards"),
+                },
+                {
+                    "$set": {"seen_time": moment, "present": True, "size": size},
+                    "$unset": {"offer_time": "", "upload": ""},
                 },
             )
-        return present | uploaded.keys()
+            for digest, size in sizes.items()
+        ]
+        await self._blobs.bulk_write(writes, ordered=False)
+        known = await self._known(workspace, list(sizes))
+        return {digest for digest, document in known.items() if document.get("present")}
 
     async def _known(self, workspace: str, digests: Sequence[str]) -> dict[str, Mapping[str, Any]]:
         """The documents by digest, once none of them is being removed any more."""
@@ -312,7 +338,7 @@ class BlobIndex:
         the mark is seen now, and whoever wants to make one waits until the mark is gone.
         """
         try:
-            async with asyncio.timeout(_REMOVAL_SECONDS):
+            async with asyncio.timeout(REMOVAL_SECONDS):
                 return await self._remove_marked(workspace, digests, where)
         except TimeoutError:
             raise _being_removed(len(digests)) from None
@@ -343,11 +369,19 @@ class BlobIndex:
     async def _delete(self, workspace: str, document: Mapping[str, Any]) -> None:
         if "pack" in document:
             return
-        place, digest = await self._places.of(workspace, _datastore(document)), _digest(document["_id"])
+        await self._end_upload(workspace, document)
+        place = await self._places.of(workspace, _datastore(document))
         async with self._slots.at(place):
-            if "upload" in document:
-                await place.store.abort_upload(place.prefix, digest, document["upload"]["id"])
-            await place.delete(digest)
+            await place.delete(_digest(document["_id"]))
+
+    async def _end_upload(self, workspace: str, document: Mapping[str, Any]) -> None:
+        """Drops the parts of a blob that need not come any more."""
+        if "upload" in document:
+            place = await self._places.of(workspace, _datastore(document))
+            async with self._slots.at(place):
+                await place.store.abort_upload(
+                    place.prefix, _digest(document["_id"]), document["upload"]["id"]
+                )
 
     async def count(self, workspace: str) -> tuple[int, int]:
         """How many blobs a workspace has, and their bytes."""
@@ -403,6 +437,10 @@ class BlobIndex:
 def is_pack(document: Mapping[str, Any]) -> bool:
     """Whether a blob is nothing but a pack."""
     return "pack_bytes" in document
+
+
+def _is_claimed(document: Mapping[str, Any]) -> bool:
+    return bool(document.get("upload", {}).get("claimed"))
 
 
 def _id(workspace: str, digest: str) -> str:

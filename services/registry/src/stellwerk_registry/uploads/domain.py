@@ -22,6 +22,10 @@ class Upload:
     id: str
     size_bytes: int
     part_size_bytes: int
+    # Whether the parts were put together, or are about to be: only then may what the store has under the
+    # digest be a whole that nobody has checked.
+    claimed: bool = False
+    # Whether the store is known to have that whole.
     assembled: bool = False
 
     @classmethod

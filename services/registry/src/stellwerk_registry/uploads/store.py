@@ -5,8 +5,11 @@ and has the right digest; as long as it does, the blob is missing for everybody.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import logging
+import uuid
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 
@@ -14,8 +17,10 @@ from pymongo import ASCENDING, IndexModel
 
 from stellwerk_platform import failpoints
 from stellwerk_platform.blobs import BlobStore
-from stellwerk_platform.errors import FailedPrecondition, InvalidArgument
+from stellwerk_platform.documents import Document
+from stellwerk_platform.errors import FailedPrecondition, InvalidArgument, Unavailable
 from stellwerk_platform.mongo import Database
+from stellwerk_registry.blobs.store import REMOVAL_SECONDS
 from stellwerk_registry.datastores.places import Place, Places
 from stellwerk_registry.uploads.domain import Check, Upload, part_size
 from stellwerk_registry.workspaces.domain import DEFAULT_DATASTORE
@@ -67,6 +72,8 @@ class Uploads:
             upload = Upload.of(document)
             if upload is None and document.get("present"):
                 return None
+            if upload is not None and upload.claimed and upload.size_bytes != size_bytes:
+                raise _being_checked(sha256)
             if upload is None or upload.size_bytes != size_bytes:
                 await self._begin(workspace, sha256, size_bytes, upload)
                 continue
@@ -83,7 +90,9 @@ class Uploads:
         upload_id = await place.store.begin_upload(place.prefix, sha256)
         failpoints.hit("upload.begun")
         upload = Upload(upload_id, size_bytes, self.part_size(size_bytes))
-        known = {"upload": {"$exists": False}} if old is None else {"upload.id": old.id}
+        known: Document = {"upload": {"$exists": False}}
+        if old is not None:
+            known = {"upload.id": old.id, "upload.claimed": {"$ne": True}}
         result = await self._blobs.update_one(
             {"_id": _id(workspace, sha256), "present": {"$ne": True}, **known},
             {"$set": {"upload": asdict(upload), "seen_time": datetime.now(UTC)}},
@@ -97,8 +106,9 @@ class Uploads:
         """The store does not know the upload any more: it was put together, or dropped."""
         where = {"_id": _id(workspace, sha256), "upload.id": upload.id}
         place = await self._place(workspace, sha256)
+        # Another size is that of a blob which came in one piece, and which the store has checked.
         if await place.size(sha256) == upload.size_bytes:
-            await self._blobs.update_one(where, {"$set": {"upload.assembled": True}})
+            await self._blobs.update_one(where, {"$set": {"upload.claimed": True, "upload.assembled": True}})
         else:
             await self._blobs.update_one(where, {"$unset": {"upload": ""}})
 
@@ -162,16 +172,13 @@ class Uploads:
         asyncio.get_running_loop().call_later(seconds, forget)
 
     async def _check(self, workspace: str, sha256: str, upload: Upload) -> None:
-        if not upload.assembled:
-            await self._assemble(workspace, sha256, upload)
+        if not upload.assembled and not await self._assemble(workspace, sha256, upload):
+            return
         failpoints.hit("upload.assembled")
         where = {"_id": _id(workspace, sha256), "upload.id": upload.id}
         found = await self._digest(workspace, sha256, upload.size_bytes)
         if found != sha256:
-            # Unless another process was faster, and a new upload has begun.
-            if await self._blobs.find_one(where, {"_id": 1}) is not None:
-                await (await self._place(workspace, sha256)).delete(sha256)
-                await self._blobs.update_one(where, {"$unset": {"upload": ""}})
+            await self._discard(workspace, sha256, where)
             raise FailedPrecondition(
                 "DIGEST_MISMATCH",
                 f"The parts make a blob with the SHA-256 {found}, not {sha256}.",
@@ -180,7 +187,8 @@ class Uploads:
         present = {"present": True, "size": upload.size_bytes, "seen_time": datetime.now(UTC)}
         await self._blobs.update_one(where, {"$set": present, "$unset": {"upload": "", "offer_time": ""}})
 
-    async def _assemble(self, workspace: str, sha256: str, upload: Upload) -> None:
+    async def _assemble(self, workspace: str, sha256: str, upload: Upload) -> bool:
+        """Puts the parts together; False when the blob came in one piece in the meantime."""
         place = await self._place(workspace, sha256)
         parts = await place.store.parts(place.prefix, sha256, upload.id)
         if parts is not None:
@@ -191,11 +199,65 @@ class Uploads:
                     f"{upload.part_count - len(whole):,} of {upload.part_count:,} parts are missing.",
                     "Ask PrepareUploads which are there, and put the others.",
                 )
+            if not await self._claim(workspace, sha256, upload):
+                return False
             await place.store.finish_upload(place.prefix, sha256, upload.id, whole)
         await self._settle(workspace, sha256, upload)
         again = Upload.of(await self._blobs.find_one({"_id": _id(workspace, sha256)}))
         if again is None or again.id != upload.id:
             raise _not_found(sha256)
+        return True
+
+    async def _claim(self, workspace: str, sha256: str, upload: Upload) -> bool:
+        """Says that what the store has is not to be believed from now on; False for a blob that is there.
+
+        Whoever finds the blob in the store before says so in the same document, and ends the upload.
+        """
+        key = _id(workspace, sha256)
+        claimed = await self._blobs.update_one(
+            {"_id": key, "upload.id": upload.id, "removing_time": {"$exists": False}},
+            {"$set": {"upload.claimed": True, "seen_time": datetime.now(UTC)}},
+        )
+        if claimed.matched_count:
+            return True
+        document = await self._blobs.find_one({"_id": key}) or {}
+        if not document.get("present"):
+            raise _not_found(sha256)
+        return False
+
+    async def finish_claimed(self, workspace: str, sizes: Mapping[str, int]) -> None:
+        """Checks wholes that somebody made with another size, so that they stand in nobody's way.
+
+        Raises `Unavailable` while that goes on.
+        """
+        ids = [_id(workspace, sha256) for sha256 in sizes]
+        async for document in self._blobs.find({"_id": {"$in": ids}, "upload.claimed": True}):
+            sha256 = document["_id"].rpartition("/")[2]
+            if document["upload"]["size_bytes"] == sizes[sha256]:
+                continue
+            # What it says of the other whole is nothing for this caller.
+            with contextlib.suppress(FailedPrecondition):
+                if not (await self.complete(workspace, sha256)).done:
+                    raise _being_checked(sha256)
+
+    async def _discard(self, workspace: str, sha256: str, where: Document) -> None:
+        """Drops an upload and what the store has; one process does, and nobody counts on it meanwhile."""
+        mark = {"removing_time": datetime.now(UTC), "removal": uuid.uuid4().hex}
+        document = await self._blobs.find_one_and_update(
+            {**where, "removing_time": {"$exists": False}}, {"$set": mark, "$inc": {"discards": 1}}
+        )
+        upload = Upload.of(document)
+        if upload is None:
+            return
+        place = await self._place(workspace, sha256)
+        async with asyncio.timeout(REMOVAL_SECONDS):
+            await place.store.abort_upload(place.prefix, sha256, upload.id)
+            await place.delete(sha256)
+        failpoints.hit("upload.discarded")
+        await self._blobs.update_one(
+            {"_id": _id(workspace, sha256), "removal": mark["removal"]},
+            {"$unset": {"upload": "", "removing_time": "", "removal": ""}},
+        )
 
     async def _digest(self, workspace: str, sha256: str, size_bytes: int) -> str:
         """Of the object, which is read while what was read before is being hashed.
@@ -243,24 +305,17 @@ class Uploads:
 
     async def sweep(self, cutoff: datetime) -> None:
         """Drops what was given up before `cutoff`, also what a crash left without a document."""
-        async for document in self._blobs.find(
-            {"upload.id": {"$exists": True}, "seen_time": {"$lt": cutoff}}
-        ):
+        given_up = {"upload.id": {"$exists": True}, "seen_time": {"$lt": cutoff}}
+        async for document in self._blobs.find(given_up):
             workspace, _, sha256 = document["_id"].partition("/")
-            await self._drop(workspace, sha256, document["upload"]["id"])
+            # It may have been put together and never been checked.
+            await self._discard(workspace, sha256, {**given_up, "_id": document["_id"]})
+            log.info("The upload of %s, which nobody went on with, was dropped", document["_id"])
         async for begun in self._platform.uploads():
             known = await self._blobs.find_one({"upload.id": begun.upload_id}, {"_id": 1})
             if known is None and begun.begin_time is not None and begun.begin_time < cutoff:
                 await self._platform.drop(begun)
                 log.info("An upload of %s that nobody knows was dropped", begun.key)
-
-    async def _drop(self, workspace: str, sha256: str, upload_id: str) -> None:
-        place, key = await self._place(workspace, sha256), _id(workspace, sha256)
-        await place.store.abort_upload(place.prefix, sha256, upload_id)
-        # It may have been put together and never been checked.
-        await place.delete(sha256)
-        await self._blobs.update_one({"_id": key, "upload.id": upload_id}, {"$unset": {"upload": ""}})
-        log.info("The upload of %s, which nobody went on with, was dropped", key)
 
 
 def _id(workspace: str, digest: str) -> str:
@@ -270,4 +325,10 @@ def _id(workspace: str, digest: str) -> str:
 def _not_found(sha256: str) -> FailedPrecondition:
     return FailedPrecondition(
         "UPLOAD_NOT_FOUND", f"There is no upload of {sha256} in parts.", "Ask PrepareUploads anew."
+    )
+
+
+def _being_checked(sha256: str) -> Unavailable:
+    return Unavailable(
+        "BLOB_BEING_CHECKED", f"An upload of {sha256} with another size is being checked.", "Try again."
     )
