@@ -106,15 +106,13 @@ async def test_a_killed_registry_goes_on_with_a_deletion(servers: Servers) -> No
         settings = settings_of(servers, secrets, listen, others=address)
         async with connect(listen, StaticCredentials(secrets.owner_key)) as channel:
             stub = workspaces_pb2_grpc.WorkspaceServiceStub(channel)
-            deletion = ""
             for death in DEATHS:
                 async with registry(settings, death) as process:
                     if death == DEATHS[0]:
                         await begin(stub)
-                    elif not deletion:
-                        deletion = await begun(stub)
                     async with asyncio.timeout(200):
                         assert await process.wait() == -signal.SIGKILL, death
+            deletion = await recorded(servers, secrets)
             async with registry(settings, ""):
                 request = workspaces_pb2.GetWorkspaceDeletionRequest(name=deletion)
                 found = await stub.GetWorkspaceDeletion(request, timeout=200)
@@ -124,6 +122,14 @@ async def test_a_killed_registry_goes_on_with_a_deletion(servers: Servers) -> No
                 await check_new_one(stub)
                 await check_events(servers, secrets.namespace, deletion)
     await clean(servers, secrets)
+
+
+async def recorded(servers: Servers, secrets: Secrets) -> str:
+    """The one deletion that there is."""
+    database = Database(servers.mongodb_uri, secrets.namespace, "registry")
+    (document,) = await database.raw["workspace_deletions"].find().to_list(2)
+    database.close()
+    return str(document["_id"])
 
 
 async def begun(stub: "workspaces_pb2_grpc.WorkspaceServiceAsyncStub") -> str:
