@@ -49,6 +49,7 @@ class Blobs:
     """The index, its object store, and uploads as clients do them."""
 
     index: BlobIndex
+    places: Places
     objects: BlobStore
     versions: Versions
     client: httpx.AsyncClient = field(default_factory=lambda: httpx.AsyncClient(trust_env=False))
@@ -62,7 +63,7 @@ class Blobs:
         return digest
 
     async def release(self, *digests: str, validate_only: bool = False) -> tuple[int, list[str]]:
-        sizes, later = await self.index.release(WORKSPACE, digests, validate_only=validate_only)
+        sizes, later = await self.index.removals.release(WORKSPACE, digests, validate_only=validate_only)
         return sum(sizes.values()), later
 
 
@@ -83,7 +84,7 @@ async def blobs(servers: Servers) -> AsyncIterator[Blobs]:
         )
         index = BlobIndex(database, places, [versions], grace_seconds=GRACE_SECONDS)
         await index.open()
-        found = Blobs(index, objects, versions)
+        found = Blobs(index, places, objects, versions)
         yield found
         await found.client.aclose()
     await database.client.drop_database(database.raw.name)
@@ -150,7 +151,7 @@ async def test_a_store_of_a_users_own_that_hangs_holds_up_nobody_else(
 
     server = await asyncio.start_server(hang, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    places, digests = blobs.index._places, [f"{number:064x}" for number in range(100)]
+    places, digests = blobs.places, [f"{number:064x}" for number in range(100)]
     async with BlobStore.connect(url, "key", "secret", "bucket", create=False) as store:
         of = places.of
 

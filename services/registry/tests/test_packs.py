@@ -103,7 +103,7 @@ async def test_a_pack_that_is_not_there_is_none(registry: Registry) -> None:
 
 
 async def test_a_pack_goes_with_the_last_that_lies_in_it(blobs: Blobs) -> None:
-    packs = Packs(blobs.index, blobs.index._places)
+    packs = Packs(blobs.index, blobs.places)
     contents = [b"first", b"second"]
     pack = await blobs.put(b"".join(contents))
     await packs.create("demo", pack, [blob(content) for content in contents])
@@ -123,7 +123,7 @@ async def test_a_pack_goes_with_the_last_that_lies_in_it(blobs: Blobs) -> None:
 
 
 async def test_two_who_bring_the_same_in_other_packs_leave_one(blobs: Blobs) -> None:
-    packs = Packs(blobs.index, blobs.index._places)
+    packs = Packs(blobs.index, blobs.places)
     one, other = await asyncio.gather(blobs.put(b"ab"), blobs.put(b"ba"))
     members: list[Any] = [blob(b"a"), blob(b"b")]
     await packs.create("demo", one, members)
@@ -133,7 +133,7 @@ async def test_two_who_bring_the_same_in_other_packs_leave_one(blobs: Blobs) -> 
 
 
 async def test_a_blob_that_a_run_may_need_is_not_taken_for_a_pack(blobs: Blobs) -> None:
-    packs = Packs(blobs.index, blobs.index._places)
+    packs = Packs(blobs.index, blobs.places)
     contents = [b"ab", b"cd", b"a", b"b"]
     digests = [await blobs.put(content) for content in contents]
     # As it is asked for before it becomes an output: only `runs` knows of that.

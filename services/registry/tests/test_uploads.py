@@ -278,7 +278,7 @@ async def test_uploads_that_were_given_up_are_dropped(parts: Any) -> None:
 async def test_a_blob_that_is_given_up_takes_its_parts_along(parts: Any) -> None:
     uploads, objects, index, _ = parts
     sha256 = await begun(uploads, index, os.urandom(SIZE))
-    await index.release("demo", [sha256], validate_only=False)
+    await index.removals.release("demo", [sha256], validate_only=False)
     assert [found async for found in objects.uploads()] == []
 
 

@@ -28,7 +28,7 @@ def workspace_data(
 
     async def remove(workspace: str) -> Found:
         workspace_id = names.id_of(workspace)
-        blobs, size_bytes = await index.drop(workspace_id)
+        blobs, size_bytes = await index.removals.drop(workspace_id)
         # Also what was uploaded and never named to anybody.
         strays, stray_bytes = await platform.delete_all(workspace_id)
         return {"blobs": blobs, "stray objects": strays}, size_bytes + stray_bytes

@@ -107,7 +107,9 @@ class BlobService(blobs_pb2_grpc.BlobServiceServicer):
     async def ReleaseBlobs(self, request: pb.ReleaseBlobsRequest, context: Any) -> pb.ReleaseBlobsResponse:
         workspace = await self._workspace(request.parent, len(request.sha256))
         digests = [check_sha256(digest) for digest in request.sha256]
-        sizes, later = await self._index.release(workspace, digests, validate_only=request.validate_only)
+        sizes, later = await self._index.removals.release(
+            workspace, digests, validate_only=request.validate_only
+        )
         return pb.ReleaseBlobsResponse(blob_count=len(sizes), size_bytes=sum(sizes.values()), later=later)
 
     async def check_present(self, workspace: str, files: Iterable[File]) -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 from stellwerk_platform.errors import FailedPrecondition
 from stellwerk_protos.registry.v1 import blobs_pb2 as pb
-from stellwerk_registry.blobs.store import BlobIndex, is_pack
+from stellwerk_registry.blobs.domain import datastore_of, is_pack
+from stellwerk_registry.blobs.store import BlobIndex
 from stellwerk_registry.datastores.places import Place, Places, Slots
 from stellwerk_registry.packs import domain
-from stellwerk_registry.workspaces.domain import DEFAULT_DATASTORE
 
 _CONCURRENT = 16
 # Packs that are read whole at a time, of up to 16 MiB each.
@@ -83,4 +83,4 @@ class Packs:
         await self._index.unpacked(workspace, digest)
 
     async def _place(self, workspace: str, document: Mapping[str, Any]) -> Place:
-        return await self._places.of(workspace, str(document.get("datastore", DEFAULT_DATASTORE)))
+        return await self._places.of(workspace, datastore_of(document))

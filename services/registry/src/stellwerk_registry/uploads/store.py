@@ -1,6 +1,6 @@
 """Uploads in parts: begun, taken up again by anybody, put together and checked here (docs/decisions/052).
 
-The document of the blob (`blobs/store.py`) has an `upload` from its begin until the whole was read
+The document of the blob (`blobs/domain.py`) has an `upload` from its begin until the whole was read
 and has the right digest; as long as it does, the blob is missing for everybody.
 """
 
@@ -20,10 +20,10 @@ from stellwerk_platform.blobs import BlobStore
 from stellwerk_platform.documents import Document
 from stellwerk_platform.errors import FailedPrecondition, InvalidArgument, Unavailable
 from stellwerk_platform.mongo import Database
-from stellwerk_registry.blobs.store import REMOVAL_SECONDS
+from stellwerk_registry.blobs.domain import datastore_of, id_of
 from stellwerk_registry.datastores.places import Place, Places
+from stellwerk_registry.removals.store import REMOVAL_SECONDS
 from stellwerk_registry.uploads.domain import Check, Upload, part_size
-from stellwerk_registry.workspaces.domain import DEFAULT_DATASTORE
 
 log = logging.getLogger(__name__)
 _ANSWER_SECONDS = 3.0
@@ -54,8 +54,8 @@ class Uploads:
 
     async def _place(self, workspace: str, sha256: str) -> Place:
         """Where the blob lies, or will; its document has the datastore from the first offer on."""
-        document = await self._blobs.find_one({"_id": _id(workspace, sha256)}, {"datastore": 1}) or {}
-        return await self._places.of(workspace, str(document.get("datastore", DEFAULT_DATASTORE)))
+        document = await self._blobs.find_one({"_id": id_of(workspace, sha256)}, {"datastore": 1}) or {}
+        return await self._places.of(workspace, datastore_of(document))
 
     def part_size(self, size_bytes: int) -> int:
         """Bytes of the parts of a blob; 0 for one that travels in one piece."""
@@ -68,7 +68,7 @@ class Uploads:
         Raises `Unavailable`.
         """
         while True:
-            document = await self._blobs.find_one({"_id": _id(workspace, sha256)}) or {}
+            document = await self._blobs.find_one({"_id": id_of(workspace, sha256)}) or {}
             upload = Upload.of(document)
             if upload is None and document.get("present"):
                 return None
@@ -94,7 +94,7 @@ class Uploads:
         if old is not None:
             known = {"upload.id": old.id, "upload.claimed": {"$ne": True}}
         result = await self._blobs.update_one(
-            {"_id": _id(workspace, sha256), "present": {"$ne": True}, **known},
+            {"_id": id_of(workspace, sha256), "present": {"$ne": True}, **known},
             {"$set": {"upload": asdict(upload), "seen_time": datetime.now(UTC)}},
         )
         # Somebody may have been faster; and whoever named another size was wrong, or we are.
@@ -104,7 +104,7 @@ class Uploads:
 
     async def _settle(self, workspace: str, sha256: str, upload: Upload) -> None:
         """The store does not know the upload any more: it was put together, or dropped."""
-        where = {"_id": _id(workspace, sha256), "upload.id": upload.id}
+        where = {"_id": id_of(workspace, sha256), "upload.id": upload.id}
         place = await self._place(workspace, sha256)
         # Another size is that of a blob which came in one piece, and which the store has checked.
         if await place.size(sha256) == upload.size_bytes:
@@ -118,7 +118,7 @@ class Uploads:
         """Where to put a part; raises `FailedPrecondition`, `InvalidArgument`."""
         moment = datetime.now(UTC)
         document = await self._blobs.find_one_and_update(
-            {"_id": _id(workspace, sha256), "upload.assembled": False},
+            {"_id": id_of(workspace, sha256), "upload.assembled": False},
             {"$set": {"seen_time": moment, "offer_time": moment}},
         )
         upload = Upload.of(document)
@@ -138,7 +138,7 @@ class Uploads:
 
         Raises `FailedPrecondition` for parts that are missing and for a whole with another digest.
         """
-        key = _id(workspace, sha256)
+        key = id_of(workspace, sha256)
         document = await self._blobs.find_one({"_id": key}) or {}
         upload = Upload.of(document)
         if upload is None and document.get("present"):
@@ -175,7 +175,7 @@ class Uploads:
         if not upload.assembled and not await self._assemble(workspace, sha256, upload):
             return
         failpoints.hit("upload.assembled")
-        where = {"_id": _id(workspace, sha256), "upload.id": upload.id}
+        where = {"_id": id_of(workspace, sha256), "upload.id": upload.id}
         found = await self._digest(workspace, sha256, upload.size_bytes)
         if found != sha256:
             await self._discard(workspace, sha256, where)
@@ -203,7 +203,7 @@ class Uploads:
                 return False
             await place.store.finish_upload(place.prefix, sha256, upload.id, whole)
         await self._settle(workspace, sha256, upload)
-        again = Upload.of(await self._blobs.find_one({"_id": _id(workspace, sha256)}))
+        again = Upload.of(await self._blobs.find_one({"_id": id_of(workspace, sha256)}))
         if again is None or again.id != upload.id:
             raise _not_found(sha256)
         return True
@@ -213,7 +213,7 @@ class Uploads:
 
         Whoever finds the blob in the store before says so in the same document, and ends the upload.
         """
-        key = _id(workspace, sha256)
+        key = id_of(workspace, sha256)
         claimed = await self._blobs.update_one(
             {"_id": key, "upload.id": upload.id, "removing_time": {"$exists": False}},
             {"$set": {"upload.claimed": True, "seen_time": datetime.now(UTC)}},
@@ -230,7 +230,7 @@ class Uploads:
 
         Raises `Unavailable` while that goes on.
         """
-        ids = [_id(workspace, sha256) for sha256 in sizes]
+        ids = [id_of(workspace, sha256) for sha256 in sizes]
         async for document in self._blobs.find({"_id": {"$in": ids}, "upload.claimed": True}):
             sha256 = document["_id"].rpartition("/")[2]
             if document["upload"]["size_bytes"] == sizes[sha256]:
@@ -255,7 +255,7 @@ class Uploads:
             await place.delete(sha256)
         failpoints.hit("upload.discarded")
         await self._blobs.update_one(
-            {"_id": _id(workspace, sha256), "removal": mark["removal"]},
+            {"_id": id_of(workspace, sha256), "removal": mark["removal"]},
             {"$unset": {"upload": "", "removing_time": "", "removal": ""}},
         )
 
@@ -265,7 +265,7 @@ class Uploads:
         Of one with more than `size_bytes` only the beginning is read: it is not the blob.
         """
         place = await self._place(workspace, sha256)
-        digest, key = hashlib.sha256(), _id(workspace, sha256)
+        digest, key = hashlib.sha256(), id_of(workspace, sha256)
         self._checked[key] = 0
         pending: asyncio.Future[None] | None = None
         buffer = bytearray()
@@ -316,10 +316,6 @@ class Uploads:
             if known is None and begun.begin_time is not None and begun.begin_time < cutoff:
                 await self._platform.drop(begun)
                 log.info("An upload of %s that nobody knows was dropped", begun.key)
-
-
-def _id(workspace: str, digest: str) -> str:
-    return f"{workspace}/{digest}"
 
 
 def _not_found(sha256: str) -> FailedPrecondition:
