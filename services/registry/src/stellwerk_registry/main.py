@@ -1,5 +1,8 @@
 """Composition root of the registry."""
 
+from collections.abc import Callable
+from typing import Any
+
 import grpc
 
 from stellwerk_platform.app import App, Service, run
@@ -52,6 +55,18 @@ from stellwerk_registry.workspace_data import workspace_data
 from stellwerk_registry.workspaces.service import WorkspaceService
 from stellwerk_registry.workspaces.store import WorkspaceStore
 
+# How each servicer is added to a server, and the file that describes its service.
+_SERVICES: dict[str, tuple[Callable[[Any, grpc.aio.Server], None], Any]] = {
+    "WorkspaceService": (workspaces_pb2_grpc.add_WorkspaceServiceServicer_to_server, workspaces_pb2),
+    "DatastoreService": (datastores_pb2_grpc.add_DatastoreServiceServicer_to_server, datastores_pb2),
+    "QuotaService": (quotas_pb2_grpc.add_QuotaServiceServicer_to_server, quotas_pb2),
+    "MemberService": (members_pb2_grpc.add_MemberServiceServicer_to_server, members_pb2),
+    "DatasetService": (datasets_pb2_grpc.add_DatasetServiceServicer_to_server, datasets_pb2),
+    "EnvironmentService": (environments_pb2_grpc.add_EnvironmentServiceServicer_to_server, environments_pb2),
+    "ModelService": (models_pb2_grpc.add_ModelServiceServicer_to_server, models_pb2),
+    "BlobService": (blobs_pb2_grpc.add_BlobServiceServicer_to_server, blobs_pb2),
+}
+
 
 async def open_blob_store(app: App, settings: RegistrySettings) -> BlobStore:
     """The platform's own store, which `stellwerk doctor` tries too."""
@@ -77,6 +92,13 @@ def channels_of(service: Service, settings: RegistrySettings) -> dict[str, grpc.
         "secrets": service.channel(settings.secrets_address),
         "telemetry": service.channel(settings.telemetry_address),
     }
+
+
+def registration(servicer: object) -> Registration:
+    """Of a servicer, which is called like its service."""
+    name = type(servicer).__name__
+    add, file = _SERVICES[name]
+    return Registration(servicer, add, file.DESCRIPTOR.services_by_name[name])
 
 
 async def compose(app: App, settings: RegistrySettings) -> None:
@@ -110,53 +132,18 @@ async def compose(app: App, settings: RegistrySettings) -> None:
     app.background(remover.run())
     artifacts = ArtifactServiceStub(channels["runs"])
     endpoints = EndpointServiceStub(channels["inference"])
-    await app.serve(
-        settings.listen,
-        service.guard,
-        [
-            Registration(
-                WorkspaceService(workspaces, deletions, remover, service.guard.memberships),
-                workspaces_pb2_grpc.add_WorkspaceServiceServicer_to_server,
-                workspaces_pb2.DESCRIPTOR.services_by_name["WorkspaceService"],
-            ),
-            Registration(
-                DatastoreService(datastores, workspaces, places, index.lies_in, service.guard),
-                datastores_pb2_grpc.add_DatastoreServiceServicer_to_server,
-                datastores_pb2.DESCRIPTOR.services_by_name["DatastoreService"],
-            ),
-            Registration(
-                QuotaService(quotas, workspaces, index, channels["compute"]),
-                quotas_pb2_grpc.add_QuotaServiceServicer_to_server,
-                quotas_pb2.DESCRIPTOR.services_by_name["QuotaService"],
-            ),
-            own.registration(),
-            Registration(
-                MemberService(members, service.guard.memberships, UserServiceStub(channels["secrets"])),
-                members_pb2_grpc.add_MemberServiceServicer_to_server,
-                members_pb2.DESCRIPTOR.services_by_name["MemberService"],
-            ),
-            Registration(
-                DatasetService(datasets, workspaces, blobs),
-                datasets_pb2_grpc.add_DatasetServiceServicer_to_server,
-                datasets_pb2.DESCRIPTOR.services_by_name["DatasetService"],
-            ),
-            Registration(
-                EnvironmentService(environments, workspaces),
-                environments_pb2_grpc.add_EnvironmentServiceServicer_to_server,
-                environments_pb2.DESCRIPTOR.services_by_name["EnvironmentService"],
-            ),
-            Registration(
-                ModelService(models, workspaces, blobs, artifacts, endpoints),
-                models_pb2_grpc.add_ModelServiceServicer_to_server,
-                models_pb2.DESCRIPTOR.services_by_name["ModelService"],
-            ),
-            Registration(
-                blobs,
-                blobs_pb2_grpc.add_BlobServiceServicer_to_server,
-                blobs_pb2.DESCRIPTOR.services_by_name["BlobService"],
-            ),
-        ],
-    )
+    servicers = [
+        WorkspaceService(workspaces, deletions, remover, service.guard.memberships),
+        DatastoreService(datastores, workspaces, places, index.lies_in, service.guard),
+        QuotaService(quotas, workspaces, index, channels["compute"]),
+        MemberService(members, service.guard.memberships, UserServiceStub(channels["secrets"])),
+        DatasetService(datasets, workspaces, blobs),
+        EnvironmentService(environments, workspaces),
+        ModelService(models, workspaces, blobs, artifacts, endpoints),
+        blobs,
+    ]
+    registrations = [own.registration(), *map(registration, servicers)]
+    await app.serve(settings.listen, service.guard, registrations)
 
 
 if __name__ == "__main__":
