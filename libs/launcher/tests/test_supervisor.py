@@ -44,12 +44,12 @@ class Stage:
             check=Check("file", str(ready)),
             environment={},
             stale_file=ready,
-            ready_timeout_seconds=options.get("ready_timeout_seconds", 30),
+            ready_timeout_seconds=options.get("ready_timeout_seconds", 100),
             stop_timeout_seconds=options.get("stop_timeout_seconds", 10),
         )
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(100):
             while not condition():
                 self.changed.clear()
                 await self.changed.wait()
@@ -150,7 +150,7 @@ def test_a_tied_process_ends_with_its_parent(tmp_path: Path) -> None:
     assert parent.stdout is not None
     child = psutil.Process(int(parent.stdout.readline()))
     created = child.create_time()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 100
     while not ready.exists():
         assert time.monotonic() < deadline
         time.sleep(0.01)

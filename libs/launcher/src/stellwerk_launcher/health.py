@@ -28,15 +28,15 @@ class Check:
     kind: str
     target: str
 
-    def passes(self) -> bool:
-        """True when the process says that it serves."""
-        return _CHECKS[self.kind](self.target)
+    def passes(self, timeout_seconds: float = CHECK_TIMEOUT_SECONDS) -> bool:
+        """True when the process says in time that it serves."""
+        return _CHECKS[self.kind](self.target, timeout_seconds)
 
 
-def _http(target: str) -> bool:
+def _http(target: str, timeout_seconds: float) -> bool:
     """`target` is host:port/path; any answer of 200 is health."""
     address, _, path = target.partition("/")
-    connection = http.client.HTTPConnection(address, timeout=CHECK_TIMEOUT_SECONDS)
+    connection = http.client.HTTPConnection(address, timeout=timeout_seconds)
     try:
         connection.request("GET", "/" + path)
         return connection.getresponse().status == 200
@@ -46,7 +46,7 @@ def _http(target: str) -> bool:
         connection.close()
 
 
-def _grpc(target: str) -> bool:
+def _grpc(target: str, timeout_seconds: float) -> bool:
     """`target` is host:port, the name in the server's certificate, and the file with our own, for
     grpc.health.v1 over mutual TLS."""
     address, name, file = target.split(" ", 2)
@@ -59,15 +59,15 @@ def _grpc(target: str) -> bool:
     with grpc.secure_channel(address, credentials, options) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         try:
-            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=CHECK_TIMEOUT_SECONDS)
+            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout_seconds)
         except grpc.RpcError:
             return False
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-def _mongod(target: str) -> bool:
+def _mongod(target: str, timeout_seconds: float) -> bool:
     """A mongod that answers and, once its replica set exists, is the primary."""
-    timeout_milliseconds = int(CHECK_TIMEOUT_SECONDS * 1000)
+    timeout_milliseconds = int(timeout_seconds * 1000)
     client: MongoClient[dict[str, object]] = MongoClient(
         f"mongodb://{target}/?directConnection=true",
         serverSelectionTimeoutMS=timeout_milliseconds,
@@ -83,18 +83,18 @@ def _mongod(target: str) -> bool:
     return bool(hello.get("isWritablePrimary")) or "setName" not in hello
 
 
-def _nats(target: str) -> bool:
+def _nats(target: str, timeout_seconds: float) -> bool:
     """A server that greets with its INFO, with JetStream on."""
     host, _, port = target.rpartition(":")
     try:
-        with socket.create_connection((host, int(port)), timeout=CHECK_TIMEOUT_SECONDS) as connection:
+        with socket.create_connection((host, int(port)), timeout=timeout_seconds) as connection:
             verb, _, body = connection.makefile("rb").readline(_LONGEST_GREETING_BYTES).partition(b" ")
         return verb == b"INFO" and bool(json.loads(body).get("jetstream"))
     except (OSError, ValueError):
         return False
 
 
-def _file(target: str) -> bool:
+def _file(target: str, timeout_seconds: float) -> bool:
     """A process without a port writes this file when it is ready."""
     return Path(target).exists()
 

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from stellwerk_launcher import folder, services
 from stellwerk_launcher.errors import LauncherError
-from stellwerk_launcher.health import Check
+from stellwerk_launcher.health import CHECK_TIMEOUT_SECONDS, Check
 from stellwerk_launcher.launch import INTERRUPTED, Launch
 from stellwerk_launcher.process import is_alive, wait_until_gone
 from stellwerk_launcher.report import Reporter
@@ -208,8 +208,11 @@ def _end_remains(path: Path) -> list[str]:
     return names
 
 
-def status(data_dir: Path) -> dict[str, Any]:
-    """Every process with its health now, and every address; raises when the stack is not up."""
+def status(data_dir: Path, check_timeout_seconds: float = CHECK_TIMEOUT_SECONDS) -> dict[str, Any]:
+    """Every process with its health now, and every address; raises when the stack is not up.
+
+    What does not answer within the time is not serving.
+    """
     path = data_dir.expanduser().absolute()
     if not folder.is_held(path):
         raise LauncherError(
@@ -222,7 +225,7 @@ def status(data_dir: Path) -> dict[str, Any]:
     def health(process: dict[str, Any]) -> str:
         if not is_alive(process["pid"], created.get(process["name"], 0.0)):
             return "DEAD"
-        return "SERVING" if Check(*checks[process["name"]]).passes() else "NOT_SERVING"
+        return "SERVING" if Check(*checks[process["name"]]).passes(check_timeout_seconds) else "NOT_SERVING"
 
     processes = state.get("processes", [])
     with ThreadPoolExecutor(max_workers=8) as pool:
