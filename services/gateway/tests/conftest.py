@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import aiohttp
@@ -45,21 +45,22 @@ async def issue(endpoint: str) -> str:
 
 @pytest.fixture
 async def table() -> AsyncIterator[RouteTable]:
-    table = RouteTable(issue, patience_seconds=0.05, default_timeout_seconds=5)
+    table = RouteTable(issue, patience_seconds=0.05, default_timeout_seconds=60)
     yield table
     await table.close()
 
 
 @pytest.fixture
-def limits() -> Limits:
-    """Small ones, so that a test can reach them."""
-    return Limits(
-        max_body_bytes=1_000_000,
-        held_body_bytes=10_000,
-        held_bytes=600_000,
-        park_seconds=1.0,
-        body_check_seconds=0.2,
-    )
+def limits(request: pytest.FixtureRequest) -> Limits:
+    """Small sizes, so that a test can reach them; times are long unless a test asks for short ones."""
+    sizes = Limits(max_body_bytes=1_000_000, held_body_bytes=10_000, held_bytes=600_000)
+    return replace(sizes, **getattr(request, "param", {}))
+
+
+@pytest.fixture
+def patience_seconds(request: pytest.FixtureRequest) -> float:
+    """How long a call waits for its backend: not for long where a test has it wait in vain."""
+    return float(getattr(request, "param", 60.0))
 
 
 @pytest.fixture
@@ -87,8 +88,8 @@ class Door:
 
 
 @pytest.fixture
-async def door(backend: EchoBackend, router: Router) -> AsyncIterator[Door]:
-    backends = Backends(dict.fromkeys(catalog.BACKENDS, f"127.0.0.1:{backend.port}"), patience_seconds=1)
+async def door(backend: EchoBackend, router: Router, patience_seconds: float) -> AsyncIterator[Door]:
+    backends = Backends(dict.fromkeys(catalog.BACKENDS, f"127.0.0.1:{backend.port}"), patience_seconds)
     forwarder = Forwarder(backends)
     server = GrpcDoor("127.0.0.1:0", [forwarder, ScoringHandler(router)])
     await server.start()
@@ -101,10 +102,12 @@ async def door(backend: EchoBackend, router: Router) -> AsyncIterator[Door]:
 
 
 @pytest.fixture
-async def web(backend: EchoBackend, router: Router) -> AsyncIterator[aiohttp.ClientSession]:
+async def web(
+    backend: EchoBackend, router: Router, patience_seconds: float
+) -> AsyncIterator[aiohttp.ClientSession]:
     """A client of an HTTP door whose every service is the small backend."""
     addresses = dict.fromkeys(catalog.BACKENDS, f"127.0.0.1:{backend.port}")
-    backends = Backends(addresses, patience_seconds=1)
+    backends = Backends(addresses, patience_seconds)
     secrets = grpc.aio.insecure_channel(f"127.0.0.1:{backend.port}")
     login = LoginDoor(secrets, Seal("a secret"), "", "")
     server = HttpServer("127.0.0.1:0", HttpDoor(backends, ConnectDoor(backends), router, login), router)

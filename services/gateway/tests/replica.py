@@ -114,7 +114,7 @@ class FakeReplica:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Returns when something is so that nobody announces."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 

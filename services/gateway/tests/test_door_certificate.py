@@ -93,7 +93,7 @@ async def test_the_grpc_door_shows_its_certificate(certificate: DoorCertificate)
     try:
         async with grpc.aio.secure_channel(f"localhost:{door.port}", credentials) as channel:
             answer = await health_pb2_grpc.HealthStub(channel).Check(
-                health_pb2.HealthCheckRequest(), timeout=5
+                health_pb2.HealthCheckRequest(), timeout=60
             )
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
         async with grpc.aio.insecure_channel(f"localhost:{door.port}") as channel:

@@ -89,15 +89,19 @@ async def test_cancellation_reaches_the_backend(door: Door, backend: EchoBackend
         await call.done_writing()
         await backend.called.wait()
     call.cancel()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await backend.cancelled.wait()
 
 
 async def test_deadline_ends_the_call_at_the_backend(door: Door, backend: EchoBackend) -> None:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await door.channel.unary_unary(SERVICE + "CancelRun")(b"", timeout=0.3)
-    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    async with asyncio.timeout(5):
+    for seconds in (0.3, 3, 30):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await door.channel.unary_unary(SERVICE + "CancelRun")(b"", timeout=seconds)
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        # On a slow machine it may end before the backend has it.
+        if backend.called.is_set():
+            break
+    async with asyncio.timeout(60):
         await backend.cancelled.wait()
 
 
@@ -119,6 +123,7 @@ async def test_a_backend_that_comes_back_within_seconds_is_not_missed(
     await second.server.stop(None)
 
 
+@pytest.mark.parametrize("patience_seconds", [0.5], indirect=True)
 @pytest.mark.parametrize("method", ["GetRun", "WatchRun"])
 async def test_a_backend_that_is_down_is_named(door: Door, backend: EchoBackend, method: str) -> None:
     await backend.server.stop(None)

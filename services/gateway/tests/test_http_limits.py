@@ -38,7 +38,7 @@ async def connected(
     assert web._base_url is not None
     reader, writer = await asyncio.open_connection("127.0.0.1", web._base_url.port)
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             yield reader, writer
     finally:
         writer.close()
@@ -170,6 +170,7 @@ async def test_a_head_has_a_largest_size(web: aiohttp.ClientSession) -> None:
         assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 431")
 
 
+@pytest.mark.parametrize("limits", [{"body_check_seconds": 0.2}], indirect=True)
 async def test_a_body_that_does_not_come_is_given_up(
     web: aiohttp.ClientSession, replica: FakeReplica, table: RouteTable
 ) -> None:
@@ -180,6 +181,7 @@ async def test_a_body_that_does_not_come_is_given_up(
     assert table.endpoints[ENDPOINT].refused.codes == {408: 1}
 
 
+@pytest.mark.parametrize("limits", [{"body_check_seconds": 0.2}], indirect=True)
 async def test_a_large_body_that_stops_in_the_middle_is_given_up(
     web: aiohttp.ClientSession, table: RouteTable
 ) -> None:
@@ -191,7 +193,7 @@ async def test_a_large_body_that_stops_in_the_middle_is_given_up(
             writer.write(HEAD + b"content-length: 500000\r\n\r\n" + bytes(100_000))
             status, _ = await answer(reader)
         assert status == 408
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await bad.left.wait()
     deployment = table.endpoints[ENDPOINT].deployments["blue"]
     assert (deployment.in_flight, deployment.counters.codes) == (0, {408: 1})

@@ -37,7 +37,7 @@ class Site:
     provider: OpenIdProvider
 
     def browser(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(base_url=self.url, trust_env=False)
+        return httpx.AsyncClient(base_url=self.url, trust_env=False, timeout=60)
 
     async def signed_in(
         self, browser: httpx.AsyncClient, path: str = "/login", who: str = "ada"
@@ -103,7 +103,7 @@ async def test_a_browser_signs_in_calls_and_signs_out(site: Site) -> None:
             assert "Signed out" in done.text
             assert "stellwerk_session" not in browser.cookies
             # The thief is out with the next calls, wherever the key was known.
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while (refused := await call(thief, OWN))[0] == 200:
                     pass
             assert refused in ((401, "KEY_INVALID"), (401, "TOKEN_REVOKED"))

@@ -132,6 +132,7 @@ async def test_before_the_first_table_nothing_is_said_to_be_missing(web: aiohttp
     assert (status, document["reason"]) == (503, "ROUTES_NOT_LOADED")
 
 
+@pytest.mark.parametrize("limits", [{"park_seconds": 0.3}], indirect=True)
 async def test_a_replica_that_cannot_be_reached_costs_no_answer(
     web: aiohttp.ClientSession, table: RouteTable, replicas: list[FakeReplica]
 ) -> None:
@@ -145,6 +146,7 @@ async def test_a_replica_that_cannot_be_reached_costs_no_answer(
     assert (status, document["reason"]) == (503, "NO_READY_REPLICA")
 
 
+@pytest.mark.parametrize("limits", [{"park_seconds": 0.3}], indirect=True)
 async def test_a_replica_whose_worker_starts_is_passed_over(
     web: aiohttp.ClientSession, door: Door, table: RouteTable, replicas: list[FakeReplica]
 ) -> None:

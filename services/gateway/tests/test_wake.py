@@ -31,7 +31,7 @@ class Told:
 
     async def next(self) -> loads_pb2.GatewayLoad:
         """The load in the next report that has one."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 self.came.clear()
                 await self.came.wait()
@@ -99,6 +99,7 @@ async def test_what_replicas_use_and_cold_starts_are_reported(
     assert dict(usage.batches) == {2: 3, 4: 1}
 
 
+@pytest.mark.parametrize("limits", [{"park_seconds": 0.3}], indirect=True)
 async def test_nobody_waits_longer_than_the_limit(
     web: aiohttp.ClientSession, table: RouteTable, told: Told
 ) -> None:
