@@ -297,7 +297,7 @@ async def test_scripts_that_the_contract_refuses(
     scorer: StartScorer, script: str, reason: str, says: str
 ) -> None:
     async with scorer(f"def init(): pass\n{script}\n", BARE_PYTHON) as running:
-        assert await asyncio.wait_for(running.process.wait(), 20) == 3
+        assert await asyncio.wait_for(running.process.wait(), 60) == 3
         assert says in await running.line(f"stellwerk-scorer: {reason}: ")
 
 

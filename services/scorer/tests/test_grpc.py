@@ -1,6 +1,5 @@
 """Scoring over gRPC: every datatype typed and raw, health, reflection, errors, traces."""
 
-import asyncio
 from typing import Any
 
 import grpc
@@ -50,7 +49,7 @@ async def infer(running: Scorer, request: pb.ModelInferRequest, **options: Any) 
     options.setdefault("metadata", running.metadata)
     async with running.channel() as channel:
         response: pb.ModelInferResponse = await pb_grpc.GRPCInferenceServiceStub(channel).ModelInfer(
-            request, timeout=options.pop("timeout", 20), **options
+            request, timeout=options.pop("timeout", 100), **options
         )
         return response
 
@@ -206,7 +205,7 @@ async def test_what_the_script_does_wrong(scorer: StartScorer) -> None:
         (2, grpc.StatusCode.INTERNAL, "RESULT_NOT_TENSOR"),
         (3, grpc.StatusCode.DEADLINE_EXCEEDED, "SCORING_TIMEOUT"),
     ]
-    async with scorer(script, SCORING_TIMEOUT_MS="500") as running:
+    async with scorer(script, SCORING_TIMEOUT_MS="2000") as running:
         for value, code, reason in cases:
             await running.ready()
             request = request_of("INT32", [1], int_contents=[value])
@@ -230,10 +229,12 @@ async def test_a_caller_who_leaves_does_not_block_the_next(scorer: StartScorer) 
     async with scorer(script) as running:
         await running.ready()
         slow = request_of("INT32", [1], int_contents=[1])
-        call = asyncio.create_task(infer(running, slow, timeout=1))
-        await running.line("slow begins")
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await call
-        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        for seconds in (1, 5, 30):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await infer(running, slow, timeout=seconds)
+            assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            # On a slow machine its time may be over before it has begun.
+            if "slow begins" in running.log:
+                break
         response = await infer(running, request_of("INT32", [1], int_contents=[2]))
         assert list(response.outputs[0].contents.fp64_contents) == [1.5]

@@ -39,7 +39,7 @@ async def test_a_script_is_served_without_a_stack_and_shows_its_traceback(tmp_pa
             while not any("script is ready" in line for line in lines):
                 lines.append((await process.stdout.readline()).decode())
             address = next(line.split("http=")[1].split()[0] for line in lines if "listening" in line)
-            async with httpx.AsyncClient(base_url=f"http://{address}") as http:
+            async with httpx.AsyncClient(base_url=f"http://{address}", timeout=60) as http:
                 assert (await http.post("/score", content="hello")).json() == "hello"
                 assert (await http.post("/score", content="fail")).status_code == 400
                 assert (await http.get("/")).text == "Healthy"
@@ -47,7 +47,7 @@ async def test_a_script_is_served_without_a_stack_and_shows_its_traceback(tmp_pa
                 lines.append((await process.stdout.readline()).decode())
         assert any("score.py" in line and "line 7" in line for line in lines)
         process.send_signal(2)
-        assert await asyncio.wait_for(process.wait(), 30) == 0
+        assert await asyncio.wait_for(process.wait(), 60) == 0
     finally:
         if process.returncode is None:
             process.kill()

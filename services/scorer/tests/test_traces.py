@@ -61,7 +61,7 @@ async def test_the_callers_trace_goes_on(scorer: StartScorer, collector: Collect
         found: dict[str, Any] = {}
         # Key checks are spans of their own, below those two.
         while len(found) < 2:
-            span = await asyncio.wait_for(collector.spans.get(), 20)
+            span = await asyncio.wait_for(collector.spans.get(), 60)
             if span.parent_span_id.hex() == PARENT:
                 found[span.name] = span
     assert set(found) == {"POST /score", "inference.GRPCInferenceService/ModelInfer"}

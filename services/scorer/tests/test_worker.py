@@ -35,7 +35,7 @@ async def test_a_script_that_cannot_serve_ends_the_scorer_with_its_reason(
     scorer: StartScorer, script: str, reason: str, says: str
 ) -> None:
     async with scorer(script) as running:
-        assert await asyncio.wait_for(running.process.wait(), 20) == 3
+        assert await asyncio.wait_for(running.process.wait(), 60) == 3
         line = await running.line(f"stellwerk-scorer: {reason}: ")
         assert says in line
         assert running.lines[-1] == line
@@ -169,8 +169,11 @@ async def test_a_run_that_takes_too_long(scorer: StartScorer, body: str) -> None
         if body == "stuck":
             # It would not be interrupted, so the worker was replaced.
             await running.line("begins", count=3)
-        await running.ready()
-        assert (await http.post("/score", content="hello")).json() == "hello"
+        # On a slow machine the next one may be too late as well.
+        async with asyncio.timeout(60):
+            while (response := await http.post("/score", content="hello")).status_code != 200:
+                assert response.status_code in (500, 503)
+        assert response.json() == "hello"
 
 
 async def test_who_waits_behind_a_stuck_run_is_not_lost_with_it(scorer: StartScorer) -> None:
@@ -178,7 +181,7 @@ async def test_who_waits_behind_a_stuck_run_is_not_lost_with_it(scorer: StartSco
         stuck = asyncio.create_task(http.post("/score", content="stuck"))
         await running.line("stuck begins")
         # Its own time has to last until the stuck one is killed, which is a second after its end.
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not stuck.done():
                 waiting = await http.post("/score", content="patient")
                 assert waiting.status_code in (200, 500, 503), waiting.text
@@ -188,15 +191,23 @@ async def test_who_waits_behind_a_stuck_run_is_not_lost_with_it(scorer: StartSco
 async def test_a_request_that_waits_too_long_is_never_started(scorer: StartScorer) -> None:
     script = INIT + "import time\ndef run(raw):\n    print('got', raw)\n    time.sleep(60)\n"
     limit = {"STELLWERK_SCORER_TIMEOUT_MS": "500"}
-    async with scorer(script, **limit) as running, (await running.ready()).http() as http:
-        first = asyncio.create_task(http.post("/score", content="first"))
-        await running.line("got first")
-        others = await asyncio.gather(*(http.post("/score", content="x") for _ in range(2)))
-        assert (await first).json()["reason"] == "SCORING_TIMEOUT"
-        reasons = [response.json()["reason"] for response in others]
-        # The one that came first may have had a moment left when its turn was there.
-        assert reasons.count("QUEUE_TIMEOUT") >= 1, reasons
-        assert running.log.count("got x") <= 1
+    async with scorer(script, **limit) as running:
+        await running.ready()
+        reader, writer = await asyncio.open_connection(*running.http_address.split(":"))
+        head = f"POST /score HTTP/1.1\r\nauthorization: Bearer {running.token}\r\ncontent-length: 1\r\n\r\n"
+        # In one piece, so that all have about the same time left: one or two may have a moment more.
+        count = 10
+        writer.write(f"{head}x".encode() * count)
+        answers = b""
+        while answers.count(b'_TIMEOUT"') < count:
+            more = await reader.read(65536)
+            assert more, answers
+            answers += more
+        writer.close()
+        await writer.wait_closed()
+        late = answers.count(b'"QUEUE_TIMEOUT"')
+        assert late >= 1, answers
+        assert running.log.count("got x") <= count - late
 
 
 async def test_sigterm_lets_the_request_under_way_end(scorer: StartScorer, tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ async def test_memory_has_a_bound(scorer: StartScorer, where: str) -> None:
     bound = {"STELLWERK_SCORER_MEMORY_BYTES": str(300 << 20)}
     async with scorer(script, BARE_PYTHON, **bound) as running, running.http() as http:
         if where == "init":
-            assert await asyncio.wait_for(running.process.wait(), 30) == 3
+            assert await asyncio.wait_for(running.process.wait(), 60) == 3
             await running.line("stellwerk-scorer: OUT_OF_MEMORY: ")
             return
         await running.ready()
@@ -140,7 +140,7 @@ async def test_memory_has_a_bound(scorer: StartScorer, where: str) -> None:
 async def test_an_init_that_hangs_is_ended_and_shown(scorer: StartScorer) -> None:
     script = "import time\ndef init():\n    time.sleep(600)\ndef run(raw):\n    pass\n"
     async with scorer(script, BARE_PYTHON, STELLWERK_SCORER_INIT_TIMEOUT_SECONDS="1") as running:
-        assert await asyncio.wait_for(running.process.wait(), 30) == 3
+        assert await asyncio.wait_for(running.process.wait(), 60) == 3
         await running.line("stellwerk-scorer: INIT_TIMEOUT: ")
         assert "time.sleep(600)" in running.log
 
@@ -154,7 +154,7 @@ BATCHES = """
     def run(raw):
         rows = json.loads(raw)["data"]
         print("batch", len(rows), flush=True)
-        time.sleep(0.02)
+        time.sleep(0.05)
         if ["poison"] in rows:
             raise ValueError("poison")
         if ["odd"] in rows:
@@ -176,19 +176,21 @@ async def test_batches_give_each_caller_its_own_rows(scorer: StartScorer) -> Non
             return answer.json() if answer.status_code == 200 else answer.json()["reason"]
 
         assert await score(1) == [2]
-        found = await asyncio.gather(*(score(*range(n, n + 1 + n % 3)) for n in range(40)))
-        assert found == [[2 * value for value in range(n, n + 1 + n % 3)] for n in range(40)]
-        await running.line("batch", count=2)
-        sizes = [int(line.split()[1]) for line in running.lines if line.startswith("batch")]
-        assert sizes[0] == 1, "who is alone does not wait for others"
-        # By how much depends on how fast this process, which others may hold up, sends them.
-        assert len(sizes) < 41
+        assert await running.line("batch") == "batch 1", "who is alone does not wait for others"
+        # On a slow machine they may come one by one the first time, with up to three rows each.
+        sizes = [1]
+        while max(sizes) <= 3:
+            found = await asyncio.gather(*(score(*range(n, n + 1 + n % 3)) for n in range(40)))
+            assert found == [[2 * value for value in range(n, n + 1 + n % 3)] for n in range(40)]
+            sizes = [int(line.split()[1]) for line in running.lines if line.startswith("batch")]
         # One bad request in a batch is the only one that fails; an odd result costs nobody his answer.
         found = await asyncio.gather(*(score("poison" if n == 5 else n) for n in range(12)))
         assert found == [[2 * n] if n != 5 else "SCRIPT_ERROR" for n in range(12)]
-        found = await asyncio.gather(*(score("odd" if n == 5 else n) for n in range(12)))
-        assert found == [[2 * n] if n != 5 else ["one answer for all"] for n in range(12)]
-        await running.line("a batch is scored request by request")
+        is_seen = False
+        while not is_seen:
+            found = await asyncio.gather(*(score("odd" if n == 5 else n) for n in range(12)))
+            assert found == [[2 * n] if n != 5 else ["one answer for all"] for n in range(12)]
+            is_seen = "a batch is scored request by request" in running.log
         answers = await asyncio.gather(
             *(http.post("/v2/models/digits/infer", json=_infer(n)) for n in range(12))
         )
@@ -198,17 +200,20 @@ async def test_batches_give_each_caller_its_own_rows(scorer: StartScorer) -> Non
 async def test_a_gateway_is_told_what_the_replica_uses(scorer: StartScorer) -> None:
     batching = {"STELLWERK_SCORER_MAX_BATCH_SIZE": "16"}
     async with scorer(BATCHES, BARE_PYTHON, **batching) as running, (await running.ready()).http() as http:
-        await asyncio.gather(*(http.post("/score", json={"data": [[n]]}) for n in range(12)))
-        ready = "/v2/health/ready"
-        used = json.loads(
-            (await http.get(ready, headers={"x-stellwerk-usage": "1"})).headers["x-stellwerk-usage"]
-        )
-        assert used["requests"] == 12
-        assert 1 <= used["calls"] < 12
+        ready, asked = "/v2/health/ready", 0
+        used: dict[str, Any] = {"calls": 0, "requests": 0}
+        # On a slow machine they may come one by one the first time.
+        while used["calls"] == used["requests"]:
+            await asyncio.gather(*(http.post("/score", json={"data": [[n]]}) for n in range(12)))
+            asked += 12
+            answer = await http.get(ready, headers={"x-stellwerk-usage": "1"})
+            used = json.loads(answer.headers["x-stellwerk-usage"])
+            assert used["requests"] == asked
+        assert used["calls"] >= 1
         assert sum(used["batches"].values()) == used["calls"]
         assert set(used["batches"]) <= {"1", "2", "4", "8", "16"}
         most = sum(int(size) * count for size, count in used["batches"].items())
-        assert 12 <= most < 24, "each call is counted by the next power of two"
+        assert asked <= most < 2 * asked, "each call is counted by the next power of two"
         assert used["cpu_seconds"] > 0
         assert used["memory_bytes"] > 10_000_000
         assert "x-stellwerk-usage" not in (await http.get(ready)).headers
