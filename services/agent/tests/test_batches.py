@@ -39,7 +39,6 @@ from stellwerk_protos.inference.v1 import batches_pb2_grpc
 from stellwerk_protos.secrets.v1 import tokens_pb2_grpc
 from stellwerk_scorer.worker import rows
 
-pytestmark = pytest.mark.timeout(60)
 REPLICA = "workspaces/demo/endpoints/digits/deployments/blue/replicas/r1"
 JOB = "workspaces/demo/endpoints/digits/jobs/one"
 LEASE_SECONDS = 30

@@ -20,7 +20,6 @@ from stellwerk_platform.errors import FailedPrecondition
 from stellwerk_protos.inference.v1 import collections_pb2 as pb
 from stellwerk_scorer.worker.collecting import Event, Settings, Writer
 
-pytestmark = pytest.mark.timeout(60)
 REPLICA = "workspaces/demo/endpoints/digits/deployments/blue/replicas/r1"
 WRITER = """
 import sys, time

@@ -88,7 +88,7 @@ async def test_after_a_new_start_of_the_machine_nobody_else_is_waited_for_or_end
     found = Command(folder / "command", folder)
     for name in ("claim.json", "command.json"):
         (folder / "command" / name).write_text(json.dumps({**identity, "boot": "an earlier one"}))
-    assert (await asyncio.wait_for(found.wait(), 10)).is_lost
+    assert (await asyncio.wait_for(found.wait(), 60)).is_lost
     await found.end(0)
     await asyncio.to_thread(sweep, folder.parent.parent)
     assert stranger.returncode is None
@@ -162,7 +162,7 @@ async def test_a_sweep_names_what_it_ends_and_marks_it(
 
 async def until_it_says(folder: Path, word: str) -> None:
     """Returns when the log holds the word; a file has no event to wait for."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while word not in text(folder):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 

@@ -100,7 +100,7 @@ async def artifacts(node: Node, run: str) -> list[str]:
 
 
 async def test_a_cancel_reaches_what_hides_and_the_grace_time_still_counts(node: Node) -> None:
-    run = await start(node, "python train.py", {"train.py": HIDING}, grace=Duration(seconds=1))
+    run = await start(node, "python train.py", {"train.py": HIDING}, grace=Duration(seconds=3))
     await until_it_says(node, run, b"started")
     (folder,) = (node.folder / "allocations").iterdir()
     assert len(await asyncio.to_thread(processes.of_allocation, folder, None)) >= 2
@@ -115,10 +115,10 @@ async def test_a_cancel_reaches_what_hides_and_the_grace_time_still_counts(node:
 
 async def test_a_run_that_takes_too_long_is_ended_and_says_its_limit(node: Node) -> None:
     command = "trap 'echo saved; exit 0' TERM; echo up; while :; do sleep 0.05; done"
-    run = await start(node, command, timeout=Duration(nanos=500_000_000), grace=Duration(seconds=5))
+    run = await start(node, command, timeout=Duration(seconds=2), grace=Duration(seconds=30))
     ended = await node.platform.until(run, runs_pb2.RUN_STATE_FAILED)
     assert ended.reason.code == "RUN_TIMED_OUT"
-    assert "0.5 s" in ended.reason.message
+    assert "2 s" in ended.reason.message
     assert ended.reason.cure
     said = await whole(node, run)
     assert said.startswith(b"up\n")
@@ -129,7 +129,7 @@ async def test_logs_and_outputs_are_there_while_the_run_goes_on(node: Node) -> N
     run = await start(node, "python train.py", {"train.py": WRITING})
     await node.platform.until(run, runs_pb2.RUN_STATE_RUNNING)
     (folder,) = (path for path in (node.folder / "allocations").iterdir() if path.name.startswith("w"))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await artifacts(node, run) != ["outputs/early"]:  # noqa: ASYNC110  # nothing tells of them
             await asyncio.sleep(0.1)
     assert await whole(node, run, "logs/train.log") == b"epoch 1\r 50%\r100%\n"

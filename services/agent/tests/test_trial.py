@@ -11,7 +11,6 @@ from textwrap import dedent
 
 import pytest
 
-pytestmark = pytest.mark.timeout(120)
 STELLWERK = Path(sys.executable).with_name("stellwerk")
 SCRIPT = """
     import os
