@@ -5,7 +5,6 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -117,9 +116,7 @@ def test_a_wrong_key_and_no_key(platform: Platform, tmp_path: Path) -> None:
 def test_a_server_that_is_not_there(platform: Platform) -> None:
     options = ["--grpc-address", "127.0.0.1:1", "--api-key-file", str(platform.key_file)]
     for command in (["run", "watch", "r", "-w", "demo"], ["workspace", "create", "x"]):
-        began = time.monotonic()
         result = call(*command, *options)
-        assert time.monotonic() - began < 10
         assert (result.exit_code, "error[SERVER_UNAVAILABLE]" in result.stderr) == (5, True)
     assert call("workspace", "list").exit_code == 5
 
