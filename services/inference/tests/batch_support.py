@@ -53,7 +53,7 @@ async def submit(inference: Inference, deployment: str, **fields: Any) -> pb.Bat
 
 async def ended(inference: Inference, job: str) -> pb.BatchJob:
     """The job once it has ended, as a watcher sees it."""
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(90):
         watch = inference.batches.WatchBatchJob(pb.WatchBatchJobRequest(name=job))
         seen: list[pb.BatchJob] = [one async for one in watch]
     assert seen[-1].state in ENDED

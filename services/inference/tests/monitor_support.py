@@ -119,6 +119,6 @@ async def ended(inference: Inference, check: str) -> pb.MonitorCheck:
     """The same for one that was begun."""
     request = pb.WatchMonitorCheckRequest(name=check)
     seen: list[pb.MonitorCheck] = [
-        one async for one in inference.monitors.WatchMonitorCheck(request, timeout=60)
+        one async for one in inference.monitors.WatchMonitorCheck(request, timeout=240)
     ]
     return seen[-1]

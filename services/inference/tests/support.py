@@ -202,7 +202,7 @@ class Inference:
     bus: Bus
     others: Others
     port: int = field(default_factory=lambda: ports.choose(["inference"], {})["inference"])
-    ready_seconds: float = 30.0
+    ready_seconds: float = 120.0
     stub: Any = None
     routes_stub: Any = None
     keys: Any = None
@@ -337,7 +337,7 @@ class Inference:
         subscription = await self.bus.client.subscribe(subject, cb=wake)
         await self.bus.client.flush()
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(120):
                 while (found := await read()).state != state:
                     await changed.wait()
                     changed.clear()
@@ -379,7 +379,7 @@ class Journal:
         finally:
             await subscription.unsubscribe()
 
-    async def next(self, kind: str, *, seconds: float = 20) -> dict[str, Any]:
+    async def next(self, kind: str, *, seconds: float = 120) -> dict[str, Any]:
         """The next event `<resource>.<verb>`; others are skipped."""
         async with asyncio.timeout(seconds):
             while True:
@@ -390,7 +390,7 @@ class Journal:
     async def each(self, *kinds: str) -> dict[str, dict[str, Any]]:
         """The next event of each `<resource>.<verb>`, in whatever order; others are skipped."""
         found: dict[str, dict[str, Any]] = {}
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             while len(found) < len(kinds):
                 event = await self._queue.get()
                 kind = event["type"].removeprefix("stellwerk.inference.").removesuffix(".v1")
@@ -402,7 +402,7 @@ class Journal:
         """So many events of each `<resource>_<verb>`, in whatever order; others are skipped."""
         kinds = {f"stellwerk.inference.{name.replace('_', '.', 1)}.v1": name for name in counts}
         found: dict[str, list[dict[str, Any]]] = {name: [] for name in counts}
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             while any(len(found[name]) < count for name, count in counts.items()):
                 event = await self._queue.get()
                 if event["type"] in kinds:

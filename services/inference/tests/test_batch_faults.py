@@ -24,14 +24,14 @@ DEATHS = (
 )
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 async def test_a_job_goes_on_wherever_the_service_dies(unstarted: Inference, scorer: Scorer) -> None:
     async with unstarted.run(), Journal().follow(unstarted.bus) as journal:
         deployment, replica = await batch_deployment(unstarted, journal, scorer, "batch-deaths")
     for death in DEATHS:
         async with unstarted.process(death) as process:
             scoring = asyncio.create_task(score(unstarted, deployment, replica))
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(180):
                 assert await process.wait() == -signal.SIGKILL, death
             scoring.cancel()
             await asyncio.gather(scoring, return_exceptions=True)

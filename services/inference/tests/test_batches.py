@@ -50,7 +50,7 @@ async def test_a_dataset_is_scored_and_its_results_are_registered(
     assert [file.path for file in version.files] == ["predictions.csv"]
     assert version.tags["batch_job"] == job.name
     # What the mini-batches came to is in the one file, so it need not stay.
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while await inference.others.released.get() != "e" * 64:
             pass
 
@@ -369,7 +369,7 @@ async def test_replicas_come_with_a_job_and_go_after_it(
     await inference.allocate(first, compute.ALLOCATION_STATE_FAILED, code="SCORER_ENDED")
     second = events["replica_created"][1]["subject"]
     await inference.allocate(second, compute.ALLOCATION_STATE_RUNNING, scorer.address)
-    async with worker(inference, second) as agent, asyncio.timeout(20):
+    async with worker(inference, second) as agent, asyncio.timeout(60):
         assert sorted(await agent.work()) == ["0", "1", "2", "merge"]
     assert (await ended(inference, job.name)).state == domain.COMPLETED
     awake = await journal.next("deployment.scaled")

@@ -201,10 +201,10 @@ async def test_a_probe_goes_on_after_a_restart(unstarted: Inference, scorer: Sco
 
 
 async def test_a_scorer_that_is_never_ready_fails_the_deployment(
-    unstarted: Inference, scorer: Scorer
+    unstarted: Inference, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scorer.ready = False
-    unstarted.ready_seconds = 0.3
+    monkeypatch.setattr(unstarted, "ready_seconds", 0.3)
     async with unstarted.run() as inference, Journal().follow(inference.bus) as journal:
         endpoint = (await inference.create_endpoint("never")).name
         deployment = await inference.create_deployment(endpoint, "blue")
@@ -213,7 +213,6 @@ async def test_a_scorer_that_is_never_ready_fails_the_deployment(
         failed = await inference.deployment(deployment.name, states.FAILED)
         assert failed.reason.code == "SCORER_NOT_READY"
         assert (await journal.next("replica.deleting"))["subject"] == replica
-    unstarted.ready_seconds = 30
 
 
 async def test_deletion_waits_for_the_replicas_and_the_name_is_free_again(

@@ -330,7 +330,7 @@ async def test_a_check_goes_on_at_once_when_the_service_was_stopped(
             begin = pb.CheckMonitorRequest(name=monitor.name)
             first, second = [await unstarted.monitors.CheckMonitor(begin) for _ in range(2)]
             assert await reason_of(unstarted.monitors.CheckMonitor(begin)) == "TOO_MANY_CHECKS"
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 await data.asked.wait()
         data.open.set()
         async with unstarted.run():

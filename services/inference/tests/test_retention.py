@@ -60,7 +60,7 @@ class Collected:
 async def released(inference: Inference, *digests: str) -> set[str]:
     """Returns once the blobs were released, with all that were meanwhile: more than once, perhaps."""
     found: set[str] = set()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not found >= set(digests):
             found.add((await inference.others.released.get())[0])
     while not inference.others.released.empty():

@@ -111,7 +111,7 @@ async def test_load_is_shown_kept_and_played_again(
     assert await reason_of(inference.loads.SimulateScaling(simulation)) == "NO_LOAD_RECORDED"
     gateway = Gateway(inference, deployment.name)
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 gateway.set(in_flight=1, arrived=2)
                 endpoint = deployment.name.rpartition("/deployments/")[0]
