@@ -57,6 +57,8 @@ async def test_parameters_that_a_schema_describes(scorer: StartScorer, azure_pyt
         expected = {"sum": [6.0, 14.0], "columns": ["a", "b"], "label": "hot", "plain": "list"}
         assert answer.json() == expected
         assert (await http.post("/score", json={"data": [[1, 2]]})).json()["label"] == "none"
+        marked = await http.post("/score", content=b'\xef\xbb\xbf{"data": [[1, 2]]}', headers=JSON)
+        assert marked.status_code == 200, "some clients begin with a byte order mark"
         by_query = await http.get("/score", params={"data": "[[1, 2]]", "label": "hot"})
         assert by_query.json() == {"sum": [6.0], "columns": None, "label": "hot", "plain": "NoneType"}
         refused: list[tuple[Any, dict[str, str], int, str]] = [
@@ -170,6 +172,14 @@ RAW_HTTP = """
         if request.args.get("what") == "cross":
             return AMLResponse("ok", 200, {"Access-Control-Allow-Origin": "https://script.example",
                                            "X-Bad": "a\\nb: c"})
+        if request.args.get("what") == "parts":
+            response = AMLResponse(iter(["a", b"b"]), "201 Created", {"content-type": "text/csv"})
+            response.set_cookie("seen", "1", httponly=True)
+            return response
+        if request.args.get("what") == "lists":
+            return {"args": request.args.to_dict(flat=False), "cookie": request.cookies["a"],
+                    "names": [name for name, _ in request.headers], "data": request.data.decode(),
+                    "form": request.form.get("n", type=int)}
         if request.files:
             file = request.files["image"]
             return {"name": file.filename, "size": len(file.read()), "note": request.form["note"]}
@@ -211,8 +221,41 @@ async def test_rawhttp_gets_the_request_and_answers_as_it_likes(scorer: StartSco
         assert "x-bad" not in answer.headers
         assert "b" not in answer.headers
         assert (await http.get("/score")).json() == {}
+        assert (await http.head("/score")).status_code == 200
+        answer = await http.post("/score?what=parts")
+        assert (answer.status_code, answer.text) == (201, "ab")
+        assert answer.headers["set-cookie"] == "seen=1; HttpOnly; Path=/"
+        cookies = {"cookie": "a=1; b"}
+        lists = (await http.post("/score?what=lists&n=1", data={"n": "2"}, headers=cookies)).json()
+        assert (lists["args"], lists["cookie"]) == ({"what": ["lists"], "n": ["1"]}, "1")
+        assert (lists["data"], lists["form"]) == ("", 2)
+        assert "Cookie" in lists["names"]
         upload = await http.post("/score", data={"note": "hi"}, files={"image": ("a.png", b"\x89PNG\r\n")})
         assert upload.json() == {"name": "a.png", "size": 6, "note": "hi"}
+
+
+FLASK = """
+    import flask
+    from azureml.contrib.services.aml_request import rawhttp
+
+    def init():
+        pass
+
+    @rawhttp
+    def run(request, request_headers):
+        assert request.full_path == flask.request.full_path
+        assert request_headers["X-Tenant"] == request.headers["x-tenant"]
+        answer = flask.jsonify({"body": request.get_json(), "tags": request.args.getlist("tag")})
+        return flask.make_response(answer, 201)
+"""
+
+
+async def test_rawhttp_gets_the_request_of_flask_from_a_script_that_uses_flask(scorer: StartScorer) -> None:
+    python = await python_with("flask==3.1.3")
+    async with scorer(FLASK, python) as running, at(running, **{"x-tenant": "demo"}) as http:
+        await running.ready()
+        answer = await http.post("/score?tag=1&tag=2", json={"x": 1})
+        assert (answer.status_code, answer.json()) == (201, {"body": {"x": 1}, "tags": ["1", "2"]})
 
 
 RAW = """
@@ -260,8 +303,8 @@ async def test_ids_and_headers_of_an_undecorated_script(scorer: StartScorer, tmp
         assert "access-control-allow-origin" not in legacy.headers
         for name in ("x-request-id", "x-ms-client-request-id", "x-ms-request-id"):
             assert (await http.post("/score", content="[1]", headers={name: "a" * 101})).status_code == 431
-        found = (await http.get("/score", params={"a": "1", "b": ["x", "[2]"], "c": "null"})).json()
-        assert found == {"a": 1, "b": ["x", [2]], "c": None}
+        found = (await http.get("/score", params={"a": str(10**20), "b": ["x", "[2]"], "c": "null"})).json()
+        assert found == {"a": 10**20, "b": ["x", [2]], "c": None}
         async with httpx.AsyncClient(base_url=f"http://{running.http_address}") as browser:
             asked = {
                 "origin": "https://a.example",

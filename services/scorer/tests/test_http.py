@@ -65,6 +65,16 @@ async def test_metadata_and_health(scorer: StartScorer) -> None:
         for path, answer in answers.items():
             response = await http.get(path)
             assert (response.status_code, response.json()) == (200, answer), path
+            assert (await http.head(path)).status_code == 200
+        spellings = {
+            "/v2/": "/v2",
+            "/v2//models/dig%69ts": "/v2/models/digits",
+            "/v2/health/ready/?probe=1": "/v2/health/ready",
+        }
+        for path, plain in spellings.items():
+            assert (await http.get(path)).json() == answers[plain], path
+        async with running.http(headers={}) as browser:
+            assert (await browser.options("/swagger.json")).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -128,6 +138,17 @@ async def test_open_inference(scorer: StartScorer) -> None:
                         }
                     ],
                 }
+
+
+async def test_fields_that_clients_send_as_null_are_not_there(scorer: StartScorer) -> None:
+    async with scorer(DOUBLE) as running, (await running.ready()).http() as http:
+        body = infer([1.5], [1], id=None, parameters=None, outputs=None)
+        body["inputs"][0]["parameters"] = None
+        answer = await http.post("/v2/models/digits/infer", json=body, headers={"x-request-id": "abc"})
+        assert answer.json()["outputs"][0]["data"] == [3.0]
+        assert answer.json()["id"] == "abc"
+        body["outputs"] = [{"name": "output-0", "parameters": None}]
+        assert (await http.post("/v2/models/digits/infer", json=body)).status_code == 200
 
 
 async def test_open_inference_with_several_inputs_and_outputs(scorer: StartScorer) -> None:

@@ -41,7 +41,7 @@ async def test_a_script_is_served_without_a_stack_and_shows_its_traceback(tmp_pa
             address = next(line.split("http=")[1].split()[0] for line in lines if "listening" in line)
             async with httpx.AsyncClient(base_url=f"http://{address}", timeout=60) as http:
                 assert (await http.post("/score", content="hello")).json() == "hello"
-                assert (await http.post("/score", content="fail")).status_code == 400
+                assert (await http.post("/score", content="fail")).status_code == 500
                 assert (await http.get("/")).text == "Healthy"
             while not any("ValueError: look at me" in line for line in lines):
                 lines.append((await process.stdout.readline()).decode())

@@ -38,7 +38,8 @@ async def test_a_scikit_learn_model(scorer: StartScorer, model: LogisticRegressi
         metadata = (await http.get("/v2/models/digits")).json()
         assert metadata["platform"] == "sklearn"
         assert metadata["inputs"] == [{"name": "data", "datatype": "FP64", "shape": [-1, 2]}]
-        assert "predict_proba" in [output["name"] for output in metadata["outputs"]]
+        outputs = {output["name"]: output["datatype"] for output in metadata["outputs"]}
+        assert (outputs["predict"], outputs["predict_proba"]) == ("INT64", "FP64")
         answer = await http.post(INFER, json={"inputs": [tensor(ROWS.tolist(), [4, 2])]})
         assert answer.json()["outputs"] == [
             {"name": "predict", "datatype": "INT64", "shape": [4], "data": [0, 0, 1, 1]}

@@ -132,6 +132,31 @@ FRAGILE = """
 """
 
 
+async def test_processes_of_the_script_end_by_sigterm(scorer: StartScorer) -> None:
+    """As those of a `multiprocessing.Pool` must; the worker itself only ends with the front."""
+    script = """
+        import multiprocessing, time
+
+        def work(pipe):
+            pipe.send("up")
+            time.sleep(60)
+
+        def init():
+            pass
+
+        def run(raw):
+            ours, its = multiprocessing.Pipe()
+            child = multiprocessing.get_context("fork").Process(target=work, args=(its,))
+            child.start()
+            ours.recv()
+            child.terminate()
+            child.join()
+            return child.exitcode
+    """
+    async with scorer(script) as running, (await running.ready()).http() as http:
+        assert (await http.post("/score")).json() == -15
+
+
 async def test_a_dead_worker_costs_its_request_and_is_replaced(scorer: StartScorer) -> None:
     async with scorer(FRAGILE) as running, (await running.ready()).http() as http:
         response = await http.post("/score", content="die")

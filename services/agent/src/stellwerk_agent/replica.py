@@ -141,6 +141,8 @@ class ReplicaWorker(Worker):
         traceparent = telemetry.traceparent()
         return {
             **clean_environment(),
+            # So that a script below the root of its code imports what lies there.
+            "AML_APP_ROOT": str(self.folder.work),
             **environment.variables,
             **self.workload.variables,
             **self._model_variables(),

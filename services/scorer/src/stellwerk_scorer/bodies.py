@@ -7,8 +7,6 @@ from collections.abc import Iterable
 from typing import Any
 from urllib.parse import parse_qs
 
-import orjson
-
 from stellwerk_platform.errors import InvalidArgument
 from stellwerk_scorer.domain import PayloadTooLarge, UnsupportedMediaType
 
@@ -80,8 +78,9 @@ def from_query(query: bytes) -> bytes:
 
 def _value(text: str) -> Any:
     try:
-        return orjson.loads(text)
-    except ValueError:
+        # Not orjson, for which NaN is no number and large ones are floats.
+        return json.loads(text)
+    except (ValueError, RecursionError):
         return text
 
 

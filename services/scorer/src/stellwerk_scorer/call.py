@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 import orjson
 from opentelemetry.trace import Span, SpanKind, StatusCode
@@ -25,6 +26,7 @@ from stellwerk_scorer.worker import frames
 
 _ID_HEADERS = (b"x-request-id", b"x-ms-client-request-id", b"x-ms-request-id")
 JSON = b"content-type: application/json\r\n"
+_SLASHES = re.compile("/{2,}")
 # What a script must not set, for it is this server's business.
 _OWN_HEADERS = frozenset({"content-length", "connection", "transfer-encoding", "keep-alive", "x-request-id"})
 
@@ -60,7 +62,7 @@ class Call:
     ) -> None:
         path, _, query = exchange.target.partition(b"?")
         self.exchange = exchange
-        self.path = path.decode("latin-1")
+        self.path = _path(path)
         self.query = query
         self.is_proto = self.path.startswith(proto_calls.PREFIX)
         self._settings = settings
@@ -70,6 +72,11 @@ class Call:
         self._request_id = exchange.headers.get(b"x-request-id", b"")
         if not self._request_id and names_request:
             self._request_id = uuid.uuid4().hex.encode()
+
+    @property
+    def request_id(self) -> str:
+        """The caller's id of the request, else the one that it was given here."""
+        return self._request_id.decode("latin-1")
 
     def trace(self) -> None:
         """Starts a span, if the caller samples this trace."""
@@ -213,6 +220,18 @@ class Call:
                 self._span.set_status(StatusCode.ERROR)
             self._span.end()
             self._span = None
+
+
+def _path(target: bytes) -> str:
+    """The path of a target, which may be a whole URL (RFC 9112, 3.2.2) and have quoted characters."""
+    if not target.startswith(b"/"):
+        target = b"/" + target.partition(b"://")[2].partition(b"/")[2]
+    path = target.decode("latin-1")
+    if "%" in path:
+        path = unquote(path)
+    if "//" in path:
+        path = _SLASHES.sub("/", path)
+    return path.rstrip("/") if path.startswith("/v2") else path
 
 
 def _is_header(name: str, value: str) -> bool:

@@ -12,7 +12,7 @@ def simple(headers: Mapping[bytes, bytes], origins: Set[str]) -> bytes:
     origin = headers.get(b"origin", b"")
     if "*" in origins:
         return lines([(b"access-control-allow-origin", b"*")])
-    if origin.decode("latin-1") not in origins:
+    if origin.decode("latin-1").lower() not in origins:
         return b""
     return lines([(b"access-control-allow-origin", origin), (b"vary", b"Origin")])
 

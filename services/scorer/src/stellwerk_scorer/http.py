@@ -26,6 +26,7 @@ from stellwerk_scorer.job import Answer
 # So long a probe waits for whether its key is good.
 _GATE_SECONDS = 1.0
 _LIVE, _READY = b"/v2/health/live", b"/v2/health/ready"
+_HEALTH = frozenset({_LIVE, _READY})
 _MODEL = re.compile(r"/v2/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?(?:/(?P<verb>ready|infer))?")
 
 
@@ -45,7 +46,7 @@ class HttpApp:
     def handle(self, exchange: Exchange) -> None:
         """Answers one exchange, now or later."""
         target = exchange.target
-        if target in (_LIVE, _READY):
+        if target in _HEALTH or target.partition(b"?")[0].rstrip(b"/") in _HEALTH:
             # Probes come every second: no key, no span.
             if self._shows_usage(exchange):
                 self._health(exchange)
@@ -57,8 +58,10 @@ class HttpApp:
             call.trace()
         try:
             call.check_ids()
-            is_preflight = exchange.method == b"OPTIONS" and call.path == "/score"
-            if not is_preflight and not self._gate.knows(exchange.headers.get(b"authorization")):
+            if exchange.method == b"OPTIONS":
+                # Browsers ask so before a request, and show no key.
+                call.answer(200, cors.preflight(exchange.headers, self._settings.cors_origins), b"")
+            elif not self._gate.knows(exchange.headers.get(b"authorization")):
                 self._start(self._later(call))
             elif b"content-encoding" in exchange.headers or exchange.is_too_large:
                 self._start(self._unpacked(call))
@@ -104,17 +107,17 @@ class HttpApp:
         elif call.is_proto:
             self._proto(call)
         elif path == "/":
-            call.allow("GET")
+            call.allow("GET", "HEAD")
             call.answer(200, b"content-type: text/plain; charset=utf-8\r\n", b"Healthy")
         elif path == "/swagger.json":
-            call.allow("GET")
+            call.allow("GET", "HEAD")
             self._swagger(call)
         elif path == "/v2":
-            call.allow("GET")
+            call.allow("GET", "HEAD")
             server = {"name": data_plane.SERVER_NAME, "version": __version__}
             call.answer_json({**server, "extensions": data_plane.EXTENSIONS})
         elif path == "/v2/models":
-            call.allow("GET")
+            call.allow("GET", "HEAD")
             call.answer_json({"models": [self._plane.model.name]})
         else:
             self._model(call)
@@ -136,11 +139,11 @@ class HttpApp:
     def _health(self, exchange: Exchange) -> None:
         call = Call(exchange, self._settings, self._extra, names_request=False)
         try:
-            call.allow("GET")
+            call.allow("GET", "HEAD")
         except MethodNotAllowed as error:
             call.fail(error)
             return
-        if exchange.target == _LIVE:
+        if call.path.encode() == _LIVE:
             call.answer_json({"live": True})
         else:
             ready = self._plane.ready
@@ -151,11 +154,8 @@ class HttpApp:
     def _score(self, call: Call) -> None:
         exchange = call.exchange
         method = exchange.method
-        if method == b"OPTIONS":
-            call.answer(200, cors.preflight(exchange.headers, self._settings.cors_origins), b"")
-            return
-        call.allow("GET", "POST", "OPTIONS")
         mode = self._plane.pool.description.get("mode")
+        call.allow("GET", "POST", "OPTIONS", *(("HEAD",) if mode == "rawhttp" else ()))
         body = exchange.body
         if method == b"GET" and mode != "rawhttp":
             body = bodies.from_query(call.query)
@@ -186,7 +186,7 @@ class HttpApp:
             raise NotFound("PATH_NOT_FOUND", f"There is no {call.path} here.", "Use /score or /v2/models/….")
         model, verb = self._plane.model, match["verb"]
         model.check(match["name"], match["version"] or "")
-        call.allow("POST" if verb == "infer" else "GET")
+        call.allow(*(("POST",) if verb == "infer" else ("GET", "HEAD")))
         if verb == "infer":
             self._infer(call)
         elif verb == "ready":
@@ -205,7 +205,9 @@ class HttpApp:
 
         def inferred(answer: Answer | PlatformError) -> None:
             outputs = outputs_of(answer, request.infer)
-            body, json_length = open_inference.render_response(request, self._plane.model, outputs)
+            body, json_length = open_inference.render_response(
+                request, self._plane.model, outputs, call.request_id
+            )
             head = JSON
             if json_length is not None:
                 name = open_inference.JSON_LENGTH_HEADER

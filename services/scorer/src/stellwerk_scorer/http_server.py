@@ -198,7 +198,10 @@ class Connection(asyncio.Protocol):
             exchange.is_too_large = True
             if b"expect" in exchange.headers or int(length) > _DISCARD_FACTOR * limit:
                 self._hand_over(exchange)
-        elif exchange.headers.get(b"expect", b"").lower() == b"100-continue":
+        elif (
+            exchange.headers.get(b"expect", b"").lower() == b"100-continue"
+            and self._parser.get_http_version() != "1.0"
+        ):
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:

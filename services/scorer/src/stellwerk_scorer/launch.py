@@ -87,4 +87,5 @@ class Launch:
 
     def _environment(self) -> dict[str, str]:
         own = {name: value for name, value in os.environ.items() if name not in _HIDDEN_VARIABLES}
-        return {**own, "PYTHONUNBUFFERED": "1", "STELLWERK_SCORER_SCRIPT": self.script}
+        script = {"AZUREML_ENTRY_SCRIPT": self.script} if self.script else {}
+        return {**script, **own, "PYTHONUNBUFFERED": "1", "STELLWERK_SCORER_SCRIPT": self.script}

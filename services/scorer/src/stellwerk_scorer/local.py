@@ -1,6 +1,7 @@
 """`python -m stellwerk_scorer --local`: the scorer in the foreground, without a stack, for debugging."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,11 +32,13 @@ def environment(arguments: Sequence[str]) -> dict[str, str]:
     parser.add_argument("--port", type=int, default=5001, help="HTTP port (default 5001; 0 takes a free one)")
     parser.add_argument("--grpc-port", type=int, default=0, help="gRPC port (default: a free one)")
     parser.add_argument("--python", default=sys.executable, help="interpreter of the environment")
-    parser.add_argument("--workers", type=int, default=1, help="worker processes (default 1)")
+    parser.add_argument("--workers", type=int, help="worker processes (default: WORKER_COUNT, else 1)")
     parser.add_argument(
         "--max-batch-size", type=int, default=1, help="requests in one call of run (default 1)"
     )
-    parser.add_argument("--timeout-ms", type=int, default=60_000, help="for one request (default 60000)")
+    parser.add_argument(
+        "--timeout-ms", type=int, help="for one request (default: SCORING_TIMEOUT_MS, else 60000)"
+    )
     parser.add_argument(
         "--debug-port", type=int, default=0, help="wait for a debugger (debugpy) on this port"
     )
@@ -55,9 +58,11 @@ def environment(arguments: Sequence[str]) -> dict[str, str]:
         "STELLWERK_SCORER_GRPC_LISTEN": f"127.0.0.1:{given.grpc_port}",
         "STELLWERK_SCORER_PYTHON": given.python,
         "STELLWERK_SCORER_SCRIPT": str(Path(given.script).absolute()) if given.script else "",
-        "STELLWERK_SCORER_WORKERS": str(given.workers),
         "STELLWERK_SCORER_MAX_BATCH_SIZE": str(given.max_batch_size),
-        "STELLWERK_SCORER_TIMEOUT_MS": str(given.timeout_ms),
+        **({"STELLWERK_SCORER_WORKERS": str(given.workers)} if given.workers else {}),
+        **({"STELLWERK_SCORER_TIMEOUT_MS": str(given.timeout_ms)} if given.timeout_ms else {}),
+        # As Azure's server does, so that what lies beside the folder of the script can be imported.
+        "AML_APP_ROOT": os.environ.get("AML_APP_ROOT") or os.getcwd(),
         **({"AZUREML_MODEL_DIR": str(Path(given.model_dir).absolute())} if given.model_dir else {}),
         **(_debugging(given.debug_port) if given.debug_port else {}),
     }

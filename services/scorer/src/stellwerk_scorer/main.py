@@ -104,7 +104,8 @@ def _pool_settings(settings: Settings) -> PoolSettings:
 
 
 def _http_settings(settings: Settings) -> HttpSettings:
-    origins = (origin.strip() for origin in settings.scorer_cors_origins.split(","))
+    # Browsers write origins in lower case.
+    origins = (origin.strip().lower() for origin in settings.scorer_cors_origins.split(","))
     return HttpSettings(
         cors_origins=frozenset(origin for origin in origins if origin),
         server_version=settings.scorer_server_version,

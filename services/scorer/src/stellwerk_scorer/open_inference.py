@@ -59,14 +59,16 @@ def parse_request(body: bytes, json_length: str | None) -> RestRequest:
 
 
 def render_response(
-    request: RestRequest, model: Model, outputs: Sequence[Tensor]
+    request: RestRequest, model: Model, outputs: Sequence[Tensor], request_id: str
 ) -> tuple[bytes, int | None]:
-    """The body, and the length of its JSON part if binary parts follow. Raises `ScriptFailed`."""
+    """The body, and the length of its JSON part if binary parts follow. Raises `ScriptFailed`.
+
+    `request_id` is the answer's id where the client gave none: the protocol wants one there.
+    """
     document: dict[str, Any] = {"model_name": model.name}
     if model.version:
         document["model_version"] = model.version
-    if request.infer.id:
-        document["id"] = request.infer.id
+    document["id"] = request.infer.id or request_id
     parts: list[bytes] = []
     document["outputs"] = [_output(request, tensor, parts) for tensor in outputs]
     text = orjson.dumps(document)
@@ -91,7 +93,7 @@ def _input(item: dict[str, Any], binary: memoryview) -> tuple[Tensor, memoryview
         if not isinstance(shape, list):
             raise tensors.TensorError("it has no shape")
         if size is None:
-            if "data" not in item:
+            if item.get("data") is None:
                 raise tensors.TensorError("it has no data")
             return Tensor(
                 name, datatype, tuple(shape), tensors.flatten(item["data"], shape, datatype)
@@ -125,21 +127,27 @@ def _output(request: RestRequest, tensor: Tensor, parts: list[bytes]) -> dict[st
 
 
 def _objects(document: dict[str, Any], field: str) -> Iterator[dict[str, Any]]:
-    items = document.get(field, [])
+    items = document.get(field)
+    if items is None:
+        return
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise _invalid(f"{field} must be a list of objects")
     yield from items
 
 
 def _text(document: dict[str, Any], field: str, default: str | None = None) -> str:
-    value = document.get(field, default)
+    value = document.get(field)
+    if value is None and default is not None:
+        return default
     if not isinstance(value, str):
         raise _invalid(f"{field} must be a text")
     return value
 
 
 def _parameters(document: dict[str, Any]) -> dict[str, Any]:
-    value = document.get("parameters", {})
+    value = document.get("parameters")
+    if value is None:
+        return {}
     if not isinstance(value, dict):
         raise _invalid("parameters must be an object")
     return value

@@ -77,6 +77,7 @@ class Predictor:
         columns: list[str],
         width: int | None,
         types: dict[str, Any] | None = None,
+        predicts: str = "FP64",
     ) -> None:
         import numpy
 
@@ -87,6 +88,7 @@ class Predictor:
         self._width = width
         # numpy's type of each column, where the model is particular about it
         self._types = types or {}
+        self._predicts = predicts
         self._known: dict[bytes, Any] = {}
 
     @property
@@ -102,7 +104,9 @@ class Predictor:
             "platform": self._platform,
             "inputs": [{"name": "data", "datatype": "FP64", "shape": shape}],
             "outputs": [
-                {"name": name, "datatype": "FP64", "shape": [-1] if name == "predict" else [-1, -1]}
+                {"name": name, "datatype": self._predicts, "shape": [-1]}
+                if name == "predict"
+                else {"name": name, "datatype": "FP64", "shape": [-1, -1]}
                 for name in self._methods
             ],
         }
@@ -237,7 +241,17 @@ def _sklearn(path: str) -> Predictor:
             "MODEL_NOT_SUPPORTED", f"The {type(model).__name__} in {path} has none of the methods {offered}."
         )
     columns = [str(name) for name in getattr(model, "feature_names_in_", [])]
-    return Predictor(methods, "sklearn", columns, getattr(model, "n_features_in_", None))
+    width = getattr(model, "n_features_in_", None)
+    return Predictor(methods, "sklearn", columns, width, predicts=_datatype_of_classes(model))
+
+
+def _datatype_of_classes(model: Any) -> str:
+    """What `predict` gives: a classifier its classes, a clustering its labels, a regression numbers."""
+    classes = getattr(model, "classes_", getattr(model, "labels_", None))
+    dtype = getattr(classes, "dtype", None)
+    if dtype is None:
+        return "FP64"
+    return results.DATATYPES.get(str(dtype), "BYTES")
 
 
 def _unpickle(path: str) -> Any:

@@ -58,6 +58,8 @@ def _prepare(settings: dict[str, int]) -> None:
     # because programs that the script starts would inherit that.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda _signal, _frame: None)
+    # A `multiprocessing.Pool` of the script ends its processes by SIGTERM, and waits for that.
+    os.register_at_fork(after_in_child=_end_by_signals)
     signal.signal(signal.SIGALRM, _raise_time_up)
     if settings["memory_bytes"]:
         # Private memory, not address space: libraries reserve much more of that than they use.
@@ -66,6 +68,11 @@ def _prepare(settings: dict[str, int]) -> None:
     signal.setitimer(signal.ITIMER_REAL, seconds)
     # Shows where code is stuck that no exception reaches.
     faulthandler.dump_traceback_later(seconds + 1)
+
+
+def _end_by_signals() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _raise_time_up(_signal: int, _frame: FrameType | None) -> None:

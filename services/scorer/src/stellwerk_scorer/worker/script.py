@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
-from . import batching, inputs, loading, shims, swagger
+from . import batching, flask_request, inputs, loading, shims, swagger
 from .inputs import BadInput
 from .shims import monitoring
 
-# What `run` raises when its input is not what it expects; a fault of the caller if the body is not JSON.
-_INPUT_ERRORS = (ValueError, KeyError, TypeError, RecursionError)
+# What the parsers of JSON raise, each with a class of its own.
+_JSON_ERRORS = frozenset({"JSONDecodeError", "RecursionError"})
 # The function of `inference-schema` that turns JSON into the type of a parameter.
 _CONVERSION = "_deserialize_input_argument"
 
@@ -62,14 +62,21 @@ class Script:
         monitoring.begin(meta)
         if self.mode == "raw" and not self.wants_headers:
             return functools.partial(self._run, **{self._first: _text(payload)})
+        if self.mode == "rawhttp":
+            return self._with_request(meta, payload)
         arguments = self._arguments(is_tensors, meta, payload)
         if self.wants_headers:
             arguments[inputs.HEADERS_PARAMETER] = inputs.headers_of(meta)
         return functools.partial(self._run, **arguments)
 
+    def _with_request(self, meta: bytes, payload: bytes) -> Call:
+        more = {inputs.HEADERS_PARAMETER: inputs.headers_of(meta)} if self.wants_headers else {}
+        call = flask_request.call(self._run, self._first, meta, payload)
+        if call is None:
+            call = functools.partial(self._run, **{self._first: inputs.raw_request(meta, payload)})
+        return functools.partial(call, **more)
+
     def _arguments(self, is_tensors: bool, meta: bytes, payload: bytes) -> dict[str, Any]:
-        if self.mode == "rawhttp":
-            return {self._first: inputs.raw_request(meta, payload)}
         if self.mode == "raw":
             return {self._first: _text(payload)}
         if is_tensors:
@@ -103,7 +110,9 @@ class Script:
                 frames = frames.tb_next
             if conversion and isinstance(error, Exception):
                 return BadInput("INVALID_INPUT", f"The input is not what the script's schema says: {error}")
-        if self.mode == "raw" and isinstance(error, _INPUT_ERRORS) and not _is_json(payload):
+        # A script may as well take text that is no JSON, and fail on it for reasons of its own.
+        is_parsing = not _JSON_ERRORS.isdisjoint(kind.__name__ for kind in type(error).__mro__)
+        if self.mode == "raw" and is_parsing and not _is_json(payload):
             return BadInput("INVALID_JSON", "The body is not valid JSON.")
         return None
 

@@ -84,10 +84,15 @@ def _prefix() -> str:
     return f"/{prefix}" if prefix else ""
 
 
-_HEALTHY = "If service is up and running, this response will be returned with the content 'Healthy'"
-_SCORED = "The service processed the input correctly and provided a result prediction, if applicable."
+_ANSWERS = {
+    "": "If service is up and running, this response will be returned with the content 'Healthy'",
+    "score": "The service processed the input correctly and provided a result prediction, if applicable.",
+    "swagger.json": "The Swagger specification.",
+}
+_PAYLOAD = "The input payload for executing the real-time machine learning service."
+_HEALTH = "Simple health check endpoint to ensure the service is up at any given point."
 _OPERATIONS = {
-    "": ("get", "ServiceHealthCheck", "Simple health check endpoint to ensure the service is up."),
+    "": ("get", "ServiceHealthCheck", _HEALTH),
     "score": ("post", "RunMLService", "Run web service's model and get the prediction output"),
     "swagger.json": ("get", "GetSwaggerSpec", "Get the Swagger specification."),
 }
@@ -106,12 +111,12 @@ def _version_2(run: Callable[..., Any] | None) -> dict[str, Any]:
             "operationId": identifier,
             "description": description,
             "responses": {
-                "200": {"description": _SCORED if name == "score" else _HEALTHY, "schema": schema},
+                "200": {"description": _ANSWERS[name], "schema": schema},
                 "default": {"description": _FAILED, "schema": {"$ref": "#/definitions/ErrorResponse"}},
             },
         }
         if name == "score":
-            body = {"name": "serviceInputPayload", "in": "body"}
+            body = {"name": "serviceInputPayload", "in": "body", "description": _PAYLOAD}
             found["security"] = [{"Bearer": []}]
             found["parameters"] = [{**body, "schema": {"$ref": "#/definitions/ServiceInput"}}]
         if name == "swagger.json":
@@ -147,13 +152,13 @@ def _version_3(run: Callable[..., Any] | None, version: str) -> dict[str, Any]:
             "operationId": identifier,
             "description": description,
             "responses": {
-                "200": {"description": _SCORED if name == "score" else _HEALTHY, "content": answer},
+                "200": {"description": _ANSWERS[name], "content": answer},
                 "default": {"description": _FAILED, "content": failure},
             },
         }
         if name == "score":
             body = content({"$ref": "#/components/schemas/ServiceInput"})
-            found["requestBody"] = {"description": "The input payload.", "content": body}
+            found["requestBody"] = {"description": _PAYLOAD, "content": body}
         if name == "swagger.json":
             found["parameters"] = [{**_VERSION_PARAMETER, "schema": {"type": "string"}}]
         return {verb: found}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 
@@ -26,10 +26,21 @@ class Headers(dict):  # type: ignore[type-arg]  # a dict, for scripts that look 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and super().__contains__(name.title())
 
-    def get(self, name: str, default: Any = None) -> Any:
-        """The value, or the default."""
-        return super().get(name.title(), default)
+    def get(self, name: str, default: Any = None, type: Any = None) -> Any:
+        """The value, converted by `type`; the default if there is none or it does not convert."""
+        value = super().get(name.title())
+        try:
+            return default if value is None else value if type is None else type(value)
+        except ValueError:
+            return default
 
     def getlist(self, name: str) -> list[str]:
         """All values of a name."""
         return [value.strip() for value in self[name].split(",")] if name in self else []
+
+
+class RequestHeaders(Headers):
+    """Those of a request, which Flask gives pair by pair."""
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:  # as Flask does
+        return iter(self.items())
