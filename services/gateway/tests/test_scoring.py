@@ -127,6 +127,25 @@ async def test_refusals(
     assert ("www-authenticate" in response.headers) == (status == 401)
 
 
+async def test_a_browser_may_ask_before_it_shows_a_key(
+    web: aiohttp.ClientSession, table: RouteTable, replicas: list[FakeReplica]
+) -> None:
+    table.replace([route(blue=(100, replicas[:1]))])
+    asked = {
+        "origin": "https://a.example",
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization",
+    }
+    async with web.options(f"{URL}/score", headers=asked) as response:
+        assert response.status == 200
+        assert response.headers["access-control-allow-origin"] == "*"
+        assert response.headers["access-control-allow-headers"] == "authorization"
+    assert not replicas[0].requests, "nobody without a key gets as far as a replica"
+    async with web.options(f"{URL}/score", headers={"origin": "https://a.example"}) as response:
+        assert response.status == 401
+    assert (await score(web))[0] == 200
+
+
 async def test_before_the_first_table_nothing_is_said_to_be_missing(web: aiohttp.ClientSession) -> None:
     status, document = await score(web)
     assert (status, document["reason"]) == (503, "ROUTES_NOT_LOADED")

@@ -123,6 +123,9 @@ class Exchange(Call):
             raise NotFound("PATH_NOT_FOUND", f"There is no {path}.", "Use …/score.")
         if not target.endpoint:
             raise NotFound("ENDPOINT_NOT_FOUND", "No endpoint can have such a name.", "List the endpoints.")
+        if self._method == b"OPTIONS" and given.is_preflight:
+            self._answer_preflight()
+            return
         access.check_request_id(given.request_id)
         access.check_request_id(given.client_request_id)
         self._traceparent, self._span = self._router.tracer.begin(
@@ -323,6 +326,19 @@ class Exchange(Call):
             self._is_chunked = self._method != b"HEAD"
             lines.append(b"transfer-encoding: chunked\r\n")
         self._write_head(status, lines)
+
+    def _answer_preflight(self) -> None:
+        """Tells a browser to send the request, with its key; for this question it shows none.
+
+        Which pages may read the answer, the deployment says then (`AML_CORS_ORIGINS`).
+        """
+        asked = self._given.text(b"access-control-request-headers").encode("latin-1")
+        lines = [b"access-control-allow-origin: *\r\naccess-control-allow-methods: GET, POST\r\n"]
+        if asked:
+            lines.append(b"access-control-allow-headers: %b\r\n" % asked)
+        self._write_head(200, [*lines, b"content-length: 0\r\n"])
+        self.flush()
+        self._end(200)
 
     def _write_head(self, status: int, lines: list[bytes]) -> None:
         # A body that nobody takes any more ends with its connection.

@@ -69,6 +69,11 @@ class Given:
         return self.text(b"azureml-model-deployment")
 
     @property
+    def is_preflight(self) -> bool:
+        """Whether a browser asks if a page of another origin may send the request."""
+        return b"origin" in self._values and b"access-control-request-method" in self._values
+
+    @property
     def traceparent(self) -> bytes:
         """The caller's trace context."""
         return self._values.get(b"traceparent", b"")

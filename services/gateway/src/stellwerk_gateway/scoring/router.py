@@ -13,7 +13,7 @@ from stellwerk_gateway.scoring.tracing import Tracer
 from stellwerk_platform.errors import InvalidArgument
 
 PREFIX = "/endpoints/"
-_PATH = re.compile(rb"/endpoints/([^/?]+)/([^/?]+)(?:/((?:(?:score|swagger\.json|v2)(?:/[^?]*)?)?))?(\?.*)?")
+_PATH = re.compile(rb"/endpoints/([^/?]+)/([^/?]+)(?:/+((?:(?:score|swagger\.json|v2)(?:/[^?]*)?)?))?(\?.*)?")
 _MAX_TARGETS = 2_000
 
 
