@@ -14,6 +14,7 @@ from services.scorer.tests.environments import python_with
 from services.scorer.tests.support import StartScorer
 from stellwerk_protos.open_inference import grpc_predict_v2_pb2 as pb
 from stellwerk_protos.open_inference import grpc_predict_v2_pb2_grpc as pb_grpc
+from stellwerk_scorer.worker.models import Predictor
 
 NO_SCRIPT = {"STELLWERK_SCORER_SCRIPT": ""}
 ROWS = np.array([[0.0, 1.0], [1.0, 0.0], [5.0, 5.0], [6.0, 5.0]])
@@ -126,6 +127,7 @@ async def test_an_mlflow_model(scorer: StartScorer, tmp_path: Path) -> None:
             {"input_data": columns},
             {"dataframe_split": columns},
             {"inputs": [{"a": 3, "b": 1}]},
+            {"inputs": {"a": 3, "b": 1}},
             columns,
         ]
         for body in bodies:
@@ -140,3 +142,32 @@ async def test_an_mlflow_model(scorer: StartScorer, tmp_path: Path) -> None:
     # Without mlflow in the environment, its scikit-learn model is served all the same.
     async with scorer("", **served) as running:
         await running.line("no mlflow")
+
+
+def test_parameters_reach_an_mlflow_model_and_its_table_comes_back_by_names() -> None:
+    class Table:
+        columns = ("y",)
+
+        def __init__(self, value: float) -> None:
+            self.value = value
+
+        def to_dict(self, orient: str) -> list[dict[str, float]]:
+            return [{"y": self.value}]
+
+    def predict(rows: Any, params: dict[str, float] | None = None) -> Table:
+        return Table(float(rows.sum()) * (params or {"k": 1})["k"])
+
+    model = Predictor({"predict": predict}, "mlflow", [], None)
+    for body, answer in ((b'{"inputs": [[2]], "params": {"k": 3}}', 6.0), (b'{"inputs": [[2]]}', 2.0)):
+        assert model.prepare(False, b"", body)() == {"predict": [{"y": answer}]}
+
+
+def test_a_model_of_arrays_gets_the_type_that_its_signature_names() -> None:
+    def predict(rows: Any) -> Any:
+        assert isinstance(rows, np.ndarray)
+        return [str(rows.dtype)]
+
+    model = Predictor({"predict": predict}, "mlflow", [], None, tensor=np.dtype("float64"))
+    assert model.prepare(False, b"", b'{"inputs": [[1, 2]]}')()["predict"] == ["float64"]
+    meta = b'{"inputs": [["x", "FP32", [1, 1], 4]], "outputs": []}'
+    assert model.prepare(True, meta, bytes(4))()["predict"] == ["float64"]

@@ -72,12 +72,13 @@ class Predictor:
 
     def __init__(
         self,
-        methods: dict[str, Callable[[Any], Any]],
+        methods: dict[str, Callable[..., Any]],
         platform: str,
         columns: list[str],
         width: int | None,
         types: dict[str, Any] | None = None,
         predicts: str = "FP64",
+        tensor: Any = None,
     ) -> None:
         import numpy
 
@@ -89,6 +90,8 @@ class Predictor:
         # numpy's type of each column, where the model is particular about it
         self._types = types or {}
         self._predicts = predicts
+        # numpy's type of the one array that the model takes, where it takes an array and no table
+        self._tensor = tensor
         self._known: dict[bytes, Any] = {}
 
     @property
@@ -142,14 +145,18 @@ class Predictor:
         return None
 
     def _call(self, rows: Any, wanted: Sequence[str]) -> dict[str, Any]:
-        self._convert(rows)
+        rows = self._convert(rows)
         return {name: self._array(self._methods[name](rows)) for name in wanted}
 
-    def _convert(self, table: Any) -> None:
-        """Whole numbers to the type that a column has: JSON does not tell 1 from 1.0."""
+    def _convert(self, rows: Any) -> Any:
+        """Whole numbers in the type that the model wants: JSON does not tell 1 from 1.0."""
+        if self._tensor is not None:
+            array = rows.to_numpy() if hasattr(rows, "to_numpy") else rows
+            return array.astype(self._tensor) if _fits(array.dtype, self._tensor) else array
         for name, dtype in self._types.items():
-            if name in table and table[name].dtype.kind in "iu" and dtype.kind in "iuf":
-                table[name] = table[name].astype(dtype)
+            if name in rows and rows[name].dtype.kind in "iu" and dtype.kind in "iuf":
+                rows[name] = rows[name].astype(dtype)
+        return rows
 
     def _array(self, value: Any) -> Any:
         array = self._numpy.asarray(value)
@@ -215,7 +222,18 @@ class Predictor:
         wanted = self._wanted([str(method)])
         # A table by itself is what MLflow writes as input_example.json.
         rows = document if found[0] == "data" and "columns" in document else document[found[0]]
-        return lambda: self._call(self._from_json(rows), wanted)
+        parameters = document.get("params")
+        if parameters is not None and not isinstance(parameters, dict):
+            raise BadInput("INVALID_INPUT", '"params" must be a JSON object.')
+        return lambda: self._records(self._from_json(rows), wanted[0], parameters or {})
+
+    def _records(self, rows: Any, method: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        """The answer as JSON; of a table its rows as objects, as MLflow's server does."""
+        rows = self._convert(rows)
+        predict = self._methods[method]
+        value = predict(rows, params=parameters) if parameters else predict(rows)
+        is_table = hasattr(value, "columns") and hasattr(value, "to_dict")
+        return {method: value.to_dict("records") if is_table else self._array(value)}
 
     def _from_json(self, rows: Any) -> Any:
         if isinstance(rows, dict) and "data" in rows:
@@ -227,9 +245,16 @@ class Predictor:
         if isinstance(rows, dict) or (isinstance(rows, list) and rows and isinstance(rows[0], dict)):
             import pandas
 
+            if isinstance(rows, dict) and not any(isinstance(cell, list) for cell in rows.values()):
+                rows = [rows]
             return pandas.DataFrame(rows)
         array = self._numpy.array(rows)
         return self._table(array) if self._columns and array.ndim == 2 else array
+
+
+def _fits(given: Any, wanted: Any) -> bool:
+    """Whether numbers of one numpy type may become those of another."""
+    return (given.kind in "iu" and wanted.kind in "iuf") or given.kind == wanted.kind == "f"
 
 
 def _sklearn(path: str) -> Predictor:
@@ -275,7 +300,11 @@ def _mlflow(folder: str) -> Predictor:
     if schema is not None and schema.has_input_names() and not schema.is_tensor_spec():
         columns = [str(name) for name in schema.input_names()]
         types = dict(zip(columns, schema.numpy_types()))  # noqa: B905  # Python 3.9 has no strict=
-    return Predictor({"predict": model.predict}, "mlflow", columns, len(columns) or None, types)
+    tensor = None
+    if schema is not None and schema.is_tensor_spec() and not schema.has_input_names():
+        (tensor,) = schema.numpy_types()
+    methods = {"predict": model.predict}
+    return Predictor(methods, "mlflow", columns, len(columns) or None, types, tensor=tensor)
 
 
 def _mlflow_without_mlflow(folder: str) -> Predictor:
