@@ -56,7 +56,7 @@ def endpoint(workspace: stellwerk.Workspace, tmp_path_factory: pytest.TempPathFa
     return "reader"
 
 
-def more(job: stellwerk.BatchJob, count: int, timeout_seconds: float = 90) -> None:
+def more(job: stellwerk.BatchJob, count: int, timeout_seconds: float = 240) -> None:
     """Returns when so many more mini-batches are done."""
     target = job.refresh().progress.succeeded_mini_batch_count + count
     deadline = time.monotonic() + timeout_seconds
@@ -84,7 +84,7 @@ def service(name: str) -> Callable[[StackProcess], None]:
     return kill
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_a_job_is_whole_whatever_dies_meanwhile(
     breakable: StackProcess, workspace: stellwerk.Workspace, endpoint: str, tmp_path: Path
 ) -> None:
@@ -123,7 +123,7 @@ def test_a_job_goes_on_when_the_stack_is_up_again(
     assert [item.reason for item in job.mini_batches() if item.reason.code] == []
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_results_are_registered_once_when_the_service_dies_at_the_end(
     breakable: StackProcess, workspace: stellwerk.Workspace, endpoint: str
 ) -> None:

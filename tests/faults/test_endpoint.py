@@ -17,7 +17,7 @@ import stellwerk
 from stellwerk_launcher.testing import StackProcess
 from tests.faults.processes import scorers
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 CALLERS = 8
 SCRIPT = """
 import json, time
@@ -72,7 +72,7 @@ class Load:
     async def more(self, count: int = 200) -> None:
         """Returns after so many more right answers."""
         target = self.codes[200] + count
-        async with asyncio.timeout(90):
+        async with asyncio.timeout(240):
             while self.codes[200] < target:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
 
@@ -197,7 +197,7 @@ async def test_callers_of_a_gateway_that_dies_know_it_and_find_it_again(endpoint
 
 
 async def test_a_replica_that_hangs_is_not_asked_for_long(endpoint: Endpoint) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while len(endpoint.scorers()) < 2:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
     hanging = endpoint.scorers()[0]

@@ -35,7 +35,7 @@ class Recording:
         path = self.folder / "record"
         return path.read_text().splitlines() if path.exists() else []
 
-    def wait_for_lines(self, count: int, timeout_seconds: float = 60.0) -> None:
+    def wait_for_lines(self, count: int, timeout_seconds: float = 180.0) -> None:
         """Returns when the script has done that many more steps."""
         target = len(self.lines()) + count
         deadline = threading.Event()
@@ -86,7 +86,7 @@ def recording(workspace: stellwerk.Workspace, tmp_path: Path) -> Iterator[Record
     (tmp_path / "stop").touch()
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_any_process_may_die_in_the_middle_of_a_run(
     breakable: StackProcess, client: stellwerk.Client, workspace: stellwerk.Workspace, recording: Recording
 ) -> None:
@@ -101,7 +101,7 @@ def test_any_process_may_die_in_the_middle_of_a_run(
     check_journal(workspace, client)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_a_service_that_hangs_does_not_slow_the_script(breakable: StackProcess, recording: Recording) -> None:
     recording.wait_for_lines(50)
     pid = int(breakable.process("runs")["pid"])
@@ -114,7 +114,7 @@ def test_a_service_that_hangs_does_not_slow_the_script(breakable: StackProcess, 
     recording.check_whole()
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_a_silent_node_shows_within_a_lease_and_its_run_goes_on(
     breakable: StackProcess, recording: Recording
 ) -> None:

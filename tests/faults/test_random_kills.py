@@ -89,14 +89,14 @@ def kill(stack: StackProcess, name: str) -> int:
     return stack.kill(name)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("round_", range(ROUNDS))
 def test_whatever_is_killed_whenever_all_is_stored(
     breakable: StackProcess, series: KnownSeries, round_: int
 ) -> None:
     chance = random.Random(SEED + round_)
     print(f"FAULTS_SEED={SEED}")
-    breakable.wait_for(lambda: series.steps() > 0, 120)
+    breakable.wait_for(lambda: series.steps() > 0, 240)
     killed = {}
     for name in chance.sample(VICTIMS, len(VICTIMS)):
         # The moment is what is random here; nothing is waited for.

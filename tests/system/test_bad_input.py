@@ -11,7 +11,6 @@ import pytest
 from stellwerk_launcher.testing import StackProcess
 from tests.system.support import Cli
 
-pytestmark = pytest.mark.timeout(300)
 FAILED, USAGE, NOT_FOUND, DENIED, UNREACHABLE = 1, 2, 3, 4, 5
 
 
@@ -99,7 +98,7 @@ def test_a_wrong_key_and_no_key(cli: Cli, stack: dict[str, Any]) -> None:
     wrong = cli.with_(STELLWERK_API_KEY="swk_wrong").run("workspace", "list")
     wrong.check_clear("KEY_INVALID", DENIED)
     url = f"{stack['gateway_url']}/stellwerk.registry.v1.WorkspaceService/ListWorkspaces"
-    assert httpx.post(url, json={}).status_code == 401
+    assert httpx.post(url, json={}, timeout=60).status_code == 401
 
 
 def test_a_server_that_is_not_there(cli: Cli) -> None:
@@ -114,8 +113,8 @@ def test_a_server_that_is_not_there(cli: Cli) -> None:
 
 def test_scoring_without_a_key_or_endpoint(cli: Cli, stack: dict[str, Any], owner_key: str) -> None:
     url = f"{stack['gateway_url']}/endpoints/badinput/nothing/score"
-    assert httpx.post(url, content=b"{}").status_code == 401
-    unknown = httpx.post(url, content=b"{}", headers={"authorization": f"Bearer {owner_key}"})
+    assert httpx.post(url, content=b"{}", timeout=60).status_code == 401
+    unknown = httpx.post(url, content=b"{}", headers={"authorization": f"Bearer {owner_key}"}, timeout=60)
     assert unknown.status_code == 404
     assert unknown.json()["reason"] == "ENDPOINT_NOT_FOUND"
 
@@ -145,11 +144,11 @@ def test_a_scoring_payload_that_is_not_json(
     )
     url = f"{stack['gateway_url']}/endpoints/badinput/counts/score"
     headers = {"authorization": f"Bearer {owner_key}"}
-    assert httpx.post(url, content=b'{"data": [1, 2]}', headers=headers).json() == [2]
-    bad = httpx.post(url, content=b"not json", headers=headers)
+    assert httpx.post(url, content=b'{"data": [1, 2]}', headers=headers, timeout=60).json() == [2]
+    bad = httpx.post(url, content=b"not json", headers=headers, timeout=60)
     assert bad.status_code == 400
     assert bad.json()["reason"] == "INVALID_JSON"
-    script_error = httpx.post(url, content=b'{"wrong": 1}', headers=headers)
+    script_error = httpx.post(url, content=b'{"wrong": 1}', headers=headers, timeout=60)
     assert script_error.status_code == 500
     assert "Traceback" not in script_error.text
 

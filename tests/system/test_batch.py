@@ -11,7 +11,6 @@ import pytest
 from stellwerk import StellwerkError, Workspace
 from tests.system.support import Cli
 
-pytestmark = pytest.mark.timeout(240)
 WORKSPACE = "batch"
 PAGES = 53
 SCRIPT = """

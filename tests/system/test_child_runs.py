@@ -4,12 +4,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from stellwerk import Workspace
 from tests.system.support import Cli
 
-pytestmark = pytest.mark.timeout(180)
 WORKSPACE = "children"
 # The environment of the script has no packages: it takes those of this test.
 PACKAGES = ":".join(path for path in sys.path if path.endswith(("site-packages", "/src")))

@@ -10,7 +10,6 @@ import pytest
 
 from tests.system.support import EXAMPLE, Cli
 
-pytestmark = pytest.mark.timeout(300)
 WORKSPACE = "collected"
 REQUESTS = 40
 DRIFTED = 6
@@ -128,7 +127,7 @@ def test_drift_is_an_event_with_its_evidence(cli: Cli, sent: dict[str, str]) -> 
         *("events", "watch", "--since", "10m", "--resource", "monitors/moved", "--limit", "1"),
         *("--type", "stellwerk.inference.monitor.drifted.v1", "--output", "json"),
     )
-    out, err = watching.communicate(timeout=60)
+    out, err = watching.communicate(timeout=240)
     event = json.loads(out or err)
     assert event["data"]["reason"]["code"] == "MODEL_DRIFTED"
     assert "length" in event["data"]["reason"]["message"]

@@ -147,16 +147,20 @@ def test_images_are_scored_over_http(
     images, labels = holdout
     url = stack["gateway_url"] + endpoint["path"]
     headers = {"authorization": f"Bearer {owner_key}"}
-    answer = httpx.post(f"{url}/score", json={"data": images}, headers=headers).raise_for_status().json()
+    answer = (
+        httpx.post(f"{url}/score", json={"data": images}, headers=headers, timeout=60)
+        .raise_for_status()
+        .json()
+    )
     assert sum(a == b for a, b in zip(answer, labels, strict=True)) > 0.9 * len(labels)
     flat = [value for image in images for value in image]
     tensor = {"name": "data", "shape": [len(images), 64], "datatype": "FP64", "data": flat}
     infer = httpx.post(
-        f"{url}/v2/models/digits/infer", json={"id": "x1", "inputs": [tensor]}, headers=headers
+        f"{url}/v2/models/digits/infer", json={"id": "x1", "inputs": [tensor]}, headers=headers, timeout=60
     )
     assert infer.raise_for_status().json()["outputs"][0]["data"] == answer
     assert infer.json()["id"] == "x1"
-    assert httpx.get(f"{url}/v2/health/ready", headers=headers).status_code == 200
+    assert httpx.get(f"{url}/v2/health/ready", headers=headers, timeout=60).status_code == 200
 
 
 async def test_images_are_scored_over_grpc(
@@ -182,7 +186,7 @@ def test_an_error_of_the_scoring_script_is_found_where_its_cure_says(
 ) -> None:
     url = stack["gateway_url"] + endpoint["path"]
     headers = {"authorization": f"Bearer {owner_key}"}
-    answer = httpx.post(f"{url}/score", json={"wrong": 1}, headers=headers)
+    answer = httpx.post(f"{url}/score", json={"wrong": 1}, headers=headers, timeout=60)
     assert (answer.status_code, answer.json()["reason"]) == (500, "SCRIPT_ERROR")
     assert "`stellwerk deployment logs" in answer.json()["cure"]
     follower = cli.start("deployment", "logs", "digits", "blue", "--follow")
@@ -251,7 +255,7 @@ async def test_any_nats_client_can_read_the_journal(stack: dict[str, Any], run: 
     subscription = await client.jetstream().subscribe(
         f"stellwerk.journal.{WORKSPACE}.runs.run.created", ordered_consumer=True
     )
-    message = await subscription.next_msg(timeout=10)
+    message = await subscription.next_msg(timeout=60)
     assert json.loads(message.data)["subject"] == run["name"]
     await client.close()
 
@@ -265,7 +269,6 @@ def whole_trace(cli: Cli, run: str) -> dict[str, Any]:
             return trace
 
 
-@pytest.mark.timeout(60)
 def test_a_trace_goes_from_the_command_line_to_the_script(cli: Cli, run: dict[str, Any]) -> None:
     trace = whole_trace(cli, "train-1")
     assert trace["traceId"] == run["traceId"]
@@ -306,9 +309,9 @@ def _passwords(part: Any) -> list[str]:
 def test_curl_can_call_the_whole_api(stack: dict[str, Any], owner_key: str, run: dict[str, Any]) -> None:
     url = f"{stack['gateway_url']}/stellwerk.runs.v1.RunService/GetRun"
     body = {"name": run["name"]}
-    answer = httpx.post(url, json=body, headers={"authorization": f"Bearer {owner_key}"})
+    answer = httpx.post(url, json=body, headers={"authorization": f"Bearer {owner_key}"}, timeout=60)
     assert answer.json()["state"] == "RUN_STATE_COMPLETED"
-    refused = httpx.post(url, json=body)
+    refused = httpx.post(url, json=body, timeout=60)
     assert refused.status_code == 401
     assert refused.json()["code"] == "unauthenticated"
 

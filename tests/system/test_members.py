@@ -6,7 +6,6 @@ import pytest
 
 from tests.system.support import Cli
 
-pytestmark = pytest.mark.timeout(120)
 FAILED, USAGE, NOT_FOUND, DENIED = 1, 2, 3, 4
 
 

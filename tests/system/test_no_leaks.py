@@ -15,9 +15,8 @@ import pymongo
 import pytest
 
 from stellwerk_launcher.testing import StackProcess
-from tests.system.support import Cli
+from tests.system.support import Cli, contents
 
-pytestmark = pytest.mark.timeout(300)
 WORKSPACE = "leakless"
 SCRIPT = """
 import stellwerk
@@ -140,14 +139,10 @@ def test_no_secret_is_in_a_store_a_log_or_an_event(
 def _contents(stack: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
     """Every file of the stack, MongoDB's documents as they are (its files are compressed)."""
     folder = Path(stack["data_dir"])
-    for path in folder.rglob("*"):
+    for path, content in contents(folder):
         relative = path.relative_to(folder)
-        if relative.parts[0] in _KEEPERS or path.name == _TOKEN or not path.is_file():
-            continue
-        try:
-            yield str(relative), path.read_bytes()
-        except FileNotFoundError:
-            continue  # a run's folder that has just been removed
+        if relative.parts[0] not in _KEEPERS and path.name != _TOKEN:
+            yield str(relative), content
     with pymongo.MongoClient[dict[str, Any]](stack["mongodb_uri"]) as client:
         for name in client.list_database_names():
             if name in ("admin", "config", "local"):

@@ -20,7 +20,7 @@ from stellwerk import Client
 from stellwerk_launcher.testing import StackProcess
 from tests.system.support import Cli
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 WORKSPACE = "watched"
 
 
@@ -132,7 +132,7 @@ def test_a_watch_survives_restarts_without_gap_or_repeat(
     # A line is written before its position.
     own_stack.wait_for(lambda: json.loads(position.read_text())["next_sequence"] > events[-1]["sequence"])
     watch.send_signal(signal.SIGINT)
-    watch.wait(30)
+    watch.wait(120)
     assert watch.stdout is not None
     watch.communicate()
     # Meanwhile nobody watches; the next one goes on where this one was.
@@ -158,11 +158,11 @@ async def test_a_plain_client_reads_events_until_it_is_revoked(cli: Cli) -> None
         consumer = await jetstream.pull_subscribe_bind(
             given["consumer"], stream=given["stream"], inbox_prefix=inbox + b"."
         )
-        first = (await consumer.fetch(1, timeout=10))[0]
+        first = (await consumer.fetch(1, timeout=60))[0]
         assert json.loads(first.data)["subject"] == f"workspaces/{WORKSPACE}"
         await first.ack_sync()
         await asyncio.to_thread(cli.ok, "events", "credentials", "revoke", "plain", "--yes")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await ended.wait()
     finally:
         await client.close()

@@ -10,7 +10,6 @@ import pytest
 
 from tests.system.support import Cli
 
-pytestmark = pytest.mark.timeout(300)
 WORKSPACE = "rollouts"
 SCRIPT = """
 import json, os

@@ -16,7 +16,6 @@ import pytest
 from stellwerk import StellwerkError, Workspace
 from tests.system.support import Cli
 
-pytestmark = pytest.mark.timeout(180)
 WORKSPACE = "runs"
 SCRIPT = """
 import os, sys
@@ -245,7 +244,7 @@ def test_a_cancelled_process_is_interrupted(workspace: Workspace, cli: Cli, data
         assert process.stdout is not None
         assert process.stdout.readline() == "started\n"
         workspace.runs.cancel("asked", message="enough")
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=240)
     assert "RunCanceled" in err
     assert workspace.runs.get("asked").wait().state == "Canceled"
 

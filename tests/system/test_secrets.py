@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from stellwerk import StellwerkError, Workspace
-from tests.system.support import Cli
+from tests.system.support import Cli, contents
 
-pytestmark = pytest.mark.timeout(180)
 WORKSPACE = "vaulted"
 SCRIPT = """
 import sys, time
@@ -61,8 +60,8 @@ def _files_with(value: str, folder: Path, besides: tuple[str, ...]) -> list[Path
     needle = re.compile(value.encode())
     return [
         path
-        for path in folder.rglob("*")
-        if path.is_file() and not set(besides) & set(path.parts) and needle.search(path.read_bytes())
+        for path, content in contents(folder)
+        if not set(besides) & set(path.parts) and needle.search(content)
     ]
 
 

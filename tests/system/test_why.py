@@ -16,7 +16,6 @@ from stellwerk_platform.errors import from_rpc
 from stellwerk_protos.telemetry.v1 import telemetry_pb2 as pb
 from stellwerk_protos.telemetry.v1 import telemetry_pb2_grpc
 
-pytestmark = pytest.mark.timeout(240)
 WORKSPACE = "why"
 LEASE_SECONDS = 6
 
@@ -30,12 +29,12 @@ class Why:
         self._metadata = (("authorization", f"Bearer {key}"),)
 
     def ask(self, name: str) -> pb.Explanation:
-        return self._stub.Explain(pb.ExplainRequest(name=name), metadata=self._metadata, timeout=10)
+        return self._stub.Explain(pb.ExplainRequest(name=name), metadata=self._metadata, timeout=60)
 
     def until(self, name: str, verb: str) -> pb.Explanation:
         """The explanation once the index has read so far."""
         pause = threading.Event()
-        for _ in range(400):
+        for _ in range(2_400):
             try:
                 found = self.ask(name)
             except grpc.RpcError as error:

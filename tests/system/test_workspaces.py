@@ -38,7 +38,7 @@ def submit(user: Cli, code: Path, name: str, command: str = "python hello.py") -
     user.ok("run", "submit", code, "--name", name, "--command", command, "--detach")
 
 
-def until(condition: Callable[[], bool], seconds: float = 90) -> None:
+def until(condition: Callable[[], bool], seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "not in time"
@@ -53,7 +53,7 @@ def ended(user: Cli, run: str) -> bool:
     return str(user.json("run", "show", run)["state"]).endswith(("COMPLETED", "CANCELED", "FAILED"))
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_deleted_workspace_leaves_nothing_to_one_of_the_same_name(
     stack: dict[str, Any], code: Path, tmp_path: Path
 ) -> None:
@@ -99,7 +99,7 @@ def test_a_deleted_workspace_leaves_nothing_to_one_of_the_same_name(
     again.ok("workspace", "delete", "gone", "--yes")
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_limits_hold_back_or_refuse_and_say_which_and_how_much(
     stack: dict[str, Any], code: Path, tmp_path: Path
 ) -> None:

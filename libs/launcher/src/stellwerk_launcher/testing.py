@@ -29,7 +29,7 @@ from stellwerk_launcher.vault import Operator
 from stellwerk_platform.access import Guard, Verify
 from stellwerk_platform.memberships import Memberships
 
-START_TIMEOUT_SECONDS = 200.0
+START_TIMEOUT_SECONDS = 240.0
 STOP_TIMEOUT_SECONDS = 110.0
 POLL_SECONDS = 0.05
 # A machine that is busy with tests has processes that serve, and answer late.
@@ -86,7 +86,7 @@ class StackProcess:
             raise
         return self.status()
 
-    def wait_for(self, condition: Callable[[], bool], timeout_seconds: float = 30.0) -> None:
+    def wait_for(self, condition: Callable[[], bool], timeout_seconds: float = 120.0) -> None:
         """Returns when the condition holds; fails when the supervisor ends before, or time is up."""
         assert self._process is not None, "the stack was not started"
         deadline = time.monotonic() + timeout_seconds
@@ -122,7 +122,7 @@ class StackProcess:
         os.kill(pid, number)
         return pid
 
-    def wait_until_back(self, name: str, old_pid: int, timeout_seconds: float = 60.0) -> None:
+    def wait_until_back(self, name: str, old_pid: int, timeout_seconds: float = 180.0) -> None:
         """Returns when a process that was killed has a successor that serves."""
 
         def is_back() -> bool:
