@@ -256,6 +256,9 @@ async def test_rawhttp_gets_the_request_of_flask_from_a_script_that_uses_flask(s
         await running.ready()
         answer = await http.post("/score?tag=1&tag=2", json={"x": 1})
         assert (answer.status_code, answer.json()) == (201, {"body": {"x": 1}, "tags": ["1", "2"]})
+        tensor = {"name": "x", "shape": [1], "datatype": "INT64", "data": [7]}
+        answer = await http.post("/v2/models/digits/infer", json={"inputs": [tensor]})
+        assert answer.json()["reason"] == "RESULT_NOT_JSON", "it read the JSON, but a response is no tensor"
 
 
 RAW = """

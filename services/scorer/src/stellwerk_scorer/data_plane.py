@@ -22,6 +22,14 @@ EXTENSIONS = ("binary_tensor_data",)
 # The token that let a request in may do everything that the gateway may: user code must not see it.
 _HIDDEN_HEADERS = frozenset({b"authorization", b"proxy-authorization"})
 
+# What a client of tensors says of its body; the script gets another, which is JSON.
+_BODY_HEADERS = frozenset(
+    {
+        *(b"content-type", b"content-length", b"content-encoding", b"transfer-encoding"),
+        b"inference-header-content-length",
+    }
+)
+
 Headers = Sequence[tuple[bytes, bytes]]
 Done = Callable[[Answer | PlatformError], None]
 
@@ -87,7 +95,7 @@ class DataPlane:
             elif form == domain.NO_TENSORS:
                 raise domain.only_mini_batches()
             else:
-                meta = self._envelope("POST", "/score", (*headers, (b"content-type", b"application/json")))
+                meta = self._envelope("POST", "/score", headers, of_tensors=True)
                 payload = domain.as_text(request.inputs, named=form == "named")
         except TensorError as error:
             raise InvalidArgument("INVALID_TENSOR", f"An input is wrong: {error}.") from None
@@ -114,10 +122,13 @@ class DataPlane:
             limit = max(min(timeout_seconds, limit), 0.0)
         return self._loop.time() + limit
 
-    def _envelope(self, method: str, target: str, headers: Headers) -> bytes:
+    def _envelope(self, method: str, target: str, headers: Headers, *, of_tensors: bool = False) -> bytes:
         """What only some scripts ask for: headers, and with `@rawhttp` the whole request."""
         if not self.pool.description.get("envelope"):
             return b""
+        if of_tensors:
+            others = [pair for pair in headers if pair[0] not in _BODY_HEADERS]
+            headers = [*others, (b"content-type", b"application/json")]
         shown = [
             (name.decode("latin-1"), value.decode("latin-1"))
             for name, value in headers
