@@ -98,6 +98,9 @@ async def test_a_collector_of_the_operator_gets_what_deployments_do(
         assert (await score(web))[0] == 200
     async with web.post(f"{URL}/score", headers=STRANGER, data=b"1") as refused:
         assert refused.status == 403
+    preflight = {"origin": "https://a.example", "access-control-request-method": "POST"}
+    async with web.options(f"{URL}/score", headers=preflight) as allowed:
+        assert allowed.status == 200
     await until(lambda: deployment.replicas[0].usage.calls > 0)
     metrics = Metrics(settings, table)
     assert metrics._provider is not None

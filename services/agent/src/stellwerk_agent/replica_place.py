@@ -5,7 +5,7 @@ import json
 import random
 import socket
 from collections.abc import Collection, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -107,7 +107,11 @@ def free_ports(
 
 def _taken(allocations: Path) -> set[int]:
     """Ports that replicas of this agent have, whether or not they listen yet."""
-    places = [Place(**json.loads(note.read_bytes())) for note in allocations.glob(f"*/{_NOTE}.json")]
+    places = []
+    for note in allocations.glob(f"[!.]*/{_NOTE}.json"):
+        # What has ended may be discarded meanwhile.
+        with suppress(FileNotFoundError):
+            places.append(Place(**json.loads(note.read_bytes())))
     addresses = [address for place in places for address in (place.http_address, place.grpc_address)]
     return {int(address.partition(",")[0].rpartition(":")[2]) for address in addresses}
 

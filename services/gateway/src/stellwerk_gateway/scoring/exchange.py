@@ -328,7 +328,7 @@ class Exchange(Call):
         self._write_head(status, lines)
 
     def _answer_preflight(self) -> None:
-        """Tells a browser to send the request, with its key; for this question it shows none.
+        """Tells a browser to send the request, with its key; this question shows none and is not counted.
 
         Which pages may read the answer, the deployment says then (`AML_CORS_ORIGINS`).
         """
@@ -338,7 +338,7 @@ class Exchange(Call):
             lines.append(b"access-control-allow-headers: %b\r\n" % asked)
         self._write_head(200, [*lines, b"content-length: 0\r\n"])
         self.flush()
-        self._end(200)
+        self._close()
 
     def _write_head(self, status: int, lines: list[bytes]) -> None:
         # A body that nobody takes any more ends with its connection.
@@ -419,18 +419,21 @@ class Exchange(Call):
         self.fail(error)
 
     def _end(self, status: int, reason: str = "") -> None:
-        self.response_complete = True
-        self._release()
-        if self._body_timer is not None:
-            self._body_timer.cancel()
-        if self._preparing is not None:
-            self._preparing.cancel()
         target = self._target
         endpoint = target.endpoint if target else ""
         self.count(status, None if self.deployment else self._router.counters(endpoint))
         if self._span is not None:
             deployment = self.deployment.id if self.deployment else ""
             tracing.end(self._span, status, reason, endpoint, deployment)
+        self._close()
+
+    def _close(self) -> None:
+        self.response_complete = True
+        self._release()
+        if self._body_timer is not None:
+            self._body_timer.cancel()
+        if self._preparing is not None:
+            self._preparing.cancel()
         if not self.disconnected:
             self._protocol.answered(self)
 
