@@ -168,7 +168,7 @@ def _api_key(flags: Flags, environment: Mapping[str, str], owner: object, addres
 
 def _is_fit(gateway_url: str, address: str) -> bool:
     """Whether a door that only a project's file names may get a key that is for the address."""
-    return addresses.is_loopback(gateway_url) or addresses.is_beside(gateway_url, address)
+    return addresses.is_loopback_url(gateway_url) or addresses.is_beside(gateway_url, address)
 
 
 def _read_key(path: Path) -> str:
