@@ -174,6 +174,25 @@ def test_what_would_change_a_terminal_is_no_address(tmp_path: Path) -> None:
     assert resolve(environment={"STELLWERK_DATA_DIR": str(tmp_path)}, folder=project).grpc_address == ""
 
 
+@pytest.mark.parametrize("variable", ["STELLWERK_WORKSPACE", "STELLWERK_GRPC_ADDRESS"])
+def test_what_a_variable_or_a_flag_says_is_never_passed_over(
+    tmp_path: Path, stack: Path, variable: str
+) -> None:
+    key = variable.removeprefix("STELLWERK_").lower()
+    project = with_config(tmp_path, workspace="other", grpc_address="127.0.0.1:1")
+    environment = {"STELLWERK_DATA_DIR": str(stack), variable: "prod:1\n"}
+    settings = resolve(environment=environment, folder=project)
+    assert (getattr(settings, key), settings.origins[key]) == ("prod:1", variable)
+    # Never another place's value, where what was meant cannot be said.
+    for value in ("prod\nother", "prod\x1b[2J"):
+        flag = Flags(workspace=value) if key == "workspace" else Flags(grpc_address=value)
+        for flags, given in ((Flags(), {variable: value}), (flag, {})):
+            with pytest.raises(StellwerkError, match="INVALID_SETTING") as refused:
+                resolve(flags, environment=environment | given, folder=project)
+            assert str(refused.value).isprintable()
+            assert (variable if given else "flag") in str(refused.value)
+
+
 def test_a_data_folder_that_is_named_wins_over_variables(stack: Path, tmp_path: Path) -> None:
     environment = {"STELLWERK_GRPC_ADDRESS": "variable:1", "STELLWERK_API_KEY": "swk_variable"}
     settings = resolve(Flags(data_dir=stack), environment=environment, folder=tmp_path)

@@ -9,7 +9,7 @@ reads it before anything else.
 import json
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -96,7 +96,10 @@ def read_json(path: Path | None) -> dict[str, object]:
 def resolve(
     flags: Flags | None = None, *, environment: Mapping[str, str] | None = None, folder: Path | None = None
 ) -> Settings:
-    """Finds each value at the first place that has it; never fails for a value that is nowhere."""
+    """Finds each value at the first place that has it; never fails for a value that is nowhere.
+
+    Raises `StellwerkError` for a file that cannot be read, and a value with characters that nobody sees.
+    """
     flags = flags or Flags()
     environment = os.environ if environment is None else environment
     config_path = find_config(folder or Path.cwd())
@@ -112,9 +115,7 @@ def resolve(
         ]
         # A data folder that was named explicitly is a flag too.
         places.insert(1 if flags.data_dir else 3, (str(stack_path), stack.get(key)))
-        named = ((o, v) for o, v in places if isinstance(v, str) and v and v.isprintable())
-        origin, value = next(named, ("", ""))
-        values[key], origins[key] = value, origin
+        values[key], origins[key] = _first(key, places, str(config_path))
     values["workspace"] = values["workspace"].removeprefix("workspaces/")
     address, is_named_here = values["grpc_address"], origins["grpc_address"] == str(config_path)
     is_stack = address == stack.get("grpc_address")
@@ -141,6 +142,26 @@ def resolve(
         anonymous=flags.anonymous,
         is_trusted=is_trusted,
     )
+
+
+def _first(key: str, places: Sequence[tuple[str, object]], project: str) -> tuple[str, str]:
+    """The value at the first place that has one, without white space around it, and its origin.
+
+    What cannot be shown counts as nothing in the project's file, which may come from anybody. The person
+    meant theirs: to go on with another place would be to work on another workspace.
+    """
+    for origin, given in places:
+        value = given.strip() if isinstance(given, str) else ""
+        if value.isprintable() and value:
+            return value, origin
+        if value and origin != project:
+            raise StellwerkError(
+                "INVALID_SETTING",
+                f"The {key} {value[:80]!a} has characters that cannot be shown (from: {origin}).",
+                "Give it without them; line breaks and control characters are often pasted along.",
+                code="INVALID_ARGUMENT",
+            )
+    return "", ""
 
 
 def _api_key(flags: Flags, environment: Mapping[str, str], owner: object, address: str) -> tuple[str, str]:
