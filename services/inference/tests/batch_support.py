@@ -85,7 +85,7 @@ class Worker:
             name=lease.name,
             lease_id=lease.lease_id,
             replica=self.replica,
-            results=results or [result_of(lease)],
+            results=results or ([] if "failure" in fields else [result_of(lease)]),
             **{"succeeded_file_count": count, "row_count": count, **fields},
         )
         await self.stub.FinishMiniBatch(request, timeout=30)

@@ -12,7 +12,7 @@ from stellwerk_inference.batches import domain, leases, requests
 from stellwerk_inference.batches.mini_batches import store as mini_batches
 from stellwerk_inference.deployments import domain as deployments
 from stellwerk_platform.errors import InvalidArgument
-from stellwerk_protos.common.v1.common_pb2 import File
+from stellwerk_protos.common.v1.common_pb2 import File, Reason
 from stellwerk_protos.compute.v1 import computes_pb2 as compute
 from stellwerk_protos.compute.v1 import workloads_pb2
 from stellwerk_protos.inference.v1 import batches_pb2 as pb
@@ -81,6 +81,11 @@ async def test_lost_leases_go_to_others_and_change_nothing_any_more(
         assert (second.name, second.lease_id != first.lease_id) == (first.name, True)
         assert await reason_of(agent.finish(first)) == "LEASE_LOST"
         assert await reason_of(agent.renew(first)) == "LEASE_LOST"
+        # Nothing but the blobs of results is let go with a lease.
+        bad = [File(path="0.csv", sha256="a/b")]
+        failed = agent.finish(first, bad, failure=Reason(code="SCRIPT_ERROR"))
+        assert await reason_of(failed) == "INVALID_RESULT"
+        assert await reason_of(agent.finish(first, bad)) == "INVALID_DIGEST"
         # Silent for too long: here for no time at all.
         monkeypatch.setattr(mini_batches, "LEASE_SECONDS", 0.0)
         await agent.renew(second)

@@ -11,6 +11,7 @@ import pytest
 from services.inference.tests.support import Inference, Journal
 from stellwerk_inference.collected.domain import Place
 from stellwerk_inference.collected.store import CollectedStore
+from stellwerk_platform.errors import InvalidArgument
 from stellwerk_platform.mongo import Database
 from stellwerk_protos.common.v1.common_pb2 import File
 from stellwerk_protos.inference.v1 import collections_pb2 as pb
@@ -37,6 +38,11 @@ class Collected:
         """A blob of another workspace that has been due for long."""
         due = {"_id": f"{workspace}/blobs/{digest * 64}", "due_time": datetime(2026, 1, 1, tzinfo=UTC)}
         await self._store._releases.insert_one(due)
+
+    async def let_all_go(self, digests: list[str]) -> None:
+        """Blobs of this workspace, as what else holds some gives them up."""
+        workspace = self.endpoint.partition("/endpoints/")[0]
+        await self._store._database.commit(lambda tx: self._store.let_go_in(tx, workspace, digests))
 
     async def paths(self) -> list[str]:
         found = await self._stub.ListCollectedFiles(pb.ListCollectedFilesRequest(parent=self.endpoint))
@@ -128,6 +134,12 @@ async def test_a_workspace_whose_blobs_cannot_go_holds_up_no_other(
     assert "a" not in await released(inference, "b")
     del inference.others.answers[retention_pb2.ListReferencedBlobsRequest]
     await released(inference, "a")
+
+
+async def test_what_is_no_digest_is_not_let_go(collected: Collected) -> None:
+    for wrong in ("x", "a/b", f"../blobs/{'c' * 64}"):
+        with pytest.raises(InvalidArgument, match="is no SHA-256"):
+            await collected.let_all_go(["c" * 64, wrong])
 
 
 async def test_what_cannot_be_is_refused(inference: Inference, collected: Collected) -> None:

@@ -150,7 +150,12 @@ class BatchService(batches_pb2_grpc.BatchServiceServicer):
             raise InvalidArgument(
                 "TOO_MANY_FILES", f"{len(request.results)} results.", f"Send up to {_MAX_RESULTS}."
             )
-        if request.results and not request.HasField("failure"):
+        # With a lease that is lost, the blobs of results are let go: nothing unchecked.
+        if request.results and request.HasField("failure"):
+            raise InvalidArgument(
+                "INVALID_RESULT", "What failed has no results.", "Send the failure or the results."
+            )
+        if request.results:
             check_files(request.results)
             workspace = f"workspaces/{names.workspace_of(request.name)}"
             await self._upstream.check_blobs(workspace, request.results)

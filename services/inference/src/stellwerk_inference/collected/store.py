@@ -13,6 +13,7 @@ from pymongo import ASCENDING, IndexModel, UpdateOne
 
 from stellwerk_inference.collected.domain import Place
 from stellwerk_platform import names, paging
+from stellwerk_platform.content import check_sha256
 from stellwerk_platform.documents import Document
 from stellwerk_platform.mongo import Database, Transaction
 from stellwerk_platform.workspace_data import begins_with
@@ -115,7 +116,12 @@ class CollectedStore:
         )
 
     async def let_go_in(self, tx: Transaction, workspace: str, digests: Sequence[str]) -> None:
-        """Has blobs released that nothing here needs any more; what else uses one keeps it."""
+        """Has blobs released that nothing here needs any more; what else uses one keeps it.
+
+        Raises `InvalidArgument` for what is no digest: it would hold up those that are released with it.
+        """
+        for digest in digests:
+            check_sha256(digest)
         now = datetime.now(UTC)
         for start in range(0, len(digests), _BATCH):
             due = dict.fromkeys(digests[start : start + _BATCH], now)
@@ -129,7 +135,7 @@ class CollectedStore:
         workspace = first["_id"].partition("/blobs/")[0]
         where = {"due_time": {"$lte": datetime.now(UTC)}, **begins_with("_id", f"{workspace}/blobs/")}
         found = await self._releases.find(where, {"_id": 1}).limit(_BATCH).to_list(_BATCH)
-        return workspace, [document["_id"].rpartition("/")[2] for document in found]
+        return workspace, [document["_id"].partition("/blobs/")[2] for document in found]
 
     async def referenced(self, workspace: str, digests: Sequence[str]) -> set[str]:
         """Those of the digests that files which are still there have."""

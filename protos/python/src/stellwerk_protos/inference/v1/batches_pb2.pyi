@@ -787,7 +787,7 @@ class FinishMiniBatchRequest(_message.Message):
     """Rows of the results."""
     @_builtins.property
     def failure(self) -> _common_pb2.Reason:
-        """Present: it failed, and may be tried again."""
+        """Present: it failed, and may be tried again. Without results."""
 
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.File]:
