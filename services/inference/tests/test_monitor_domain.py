@@ -137,3 +137,17 @@ def test_workspaces_take_turns_and_none_has_all_places() -> None:
     alone.begin("workspaces/many")
     alone.end("workspaces/many")
     assert alone.order(waiting) == ["workspaces/few", "workspaces/many"]
+
+
+def test_workspaces_that_come_again_and_again_do_not_go_before_one_that_waits() -> None:
+    begun = datetime(2026, 11, 23, tzinfo=UTC)
+    turns, order = Turns(3), ""
+    for number in range(9):
+        # There is always work of the first; the others bring one check after the other, a moment apart.
+        waiting = {"workspaces/c/monitors/m": begun}
+        waiting[f"workspaces/{'ab'[number % 2]}/monitors/m"] = begun + timedelta(hours=number)
+        workspace = turns.order(waiting)[0]
+        turns.begin(workspace)
+        turns.end(workspace)
+        order += workspace[-1]
+    assert order == "cbacabcba"

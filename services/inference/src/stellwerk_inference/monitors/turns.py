@@ -6,6 +6,8 @@ from datetime import datetime
 
 from stellwerk_platform import names
 
+_MOST_REMEMBERED = 10_000
+
 
 class Turns:
     """Workspaces take turns, and where there is more than one place, none of them has all."""
@@ -13,7 +15,8 @@ class Turns:
     def __init__(self, places: int) -> None:
         self._most = max(1, places - 1)
         self._busy: Counter[str] = Counter()
-        # The number of the last turn of each one that waits.
+        # The number of the last turn of each one, the oldest first. One that has nothing to do for a while
+        # keeps it: with none, it would come back before those that have been waiting since their turn.
         self._last: dict[str, int] = {}
         self._count = 0
 
@@ -26,14 +29,16 @@ class Turns:
         for monitor, begun in waiting.items():
             workspace = names.parent_of(monitor)
             oldest[workspace] = min(begun, oldest.get(workspace, begun))
-        self._last = {workspace: turn for workspace, turn in self._last.items() if workspace in oldest}
         free = [workspace for workspace in oldest if self._busy[workspace] < self._most]
         return sorted(free, key=lambda workspace: (self._last.get(workspace, 0), oldest[workspace]))
 
     def begin(self, workspace: str) -> None:
         """A check of this workspace has a place."""
         self._count += 1
+        self._last.pop(workspace, None)
         self._last[workspace] = self._count
+        if len(self._last) > _MOST_REMEMBERED:
+            del self._last[next(iter(self._last))]
         self._busy[workspace] += 1
 
     def end(self, workspace: str) -> None:
