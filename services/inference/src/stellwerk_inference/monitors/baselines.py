@@ -20,6 +20,7 @@ from stellwerk_protos.registry.v1.datasets_pb2 import DatasetVersion
 log = logging.getLogger(__name__)
 # Clients wait ten seconds for a monitor.
 LOOK_SECONDS = 6.0
+# The memory limit of the pod has room for as many.
 _AT_A_TIME = 2
 # What a version of a dataset is, it stays: the first check would find the same.
 _LASTING = frozenset({"COLUMN_NOT_FOUND", "BASELINE_EMPTY", "BASELINE_UNREADABLE"})

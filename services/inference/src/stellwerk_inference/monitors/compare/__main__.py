@@ -23,7 +23,8 @@ os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 from stellwerk_inference.monitors.compare.failures import CheckFailed  # noqa: E402
 
-_MEMORY_BYTES = 1 << 30
+# What the pod has room for, with the places of the service for each.
+_MEMORY_BYTES = {"compare": 1 << 30, "look": 256 << 20}
 _MOST_SECONDS = 900.0
 
 
@@ -32,7 +33,8 @@ def main() -> None:
     threading.Thread(target=_end_with_parent, args=(os.getppid(), folder), daemon=True).start()
     os.nice(10)
     with suppress(ValueError, OSError):  # not on every system
-        resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+        _, most = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_BYTES[task], most))
     json.dump(_answer(task, json.load(sys.stdin), folder), sys.stdout)
 
 
@@ -53,7 +55,7 @@ def _answer(task: str, request: dict[str, Any], folder: Path) -> dict[str, Any]:
     except MemoryError:
         failure = CheckFailed(
             "CHECK_TOO_LARGE",
-            f"The comparison needs more than {_MEMORY_BYTES >> 30} GiB of memory.",
+            f"The comparison needs more than {_MEMORY_BYTES[task] >> 20:,} MiB of memory.",
             "Compare fewer rows (`--max-rows`) or columns, or smaller files (`--baseline-path`).",
         )
     except CheckFailed as error:
