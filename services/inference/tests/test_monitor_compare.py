@@ -16,7 +16,7 @@ from pyarrow import Table, parquet
 from scipy import stats
 from scipy.stats import contingency
 
-from stellwerk_inference.monitors.compare import baseline, columns, metrics
+from stellwerk_inference.monitors.compare import baseline, columns, fetch, known, metrics
 from stellwerk_inference.monitors.compare.columns import (
     CHI_SQUARE,
     JENSEN_SHANNON,
@@ -488,3 +488,20 @@ def test_random_bodies_never_end_a_comparison(tmp_path: Path) -> None:
     found = compare(request(training(tmp_path), now), tmp_path)
     assert found["rowCount"] >= 20
     assert found["unreadableCount"] > 100
+
+
+def test_a_look_brings_no_file_more_than_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blobs, brought, download = [], list[str](), fetch._download
+    for number, names in enumerate(["a,b", "c,d", "e,f"]):
+        file = tmp_path / f"{number}.csv"
+        file.write_text(f"{names}\n1,2\n")
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        blobs.append(Blob(file.name, file.as_uri(), digest))
+
+    def noted(url: str, file: Path) -> str:
+        brought.append(url.rpartition("/")[2])
+        return download(url, file)
+
+    monkeypatch.setattr(fetch, "_download", noted)
+    assert known.look(known.Request(blobs, ["b", "c"]), tmp_path) == {}
+    assert brought == ["0.csv", "1.csv"]

@@ -25,11 +25,14 @@ class Blob:
     sha256: str
 
 
-def bring(blobs: Sequence[Blob], folder: Path) -> Iterator[tuple[Blob, Path]]:
-    """Each blob as a file that is removed once the next one is asked for; raises `CheckFailed`."""
-    with ThreadPoolExecutor(_AT_A_TIME) as pool:
-        for start in range(0, len(blobs), _AT_A_TIME):
-            batch = blobs[start : start + _AT_A_TIME]
+def bring(blobs: Sequence[Blob], folder: Path, at_a_time: int = _AT_A_TIME) -> Iterator[tuple[Blob, Path]]:
+    """Each blob as a file that is removed once the next one is asked for; raises `CheckFailed`.
+
+    Who stops early waits for those that are brought at the same time.
+    """
+    with ThreadPoolExecutor(at_a_time) as pool:
+        for start in range(0, len(blobs), at_a_time):
+            batch = blobs[start : start + at_a_time]
             files = [folder / str(start + index) for index in range(len(batch))]
             for blob, file in zip(batch, pool.map(_fetch, batch, files), strict=True):
                 yield blob, file
