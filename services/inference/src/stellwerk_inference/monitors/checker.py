@@ -71,7 +71,8 @@ class Checker:
         """Works on one check after the other."""
         # A name for each place: a check whose lease was lost may be taken up by the place beside.
         pause, owner = 0.0, uuid.uuid4().hex
-        with self._changes.watch() as waiter:
+        # One that was begun, or that has ended and left a place of its workspace to another.
+        with self._changes.watch("monitor_check") as waiter:
             while True:
                 await waiter.next(pause)
                 pause = _IDLE_SECONDS
