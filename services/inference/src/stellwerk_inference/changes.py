@@ -1,7 +1,7 @@
 """Wakes whoever waits for a change of endpoints, deployments or replicas.
 
 Core NATS on the journal's own subjects, so that it works between processes; a message
-that is lost only costs time, because everyone who waits also looks every two seconds.
+that is lost only costs time, because everyone who waits also looks every few seconds.
 """
 
 import asyncio

@@ -135,7 +135,7 @@ class Leases:
             if expire is None:
                 raise lost(request.name)
             while (remaining := until - time.monotonic()) > 0:
-                await waiter.next(remaining)
+                await waiter.next(min(remaining, _POLL_SECONDS))
                 await self._check_wanted(request.name, request.lease_id)
         return pb.RenewMiniBatchResponse(expire_time=timestamp(expire))
 
