@@ -104,7 +104,7 @@ class Checker:
         try:
             end = await work
         except asyncio.CancelledError:
-            if renewal.done():
+            if not _is_stopping():
                 return  # the check is gone, or somebody else's
             # The process stops: another need not wait for the end of the lease.
             await asyncio.shield(self._monitors.release(check.name, owner))
@@ -223,6 +223,12 @@ class Checker:
                 break
             chosen.append(file)
         return sorted(chosen, key=lambda file: file.path)
+
+
+def _is_stopping() -> bool:
+    """Whether it is this task that was canceled, and not what it waits for; both may be."""
+    current = asyncio.current_task()
+    return current is not None and current.cancelling() > 0
 
 
 def _workspace(check: pb.MonitorCheck) -> str:
