@@ -275,6 +275,38 @@ async def test_uploads_that_were_given_up_are_dropped(parts: Any) -> None:
     assert await uploads.begin("demo", sha256, SIZE) is not None
 
 
+async def test_what_a_sweep_could_not_finish_a_later_one_does(
+    parts: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    uploads, objects, index, database = parts
+    sha256 = await begun(uploads, index, os.urandom(SIZE))
+    cutoff = datetime.now(UTC) + timedelta(minutes=1)
+    caplog.set_level("INFO", "stellwerk_registry")
+
+    async def hang(*_: str) -> None:
+        await asyncio.Event().wait()
+
+    with monkeypatch.context() as slow:
+        slow.setattr(objects, "abort_upload", hang)
+        slow.setattr("stellwerk_registry.uploads.store.REMOVAL_SECONDS", 0)
+        await uploads.sweep(cutoff)
+    assert "stays for now: 1 of the blobs are being removed" in caplog.text
+    # The process that set the mark might still be at it.
+    await uploads.sweep(cutoff)
+    assert "was dropped" not in caplog.text
+    assert len([found async for found in objects.uploads()]) == 1
+    # As if longer ago than any removal takes, and than the URLs of the parts hold.
+    long_ago = datetime.now(UTC) - timedelta(days=1)
+    await database.raw["blobs"].update_one(
+        {"_id": f"demo/{sha256}"}, {"$set": {"removing_time": long_ago, "offer_time": long_ago}}
+    )
+    await uploads.sweep(cutoff)
+    assert "was dropped" in caplog.text
+    assert [found async for found in objects.uploads()] == []
+    assert await index.used_bytes("demo") == 0
+    assert await uploads.begin("demo", sha256, SIZE) is not None
+
+
 async def test_a_blob_that_is_given_up_takes_its_parts_along(parts: Any) -> None:
     uploads, objects, index, _ = parts
     sha256 = await begun(uploads, index, os.urandom(SIZE))

@@ -21,7 +21,7 @@ _DROPPED_AT_ONCE = 1_000
 # A removal that takes longer stops, and its marks stay.
 REMOVAL_SECONDS = 15
 # After this whoever meets a mark goes on in the place of the process that set it.
-_STUCK = timedelta(seconds=3 * REMOVAL_SECONDS)
+STUCK = timedelta(seconds=3 * REMOVAL_SECONDS)
 
 
 class Removals:
@@ -103,7 +103,7 @@ class Removals:
 
     async def finish(self, workspace: str, removing: Sequence[Mapping[str, Any]]) -> None:
         """Goes on with removals whose process has died."""
-        limit = datetime.now(UTC) - _STUCK
+        limit = datetime.now(UTC) - STUCK
         stuck = [digest_of(document["_id"]) for document in removing if document["removing_time"] < limit]
         if stuck:
             await self.remove(workspace, stuck, {"removing_time": {"$lt": limit}})

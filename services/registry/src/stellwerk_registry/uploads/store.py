@@ -18,11 +18,11 @@ from pymongo import ASCENDING, IndexModel
 from stellwerk_platform import failpoints
 from stellwerk_platform.blobs import BlobStore
 from stellwerk_platform.documents import Document
-from stellwerk_platform.errors import FailedPrecondition, InvalidArgument, Unavailable
+from stellwerk_platform.errors import FailedPrecondition, InvalidArgument, PlatformError, Unavailable
 from stellwerk_platform.mongo import Database
-from stellwerk_registry.blobs.domain import datastore_of, id_of
+from stellwerk_registry.blobs.domain import being_removed, datastore_of, id_of
 from stellwerk_registry.datastores.places import Place, Places
-from stellwerk_registry.removals.store import REMOVAL_SECONDS
+from stellwerk_registry.removals.store import REMOVAL_SECONDS, STUCK
 from stellwerk_registry.uploads.domain import Check, Upload, part_size
 
 log = logging.getLogger(__name__)
@@ -240,24 +240,33 @@ class Uploads:
                 if not (await self.complete(workspace, sha256)).done:
                     raise _being_checked(sha256)
 
-    async def _discard(self, workspace: str, sha256: str, where: Document) -> None:
-        """Drops an upload and what the store has; one process does, and nobody counts on it meanwhile."""
-        mark = {"removing_time": datetime.now(UTC), "removal": uuid.uuid4().hex}
+    async def _discard(self, workspace: str, sha256: str, where: Document) -> bool:
+        """Drops an upload and what the store has; one process does, and nobody counts on it meanwhile.
+
+        Also one whose process stopped on the way; False where another is at it. Raises `Unavailable`.
+        """
+        moment = datetime.now(UTC)
+        mark = {"removing_time": moment, "removal": uuid.uuid4().hex}
+        free = [{"removing_time": {"$exists": False}}, {"removing_time": {"$lt": moment - STUCK}}]
         document = await self._blobs.find_one_and_update(
-            {**where, "removing_time": {"$exists": False}}, {"$set": mark, "$inc": {"discards": 1}}
+            {**where, "$or": free}, {"$set": mark, "$inc": {"discards": 1}}
         )
         upload = Upload.of(document)
         if upload is None:
-            return
+            return False
         place = await self._place(workspace, sha256)
-        async with asyncio.timeout(REMOVAL_SECONDS):
-            await place.store.abort_upload(place.prefix, sha256, upload.id)
-            await place.delete(sha256)
+        try:
+            async with asyncio.timeout(REMOVAL_SECONDS):
+                await place.store.abort_upload(place.prefix, sha256, upload.id)
+                await place.delete(sha256)
+        except TimeoutError:
+            raise being_removed(1) from None
         failpoints.hit("upload.discarded")
-        await self._blobs.update_one(
+        result = await self._blobs.update_one(
             {"_id": id_of(workspace, sha256), "removal": mark["removal"]},
             {"$unset": {"upload": "", "removing_time": "", "removal": ""}},
         )
+        return result.matched_count > 0
 
     async def _digest(self, workspace: str, sha256: str, size_bytes: int) -> str:
         """Of the object, which is read while what was read before is being hashed.
@@ -307,15 +316,23 @@ class Uploads:
         """Drops what was given up before `cutoff`, also what a crash left without a document."""
         given_up = {"upload.id": {"$exists": True}, "seen_time": {"$lt": cutoff}}
         async for document in self._blobs.find(given_up):
-            workspace, _, sha256 = document["_id"].partition("/")
-            # It may have been put together and never been checked.
-            await self._discard(workspace, sha256, {**given_up, "_id": document["_id"]})
-            log.info("The upload of %s, which nobody went on with, was dropped", document["_id"])
+            await self._give_up({**given_up, "_id": document["_id"]})
         async for begun in self._platform.uploads():
             known = await self._blobs.find_one({"upload.id": begun.upload_id}, {"_id": 1})
             if known is None and begun.begin_time is not None and begun.begin_time < cutoff:
                 await self._platform.drop(begun)
                 log.info("An upload of %s that nobody knows was dropped", begun.key)
+
+    async def _give_up(self, where: Document) -> None:
+        """A store that is away holds up no other upload: the next sweep asks it again."""
+        key = where["_id"]
+        workspace, _, sha256 = key.partition("/")
+        try:
+            # It may have been put together and never been checked.
+            if await self._discard(workspace, sha256, where):
+                log.info("The upload of %s, which nobody went on with, was dropped", key)
+        except PlatformError as error:
+            log.warning("The upload of %s, which nobody went on with, stays for now: %s", key, error)
 
 
 def _not_found(sha256: str) -> FailedPrecondition:
