@@ -66,6 +66,18 @@ def test_without_address_or_key_nothing_is_tried() -> None:
         Client(grpc_address="127.0.0.1:1")
 
 
+def test_an_empty_path_is_not_the_current_folder(client: Client) -> None:
+    ws = client.workspace("demo")
+    for upload in (
+        lambda: ws.datasets.create_version("d", ""),
+        lambda: ws.models.register("m", path=""),
+        lambda: ws.runs.submit("true", code=""),
+        lambda: ws.deployments.create("d", endpoint="e", models=["m:1"], environment="e:1", code=""),
+    ):
+        with pytest.raises(StellwerkError, match="INVALID_PATH"):
+            upload()
+
+
 def test_streams_go_on_where_they_broke(client: Client) -> None:
     run = client.workspace("demo").runs.get("torn")
     assert "".join(run.log(follow=True)) == "first ü\nsecond\nthird"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from stellwerk import names
+from stellwerk import names, paths
 from stellwerk._async.core import AsyncCore
 from stellwerk._async.run import AsyncRun
 from stellwerk.errors import invalid
@@ -28,7 +28,7 @@ class AsyncDatasets:
         self, name: str, path: str | Path, *, description: str = "", tags: Mapping[str, str] | None = None
     ) -> datasets_pb2.DatasetVersion:
         """Uploads a file or folder and registers it as the next version of a dataset."""
-        files = await self._core.upload(self._parent, Path(path))
+        files = await self._core.upload(self._parent, paths.given(path))
         request = datasets_pb2.CreateDatasetVersionRequest(
             parent=names.resource(self._parent, "datasets", name),
             description=description,
@@ -136,10 +136,10 @@ class AsyncModels:
             parent=names.resource(self._parent, "models", name), description=description, tags=tags
         )
         if run is None:
-            request.files.extend(await self._core.upload(self._parent, Path(path)))
+            request.files.extend(await self._core.upload(self._parent, paths.given(path)))
         else:
             request.run = names.resource(self._parent, "runs", run)
-            request.path = Path(path).as_posix()
+            request.path = paths.given(path).as_posix()
         return await self._core.call(self._stub.CreateModelVersion, request)
 
     async def get(self, reference: str) -> models_pb2.ModelVersion:

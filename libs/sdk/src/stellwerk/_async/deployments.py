@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stellwerk import names
+from stellwerk import names, paths
 from stellwerk._async.core import AsyncCore
 from stellwerk._async.model_environment import environment_of_model
 from stellwerk._async.reading import AsyncReplicaLogs
@@ -67,12 +67,13 @@ class AsyncDeployments:
         `batch`: how a deployment of a batch endpoint scores.
         """
         no_script = code is None and not script
+        folder = paths.given("." if code is None else code)
         request = endpoints_pb2.CreateDeploymentRequest(
             parent=names.resource(self._parent, "endpoints", endpoint),
             deployment_id=name,
             models=[names.version(self._parent, "models", model) for model in models],
             environment=await self._environment(environment, models, code, script),
-            snapshot="" if no_script else await create_snapshot(self._core, self._parent, Path(code or ".")),
+            snapshot="" if no_script else await create_snapshot(self._core, self._parent, folder),
             scoring_script="" if no_script else script or DEFAULT_SCRIPT,
             compute=names.resource(self._parent, "computes", compute.removeprefix("azureml:")),
             replica_count=replicas,
@@ -182,7 +183,7 @@ class AsyncDeployments:
         if environment is not None:
             fields["environment"] = names.version(self._parent, "environments", environment)
         if code is not None:
-            fields["snapshot"] = await create_snapshot(self._core, self._parent, Path(code))
+            fields["snapshot"] = await create_snapshot(self._core, self._parent, paths.given(code))
         elif script == "":
             fields["snapshot"] = ""
         if compute is not None:

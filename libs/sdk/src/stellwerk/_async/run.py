@@ -5,7 +5,7 @@ from pathlib import Path
 
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from stellwerk import names, states
+from stellwerk import names, paths, states
 from stellwerk._async.core import AsyncCore
 from stellwerk._async.reading import AsyncReading
 from stellwerk.errors import StellwerkError
@@ -108,7 +108,7 @@ class AsyncRun(AsyncReading):
         Without `target` a file keeps its name and a folder's files their paths. Content that the
         platform has already does not travel again, so that a repeated upload goes on where it broke.
         """
-        place, target = Path(path), target.rstrip("/")
+        place, target = paths.given(path), target.rstrip("/")
         files = await self._core.upload(self._workspace, place)
         names.place(files, place, target)
         stub = artifacts_pb2_grpc.ArtifactServiceStub(self._core.channel)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from google.protobuf.duration_pb2 import Duration
 
-from stellwerk import jobs, names
+from stellwerk import jobs, names, paths
 from stellwerk._async.core import AsyncCore
 from stellwerk._async.reading import get_series
 from stellwerk._async.run import AsyncRun, watch_run
@@ -78,7 +78,7 @@ class AsyncRuns:
         (`current_run().secret(name)`). `parent` is the run that this one is a part of, and whose
         experiment it has unless another one is named.
         """
-        folder = Path(code)
+        folder = paths.given(code)
         above = "" if parent is None else names.run(self._parent, parent)
         if above and not experiment:
             found = await self._core.call(self._stub.GetRun, runs_pb2.GetRunRequest(name=above))
@@ -163,7 +163,7 @@ class AsyncRuns:
 
     async def submit_file(self, path: str | Path) -> AsyncRun:
         """Submits what a run configuration file says: `.runconfig` (v1) or command-job YAML (v2)."""
-        job = jobs.load(Path(path))
+        job = jobs.load(paths.given(path))
         return await self.submit(job.command, **job.arguments())
 
     async def search(

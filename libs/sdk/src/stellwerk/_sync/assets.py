@@ -4,7 +4,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from stellwerk import names
+from stellwerk import names, paths
 from stellwerk._sync.core import Core
 from stellwerk._sync.run import Run
 from stellwerk.errors import invalid
@@ -29,7 +29,7 @@ class Datasets:
         self, name: str, path: str | Path, *, description: str = "", tags: Mapping[str, str] | None = None
     ) -> datasets_pb2.DatasetVersion:
         """Uploads a file or folder and registers it as the next version of a dataset."""
-        files = self._core.upload(self._parent, Path(path))
+        files = self._core.upload(self._parent, paths.given(path))
         request = datasets_pb2.CreateDatasetVersionRequest(
             parent=names.resource(self._parent, "datasets", name),
             description=description,
@@ -135,10 +135,10 @@ class Models:
             parent=names.resource(self._parent, "models", name), description=description, tags=tags
         )
         if run is None:
-            request.files.extend(self._core.upload(self._parent, Path(path)))
+            request.files.extend(self._core.upload(self._parent, paths.given(path)))
         else:
             request.run = names.resource(self._parent, "runs", run)
-            request.path = Path(path).as_posix()
+            request.path = paths.given(path).as_posix()
         return self._core.call(self._stub.CreateModelVersion, request)
 
     def get(self, reference: str) -> models_pb2.ModelVersion:

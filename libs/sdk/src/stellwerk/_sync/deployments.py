@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stellwerk import names
+from stellwerk import names, paths
 from stellwerk._sync.core import Core
 from stellwerk._sync.model_environment import environment_of_model
 from stellwerk._sync.reading import ReplicaLogs
@@ -68,12 +68,13 @@ class Deployments:
         `batch`: how a deployment of a batch endpoint scores.
         """
         no_script = code is None and not script
+        folder = paths.given("." if code is None else code)
         request = endpoints_pb2.CreateDeploymentRequest(
             parent=names.resource(self._parent, "endpoints", endpoint),
             deployment_id=name,
             models=[names.version(self._parent, "models", model) for model in models],
             environment=self._environment(environment, models, code, script),
-            snapshot="" if no_script else create_snapshot(self._core, self._parent, Path(code or ".")),
+            snapshot="" if no_script else create_snapshot(self._core, self._parent, folder),
             scoring_script="" if no_script else script or DEFAULT_SCRIPT,
             compute=names.resource(self._parent, "computes", compute.removeprefix("azureml:")),
             replica_count=replicas,
@@ -181,7 +182,7 @@ class Deployments:
         if environment is not None:
             fields["environment"] = names.version(self._parent, "environments", environment)
         if code is not None:
-            fields["snapshot"] = create_snapshot(self._core, self._parent, Path(code))
+            fields["snapshot"] = create_snapshot(self._core, self._parent, paths.given(code))
         elif script == "":
             fields["snapshot"] = ""
         if compute is not None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from stellwerk import names, states
+from stellwerk import names, paths, states
 from stellwerk._sync.core import Core
 from stellwerk._sync.reading import Reading
 from stellwerk.errors import StellwerkError
@@ -109,7 +109,7 @@ class Run(Reading):
         Without `target` a file keeps its name and a folder's files their paths. Content that the
         platform has already does not travel again, so that a repeated upload goes on where it broke.
         """
-        place, target = Path(path), target.rstrip("/")
+        place, target = paths.given(path), target.rstrip("/")
         files = self._core.upload(self._workspace, place)
         names.place(files, place, target)
         stub = artifacts_pb2_grpc.ArtifactServiceStub(self._core.channel)

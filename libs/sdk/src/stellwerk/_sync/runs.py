@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from google.protobuf.duration_pb2 import Duration
 
-from stellwerk import jobs, names
+from stellwerk import jobs, names, paths
 from stellwerk._sync.core import Core
 from stellwerk._sync.reading import get_series
 from stellwerk._sync.run import Run, watch_run
@@ -79,7 +79,7 @@ class Runs:
         (`current_run().secret(name)`). `parent` is the run that this one is a part of, and whose
         experiment it has unless another one is named.
         """
-        folder = Path(code)
+        folder = paths.given(code)
         above = "" if parent is None else names.run(self._parent, parent)
         if above and not experiment:
             found = self._core.call(self._stub.GetRun, runs_pb2.GetRunRequest(name=above))
@@ -164,7 +164,7 @@ class Runs:
 
     def submit_file(self, path: str | Path) -> Run:
         """Submits what a run configuration file says: `.runconfig` (v1) or command-job YAML (v2)."""
-        job = jobs.load(Path(path))
+        job = jobs.load(paths.given(path))
         return self.submit(job.command, **job.arguments())
 
     def search(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stellwerk.cli import output
+from stellwerk.cli.arguments import PathType
 from stellwerk.cli.base import Group, Session
 from stellwerk.cli.times import Moment
 
@@ -86,7 +87,7 @@ def activity_list(session: Session, platform: bool, limit: int, form: str, **sel
     show_default=True,
     help="CSV (RFC 4180), or one JSON object a line.",
 )
-@click.option("--file", type=click.Path(path_type=Path, dir_okay=False), help="Write here, not to stdout.")
+@click.option("--file", type=PathType(dir_okay=False), help="Write here, not to stdout.")
 def activity_export(session: Session, platform: bool, form: str, file: Path | None, **selection: Any) -> None:
     """Write all activities, oldest first.
 

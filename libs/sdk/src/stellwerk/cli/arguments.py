@@ -2,10 +2,22 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import click
 
+from stellwerk import paths
 from stellwerk.requirements import requirements
+
+
+class PathType(click.Path[Path]):
+    """A path; an empty one is refused (INVALID_PATH). `checks` are those of `click.Path`."""
+
+    def __init__(self, **checks: bool) -> None:
+        super().__init__(path_type=Path, **checks)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        return super().convert(paths.given(value), param, ctx)
 
 
 def pairs(given: Iterable[str], option: str) -> dict[str, str]:

@@ -7,6 +7,7 @@ import click
 
 from stellwerk import names
 from stellwerk.cli import arguments, output
+from stellwerk.cli.arguments import PathType
 from stellwerk.cli.base import Group, Session, traced
 from stellwerk.cli.confirm import confirm
 
@@ -34,7 +35,7 @@ def dataset() -> None:
 
 @dataset.command("create", example="stellwerk dataset create digits digits.csv")
 @click.argument("name")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=PathType())
 @_description
 @_tags
 @traced
@@ -63,7 +64,7 @@ def dataset_show(session: Session, reference: str) -> None:
 
 @dataset.command("download", example="stellwerk dataset download digits:1 --to data/")
 @click.argument("reference", metavar="NAME[:VERSION]")
-@click.option("--to", "folder", type=click.Path(path_type=Path), default=Path(), help="Folder.  [default: .]")
+@click.option("--to", "folder", type=PathType(), default=Path(), help="Folder.  [default: .]")
 def dataset_download(session: Session, reference: str, folder: Path) -> None:
     """Write the files of a version into a folder."""
     _show_files_version(session, session.workspace().datasets.download(reference, folder))
@@ -106,7 +107,7 @@ def environment() -> None:
 )
 @click.argument("name")
 @click.option("--packages", multiple=True, metavar="NAMES", help="Requirements, separated by commas.")
-@click.option("-r", "--requirements", type=click.Path(path_type=Path), help="Requirements file.")
+@click.option("-r", "--requirements", type=PathType(), help="Requirements file.")
 @click.option("--python", "python_version", default="", metavar="X.Y", help="Python version.")
 @click.option("--variable", "variables", multiple=True, metavar="NAME=VALUE", help="Set for commands.")
 @_description
@@ -224,7 +225,7 @@ def model_delete(session: Session, reference: str, yes: bool) -> None:
 
 @model.command("download", example="stellwerk model download digits:1 --to model/")
 @click.argument("reference", metavar="NAME[:VERSION]")
-@click.option("--to", "folder", type=click.Path(path_type=Path), default=Path(), help="Folder.  [default: .]")
+@click.option("--to", "folder", type=PathType(), default=Path(), help="Folder.  [default: .]")
 def model_download(session: Session, reference: str, folder: Path) -> None:
     """Write the files of a version into a folder."""
     _show_files_version(session, session.workspace().models.download(reference, folder))

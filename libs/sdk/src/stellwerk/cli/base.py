@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from stellwerk.cli import errors
+from stellwerk.cli.arguments import PathType
 from stellwerk.settings import Flags, Settings, default_data_dir, resolve
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Session:
 
 
 def _options() -> list[click.Option]:
-    path = click.Path(path_type=Path)
+    path = PathType()
     return [
         click.Option(["-w", "--workspace"], help="Workspace.  [default: from variable or configuration]"),
         click.Option(

@@ -7,6 +7,7 @@ import click
 
 from stellwerk import names
 from stellwerk.cli import arguments, batch_follow, batch_settings, output
+from stellwerk.cli.arguments import PathType
 from stellwerk.cli.base import Group, Session, traced
 
 
@@ -144,7 +145,7 @@ def mini_batches(session: Session, endpoint: str, job: str, state: str | None, l
 @batch.command("download", example="stellwerk batch download digits-batch JOB --to results")
 @_endpoint
 @_job
-@click.option("--to", "folder", type=click.Path(path_type=Path), default=Path(), help="Folder.  [default: .]")
+@click.option("--to", "folder", type=PathType(), default=Path(), help="Folder.  [default: .]")
 @click.option("--overwrite", is_flag=True, help="Also files that are there and differ.")
 def download(session: Session, endpoint: str, job: str, folder: Path, overwrite: bool) -> None:
     """Write the results of a job into a folder.

@@ -1,12 +1,12 @@
 """`stellwerk deployment`: models with a scoring script or without one, behind an endpoint."""
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from stellwerk import names
 from stellwerk.cli import arguments, batch_settings, deployment_try, endpoint_data, endpoint_load, output
+from stellwerk.cli.arguments import PathType
 from stellwerk.cli.base import Group, Session, traced
 
 _SAMPLE_HELP = "Request in the folder (without a script: of the model) that is to be scored first."
@@ -38,7 +38,7 @@ _of = click.option("--endpoint", "endpoint_name", required=True, metavar="NAME",
     metavar="NAME[:VERSION]",
     help="Packages.  [default: what a model of MLflow that has no script describes]",
 )
-@click.option("--code", type=click.Path(path_type=Path), help="Folder.  [default with --script: .]")
+@click.option("--code", type=PathType(), help="Folder.  [default with --script: .]")
 @click.option("--script", default="", help="Scoring script in the folder.  [default with --code: score.py]")
 @click.option("--compute", default="local", show_default=True, help="Where.")
 @click.option("--replicas", type=click.IntRange(1), default=1, show_default=True, help="How many.")
@@ -107,7 +107,7 @@ def _wait(deployments: Any, endpoint_name: str, created: Any) -> Any:
 @_of
 @click.option("--model", "models", multiple=True, metavar="NAME:VERSION", help="In place of all. Repeatable.")
 @click.option("-e", "--environment", metavar="NAME[:VERSION]", help="Packages of the script.")
-@click.option("--code", type=click.Path(path_type=Path), help="Folder.")
+@click.option("--code", type=PathType(), help="Folder.")
 @click.option("--script", help="Scoring script in the folder.")
 @click.option("--no-script", is_flag=True, help="Serve the model without a script.")
 @click.option("--compute", help="Where.")

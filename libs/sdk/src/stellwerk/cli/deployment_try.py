@@ -10,6 +10,7 @@ import click
 
 from stellwerk import names
 from stellwerk.cli import arguments
+from stellwerk.cli.arguments import PathType
 from stellwerk.cli.base import Command, Session
 from stellwerk.errors import StellwerkError
 from stellwerk.mlflow_model import environment_file, read_environment
@@ -46,7 +47,7 @@ def _module() -> Any:
     example="stellwerk deployment try --local examples/digits --model model.joblib "
     "--packages scikit-learn --request request.json",
 )
-@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False), required=False)
+@click.argument("folder", type=PathType(exists=True, file_okay=False), required=False)
 @click.option("--local", is_flag=True, required=True, help="On this machine, in the foreground.")
 @click.option("--script", default="", help="Scoring script in the folder.  [default: score.py]")
 @click.option(
@@ -62,10 +63,10 @@ def _module() -> Any:
     type=click.IntRange(1, 65535),
     help="Wait there for a debugger; needs the package debugpy.",
 )
-@click.option("--request", type=click.Path(path_type=Path), help="Score this file, then end.")
+@click.option("--request", type=PathType(), help="Score this file, then end.")
 @click.option(
     "--mini-batch",
-    type=click.Path(path_type=Path, exists=True),
+    type=PathType(exists=True),
     metavar="PATH",
     help="Score this file, or the files of this folder, in one run(mini_batch), print the rows, then end.",
 )

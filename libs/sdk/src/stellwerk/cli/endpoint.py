@@ -9,6 +9,7 @@ import click
 
 from stellwerk import names
 from stellwerk.cli import arguments, endpoint_data, endpoint_keys, endpoint_load, output
+from stellwerk.cli.arguments import PathType
 from stellwerk.cli.base import Group, Session, traced
 from stellwerk.cli.confirm import confirm
 from stellwerk.errors import StellwerkError
@@ -164,7 +165,7 @@ def _some(jobs: Any) -> str:
 @endpoint.command("score", example="stellwerk endpoint score digits --file request.json")
 @click.argument("name")
 @click.option("--data", help="The request, JSON.")
-@click.option("--file", "file", type=click.Path(path_type=Path), help="File with the request; - is stdin.")
+@click.option("--file", "file", type=PathType(), help="File with the request; - is stdin.")
 def endpoint_score(session: Session, name: str, data: str | None, file: Path | None) -> None:
     """Send a request and print the answer, always as JSON."""
     if (data is None) == (file is None):

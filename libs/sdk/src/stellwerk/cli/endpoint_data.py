@@ -9,6 +9,7 @@ import click
 
 from stellwerk import names
 from stellwerk.cli import output
+from stellwerk.cli.arguments import PathType
 from stellwerk.cli.base import Group, Session, traced
 from stellwerk.cli.confirm import confirm
 from stellwerk.cli.times import Moment
@@ -59,7 +60,7 @@ def data_list(session: Session, endpoint_name: str, **chosen: Any) -> None:
     "export", example="stellwerk endpoint data export digits --collection request --since 1d --dataset asked"
 )
 @_chosen
-@click.option("--to", "folder", type=click.Path(path_type=Path), help="Write the files below this folder.")
+@click.option("--to", "folder", type=PathType(), help="Write the files below this folder.")
 @click.option("--dataset", metavar="NAME", help="Register them as the next version of this dataset.")
 @traced
 def data_export(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stellwerk.cli import output
+from stellwerk.cli.arguments import PathType
 from stellwerk.cli.base import Command, Session, traced
 from stellwerk.errors import StellwerkError
 
@@ -195,7 +196,7 @@ def load(session: Session, endpoint: str, deployment: str, seconds: int) -> None
 @click.argument("endpoint")
 @click.option("--deployment", required=True, metavar="NAME", help="The deployment.")
 @scale_options
-@click.option("--load", "file", type=click.Path(path_type=Path), help="File.  [default: the last hour]")
+@click.option("--load", "file", type=PathType(), help="File.  [default: the last hour]")
 @click.option("--service-ms", type=float, default=0, help="Work on one request.  [default: as seen]")
 @click.option("--start-seconds", type=float, default=0, help="Until a new replica answers.  [default: 5]")
 @click.option("--parallel", type=int, default=0, help="Work at a time.  [default: workers]")

@@ -10,6 +10,7 @@ import click
 
 from stellwerk import names
 from stellwerk.cli import output, subscribers
+from stellwerk.cli.arguments import PathType
 from stellwerk.cli.base import Command, Group, Session
 from stellwerk.cli.positions import Position
 from stellwerk.cli.times import Start
@@ -37,7 +38,7 @@ events.add_command(subscribers.credentials)
 @click.option("--limit", type=click.IntRange(1), help="End after so many events.")
 @click.option(
     "--resume",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=PathType(dir_okay=False),
     help="Keep the position in this file, and go on there the next time.",
 )
 def events_watch(

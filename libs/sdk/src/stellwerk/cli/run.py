@@ -10,6 +10,7 @@ import click
 
 from stellwerk import names
 from stellwerk.cli import arguments, output
+from stellwerk.cli.arguments import PathType
 from stellwerk.cli.base import Group, Session
 from stellwerk.errors import StellwerkError
 from stellwerk.jobs import Job, load
@@ -31,12 +32,12 @@ def run() -> None:
     "submit",
     example='stellwerk run submit examples/digits --command "python train.py" --input digits=digits:1',
 )
-@click.argument("folder", type=click.Path(path_type=Path), required=False)
+@click.argument("folder", type=PathType(), required=False)
 @click.option(
     "-f",
     "--file",
     "job_file",
-    type=click.Path(path_type=Path),
+    type=PathType(),
     help="Job file: command-job YAML or .runconfig.",
 )
 @click.option("-c", "--command", help=f"Shell command.  [default: {DEFAULT_COMMAND}]")
@@ -46,7 +47,7 @@ def run() -> None:
 @click.option(
     "-r",
     "--requirements",
-    type=click.Path(path_type=Path),
+    type=PathType(),
     help="Requirements file.  [default: requirements.txt of the folder, unless an environment is named]",
 )
 @click.option("--python", "python_version", help="Python version of the packages, X.Y.")
@@ -219,7 +220,7 @@ def cancel(session: Session, name: str, message: str) -> None:
 @run.command("download", example="stellwerk run download RUN outputs --to results/")
 @click.argument("name", metavar="RUN")
 @click.argument("path", metavar="[PATH]", default="")
-@click.option("--to", "folder", type=click.Path(path_type=Path), default=Path(), help="Folder.  [default: .]")
+@click.option("--to", "folder", type=PathType(), default=Path(), help="Folder.  [default: .]")
 def download(session: Session, name: str, path: str, folder: Path) -> None:
     """Write the outputs of a run into a folder.
 

@@ -7,6 +7,7 @@ import click
 
 from stellwerk import names
 from stellwerk.cli import arguments, output
+from stellwerk.cli.arguments import PathType
 from stellwerk.cli.base import Session, traced
 from stellwerk.cli.confirm import confirm
 from stellwerk.cli.run import run
@@ -90,7 +91,7 @@ def clone(
 
 @run.command("upload", example="stellwerk run upload RUN report.html --to reports/report.html")
 @click.argument("name", metavar="RUN")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=PathType())
 @click.option("--to", "target", default="", help="File, or folder for a folder.  [default: its own name]")
 @traced
 def upload(session: Session, name: str, path: Path, target: str) -> None:
@@ -102,7 +103,7 @@ def upload(session: Session, name: str, path: Path, target: str) -> None:
 
 @run.command("snapshot", example="stellwerk run snapshot RUN --to code.zip")
 @click.argument("name", metavar="RUN")
-@click.option("--to", "target", type=click.Path(path_type=Path), help="Folder, or file that ends in .zip.")
+@click.option("--to", "target", type=PathType(), help="Folder, or file that ends in .zip.")
 def snapshot(session: Session, name: str, target: Path | None) -> None:
     """List the source files that a run started with, or write them."""
     found = session.workspace().runs.get(name)
@@ -112,7 +113,7 @@ def snapshot(session: Session, name: str, target: Path | None) -> None:
 
 
 @run.command("ship", example="stellwerk run ship ~/.local/share/stellwerk/interactive/RUN")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=PathType())
 @traced
 def ship(session: Session, folder: Path) -> None:
     """Deliver what an interactive run left here, and end it."""
