@@ -1,7 +1,8 @@
 """Writes the 1,797 handwritten digits that ship with scikit-learn as files.
 
 digits.csv has all of them, each with the part that it plays: training, validation or holdout.
-holdout.json has the held-out images as a request for the scoring script, and their digits.
+request.json has the held-out images as a request for the scoring script.
+holdout.json has the same request, and the digits that are right.
 images/ has the same images as portable graymaps, a file each, for batch scoring.
 """
 
@@ -29,10 +30,12 @@ def main() -> None:
         for image, digit, part in zip(digits.data, digits.target, parts, strict=True):
             writer.writerow([*(int(pixel) for pixel in image), int(digit), part])
     request = {"data": digits.data[holdout].tolist()}
+    with open("request.json", "w") as file:
+        json.dump(request, file)
     with open("holdout.json", "w") as file:
         json.dump({"request": request, "digits": digits.target[holdout].tolist()}, file)
     write_images(digits.images[holdout])
-    print(f"digits.csv: {len(parts)} images; holdout.json and images/: {HOLDOUT} of them, not for training")
+    print(f"digits.csv: {len(parts)} images; request.json, holdout.json and images/: {HOLDOUT} of them")
 
 
 def write_images(images: np.ndarray) -> None:
