@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
 
 import click
@@ -25,8 +26,8 @@ from .conftest import Platform
 _MONITOR = ["monitor", "create", "m", "--endpoint", "e", "--baseline", "b:1", "-w", "demo"]
 
 
-def call(*arguments: str) -> Result:
-    return CliRunner().invoke(main, list(arguments))
+def call(*arguments: str, typed: str = "") -> Result:
+    return CliRunner().invoke(main, list(arguments), input=typed)
 
 
 def _commands(group: click.Group, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
@@ -323,3 +324,10 @@ def test_where_nobody_can_be_asked_a_script_is_told_to_say_yes(words: tuple[str,
         True,
         True,
     )
+
+
+def test_who_says_no_is_told_that_nothing_happened(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("stellwerk.cli.confirm.sys", terminal)
+    result = call("model", "delete", "digits:1", typed="n\n")
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (1, "Nothing was changed.")

@@ -75,6 +75,11 @@ def when(time: "Timestamp") -> str:
     return datetime.fromtimestamp(time.seconds, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
+def minute(time: "Timestamp") -> str:
+    """Local time of what is known to the minute, "" when there is none."""
+    return when(time)[: -len(":00")]
+
+
 def size(count_bytes: int) -> str:
     """1536 -> 1.5 KiB"""
     value = float(count_bytes)

@@ -176,7 +176,7 @@ def key_list(session: Session, owner: str, limit: int) -> None:
             item.prefix,
             item.display_name,
             output.when(item.create_time),
-            output.when(item.last_use_time),
+            output.minute(item.last_use_time),
             output.when(item.expire_time),
             _ended(item),
         ),
