@@ -94,6 +94,7 @@ async def test_errors_of_the_script_and_large_answers_pass(
     ("path", "headers", "status", "reason"),
     [
         ("/endpoints/demo/digits/score", {}, 401, "KEY_MISSING"),
+        ("/endpoints/demo/digits/score", {"authorization": "Basic YTpi"}, 401, "KEY_MISSING"),
         ("/endpoints/demo/digits/score", {"authorization": "Bearer wrong"}, 401, "KEY_INVALID"),
         (
             "/endpoints/demo/digits/score",
@@ -122,6 +123,7 @@ async def test_refusals(
         document = await response.json()
     assert (response.status, document["reason"]) == (status, reason)
     assert document["error"]
+    assert ("stellwerk endpoint keys regenerate" in document.get("cure", "")) == (reason == "KEY_MISSING")
     assert not replicas[0].requests
     assert ("retry-after" in response.headers) == (status == 503)
     assert ("www-authenticate" in response.headers) == (status == 401)

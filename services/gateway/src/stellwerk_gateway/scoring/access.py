@@ -31,6 +31,10 @@ _MAX_TOKENS = 10_000
 
 # A key of an endpoint begins so; those of people do not.
 _ENDPOINT_KEY = "bearer swe_"
+_NO_KEY_CURE = (
+    "Send the header 'authorization: Bearer KEY' with one of the endpoint's two keys "
+    "(`stellwerk endpoint keys regenerate NAME --key secondary` makes one anew), or with one of the platform."
+)
 # Compared with where there is no key, so that an answer takes as long.
 _NO_DIGESTS = (bytes(32), bytes(32))
 # A key can be known a moment before its digest is here; a request waits that long.
@@ -146,6 +150,8 @@ class Access:
         invokes = permission == _INVOKE
         if invokes and authorization[: len(_ENDPOINT_KEY)].lower() == _ENDPOINT_KEY:
             return await self._check_key(authorization.partition(" ")[2], endpoint)
+        if invokes and not authorization.lower().startswith("bearer "):
+            raise Unauthenticated("KEY_MISSING", "The request carries no key.", _NO_KEY_CURE)
         metadata = (("authorization", authorization),) if authorization else ()
         caller = await self._guard.authenticate(metadata)
         auth.set_caller(caller)

@@ -124,7 +124,8 @@ def check_script(path: str, files: Sequence[File]) -> None:
         raise NotFound(
             "SCORING_SCRIPT_NOT_FOUND",
             f"There is no {path[:200]!r} in the folder of the deployment.",
-            f"Give the script's path relative to that folder; it holds {scripts[:500] or 'no Python file'}.",
+            f"Give its path relative to that folder, which holds {scripts[:500] or 'no Python file'}, "
+            "or send another folder: `--code .` is the current one.",
         )
 
 
