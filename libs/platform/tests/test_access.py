@@ -122,6 +122,7 @@ async def test_who_has_no_role_cannot_tell_whether_a_workspace_exists() -> None:
         request = runs_pb2.ListRunsRequest(parent=f"workspaces/{workspace}")
         answer = await refusal(guard, person(BOB), "run.read", request)
         assert isinstance(answer, PermissionDenied)
+        assert answer.message.endswith(", or it does not exist.")
         answers.add((answer.reason, answer.message.replace(workspace, "W"), answer.cure))
     assert len(answers) == 1
 

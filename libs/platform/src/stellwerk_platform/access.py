@@ -140,10 +140,11 @@ class Guard:
 def denied(caller: Caller, permission: str, resource: str) -> PermissionDenied:
     """The one answer to who may not: it does not tell whether the resource exists."""
     shown = resource if len(resource) <= _SHOWN else resource[:_SHOWN] + "…"
+    unless = ", or it does not exist" if shown and permission.endswith(".read") else ""
     who = f" {_who_may(TABLE[permission])}" if caller.role == roles.USER else ""
     return PermissionDenied(
         "PERMISSION_DENIED",
-        f"{caller.subject} ({caller.role}) may not {permission} {shown}".rstrip() + ".",
+        f"{caller.subject} ({caller.role}) may not {permission} {shown}".rstrip() + f"{unless}.",
         f"Check the name and the key.{who}",
         {"permission": permission},
     )
