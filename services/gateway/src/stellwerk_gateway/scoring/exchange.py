@@ -338,7 +338,7 @@ class Exchange(Call):
             lines.append(b"access-control-allow-headers: %b\r\n" % asked)
         self._write_head(200, [*lines, b"content-length: 0\r\n"])
         self.flush()
-        self._close()
+        self._be_done()
 
     def _write_head(self, status: int, lines: list[bytes]) -> None:
         # A body that nobody takes any more ends with its connection.
@@ -425,9 +425,9 @@ class Exchange(Call):
         if self._span is not None:
             deployment = self.deployment.id if self.deployment else ""
             tracing.end(self._span, status, reason, endpoint, deployment)
-        self._close()
+        self._be_done()
 
-    def _close(self) -> None:
+    def _be_done(self) -> None:
         self.response_complete = True
         self._release()
         if self._body_timer is not None:
