@@ -1,5 +1,7 @@
 """Real servers for every test of the repository: see `stellwerk_launcher.testing` and tests/oidc."""
 
+import signal
+
 from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["stellwerk_launcher.testing", "tests.oidc.fixtures"]
@@ -10,3 +12,7 @@ _HASTE = [HealthCheck.too_slow, HealthCheck.filter_too_much]
 settings.register_profile("same", deadline=None, derandomize=True, suppress_health_check=_HASTE)
 settings.register_profile("search", deadline=None, max_examples=2_000, suppress_health_check=_HASTE)
 settings.load_profile("same")
+
+# What a shell starts in the background ignores interrupts, and commands that tests interrupt inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)

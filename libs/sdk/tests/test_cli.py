@@ -5,7 +5,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
@@ -15,10 +15,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from stellwerk import jobs
-from stellwerk.cli import stack
+from stellwerk.cli import deployment, stack
 from stellwerk.cli.events import _tree
 from stellwerk.cli.main import main
 from stellwerk.errors import StellwerkError
+from stellwerk_protos.inference.v1 import endpoints_pb2
 from stellwerk_protos.telemetry.v1 import telemetry_pb2
 
 from .conftest import Platform
@@ -331,3 +332,17 @@ def test_who_says_no_is_told_that_nothing_happened(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("stellwerk.cli.confirm.sys", terminal)
     result = call("model", "delete", "digits:1", typed="n\n")
     assert (result.exit_code, result.stderr.splitlines()[-1]) == (1, "Nothing was changed.")
+
+
+def test_who_interrupts_the_start_of_a_deployment_is_told_that_it_goes_on(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Deployments:
+        def watch(self, endpoint: str, name: str) -> Iterator[endpoints_pb2.Deployment]:
+            yield endpoints_pb2.Deployment(replica_count=1)
+            raise KeyboardInterrupt
+
+    created = endpoints_pb2.Deployment(name="workspaces/demo/endpoints/digits/deployments/blue")
+    with pytest.raises(KeyboardInterrupt):
+        deployment._wait(Deployments(), "digits", created)
+    assert "Detached; blue goes on" in capsys.readouterr().err

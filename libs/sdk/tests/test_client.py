@@ -1,8 +1,10 @@
 """The client against a server that answers like the platform."""
 
+import asyncio
 import hashlib
+import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -85,6 +87,35 @@ def test_streams_go_on_where_they_broke(client: Client) -> None:
     assert steps == [0, 1, 2]
     assert [now.state for now in run.watch()] == ["Running", "Completed"]
     assert run.is_over
+
+
+def test_an_interrupt_ends_a_stream_whatever_it_does_at_its_end(client: Client) -> None:
+    waits, ended = threading.Event(), threading.Event()
+
+    async def answers() -> AsyncIterator[Any]:
+        try:
+            yield 1
+            waits.set()
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.1)
+            ended.set()
+
+    def interrupt() -> None:
+        waits.wait()
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            for _ in client._core._iterate(answers()):
+                pass
+        assert ended.is_set()
+    finally:
+        thread.join()
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_stream_that_is_left_may_outlive_its_client(client: Client) -> None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import grpc
 
@@ -87,13 +87,14 @@ class Core:
         return self._iterate(self._core.stream(method, request, on_start))
 
     def _iterate(self, answers: AsyncIterator[Response]) -> Iterator[Response]:
+        steps = _Steps(answers)
         try:
-            while (answer := self._run(_next(answers))) is not None:
+            while (answer := self._run(steps.next())) is not None:
                 yield answer
         finally:
             # A stream that nobody reads to its end may outlive its client.
             if not self._loop.is_closed():
-                self._run(_close(answers))
+                self._run(steps.close())
 
     def once(
         self, method: grpc.aio.UnaryStreamMultiCallable[Request, Response], request: Request
@@ -160,11 +161,23 @@ async def _cancel_others() -> None:
     await asyncio.gather(*others, return_exceptions=True)
 
 
-async def _next(answers: AsyncIterator[T]) -> T | None:
-    return await anext(answers, None)
+class _Steps(Generic[T]):
+    """A stream, answer by answer. A caller that is interrupted leaves a step that has not ended yet."""
 
+    def __init__(self, answers: AsyncIterator[T]) -> None:
+        self._answers = answers
+        self._step: asyncio.Task[Any] | None = None
 
-async def _close(answers: AsyncIterator[Any]) -> None:
-    close = getattr(answers, "aclose", None)
-    if close is not None:
-        await close()
+    async def next(self) -> T | None:
+        self._step = asyncio.current_task()
+        return await anext(self._answers, None)
+
+    async def close(self) -> None:
+        if self._step is not None and not self._step.done():
+            # Once: a second cancel would end what it does at its end.
+            if not self._step.cancelling():
+                self._step.cancel()
+            await asyncio.wait([self._step])
+        close = getattr(self._answers, "aclose", None)
+        if close is not None:
+            await close()

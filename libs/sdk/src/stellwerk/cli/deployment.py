@@ -1,5 +1,6 @@
 """`stellwerk deployment`: models with a scoring script or without one, behind an endpoint."""
 
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -85,10 +86,27 @@ def deployment_create(
 
 
 def _wait(deployments: Any, endpoint_name: str, created: Any) -> Any:
-    """The deployment at the end of its start; each change is a line on stderr."""
+    """The deployment at the end of its start; each change is a line on stderr. An interrupt detaches."""
+    name, newest, show = names.last(created.name), created, _changes()
+    try:
+        for newest in deployments.watch(endpoint_name, name):
+            show(newest)
+    except KeyboardInterrupt:
+        where = f"{name} --endpoint {endpoint_name}"
+        click.echo(
+            f"Detached; {name} goes on. See it: stellwerk deployment show {where}   "
+            f"Delete it: stellwerk deployment delete {where}",
+            err=True,
+        )
+        raise
+    return newest
+
+
+def _changes() -> Callable[[Any], None]:
     shown = ""
-    newest = created
-    for newest in deployments.watch(endpoint_name, names.last(created.name)):
+
+    def show(newest: Any) -> None:
+        nonlocal shown
         ready = f"{newest.ready_replica_count}/{newest.replica_count} ready"
         target = _rollout(newest, newest.target_rollout)
         reason = newest.reason if target is None else target.reason
@@ -97,7 +115,8 @@ def _wait(deployments: Any, endpoint_name: str, created: Any) -> Any:
         if text != shown:
             click.echo(text, err=True)
         shown = text
-    return newest
+
+    return show
 
 
 @deployment.command(
