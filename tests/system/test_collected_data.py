@@ -10,6 +10,7 @@ import pytest
 
 from tests.system.support import EXAMPLE, Cli
 
+pytestmark = pytest.mark.slow
 WORKSPACE = "collected"
 REQUESTS = 40
 DRIFTED = 6

@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from services.scorer.tests.environments import python_with
 from tests.system.support import Cli
 
+pytestmark = pytest.mark.slow
 WORKSPACE = "noscript"
 _MLFLOW = ("mlflow-skinny==3.17.2", "scikit-learn", "pandas>=2", "numpy>=2")
 _TRAIN = """

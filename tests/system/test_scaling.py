@@ -16,6 +16,7 @@ import stellwerk
 from stellwerk_protos.inference.v1 import endpoints_pb2
 from tests.system.support import Cli
 
+pytestmark = pytest.mark.slow
 WORKSPACE = "scaling"
 SCRIPT = """
 import json

@@ -5,11 +5,14 @@ running service: here the store only says that the lease is lost, and the work i
 """
 
 import asyncio
+import sys
 from typing import Any, cast
 
 import pytest
+import uvloop
 
-from stellwerk_inference.monitors import checker
+from stellwerk_inference.monitors import checker, process
+from stellwerk_inference.monitors.compare.failures import CheckFailed
 from stellwerk_protos.inference.v1 import monitors_pb2 as pb
 
 
@@ -61,3 +64,20 @@ async def test_a_place_that_loses_a_lease_goes_on_unless_it_is_to_stop(
         place.may_end.set()
     await asyncio.wait([working])
     assert (working.cancelled(), store.released.is_set()) == (stops, stops)
+
+
+async def test_a_comparison_that_ends_at_once_is_told_as_dead(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On the loop of services, which says so with an error of its own."""
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+
+    async def look() -> set[str]:
+        told = set()
+        for _ in range(20):
+            with pytest.raises(CheckFailed) as caught:
+                await process.look({})
+            told.add(caught.value.code)
+        return told
+
+    assert await asyncio.to_thread(uvloop.run, look()) == {"COMPARISON_DIED"}

@@ -84,6 +84,7 @@ storage "raft" {{
 }}
 listener "tcp" {{
   address = {_quote(address)}
+  cluster_address = {_quote(cluster)}
   tls_disable = true
 }}
 seal "static" {{

@@ -42,7 +42,7 @@ async def _run(task: str, request: Mapping[str, Any]) -> dict[str, Any]:
         )
         try:
             async with asyncio.timeout(_MOST_SECONDS):
-                output, errors = await process.communicate(json.dumps(request).encode())
+                output, errors = await _communicate(process, json.dumps(request).encode())
         except TimeoutError:
             raise CheckFailed(
                 "CHECK_TOO_SLOW",
@@ -55,6 +55,17 @@ async def _run(task: str, request: Mapping[str, Any]) -> dict[str, Any]:
                     process.kill()
                 await process.wait()
     return _result(process.returncode, output, errors)
+
+
+async def _communicate(process: asyncio.subprocess.Process, request: bytes) -> tuple[bytes, bytes]:
+    try:
+        return await process.communicate(request)
+    except RuntimeError:
+        # So uvloop says that the process ended before it was asked.
+        assert process.stderr is not None
+        errors = await process.stderr.read()
+        await process.wait()
+        return b"", errors
 
 
 def _result(code: int | None, output: bytes, errors: bytes) -> dict[str, Any]:
