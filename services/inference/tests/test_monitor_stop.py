@@ -74,7 +74,7 @@ async def test_a_comparison_that_ends_at_once_is_told_as_dead(
 
     async def look() -> set[str]:
         told = set()
-        for _ in range(20):
+        for _ in range(100):
             with pytest.raises(CheckFailed) as caught:
                 await process.look({})
             told.add(caught.value.code)
